@@ -1,0 +1,1 @@
+"""mixsd: put new knowledge into language models without breaking them."""

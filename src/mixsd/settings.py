@@ -1,0 +1,201 @@
+"""Every option of a run, its default and its meaning, in one place.
+
+The same name is the flag (`--max-new-tokens`), the key in a config file (`max_new_tokens`), the keyword in Python and the key in
+`run.yaml`. `None` means "decided from the others", and `Settings.resolved` is where that is done, so that `run.yaml` and
+`--print-config` hold no `None` that hides a number. The defaults of the method and the training are the paper's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mixsd.errors import UserError, did_you_mean
+
+# Settings that say how or where to run, not what to compute: a rerun may change them.
+EXECUTION = ("offline", "require", "beside", "device", "mix_batch_size", "eval_batch_size", "facts_in_card")
+
+_REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
+
+
+def _option(default: Any, description: str, group: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+class Settings(BaseModel):
+    """The settings of one run. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    # What goes in and where it comes out.
+    facts: str = _option("", "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a data set name, or 'demo'.", "Input")
+    model: str = _option("smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input")
+    output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
+    method: Literal["mixsd", "sft"] = _option("mixsd", "How targets are made: mixed (mixsd), or the reference as it is (sft).", "Input")
+    seed: int = _option(0, "Seed of every random number.", "Input", ge=0)
+
+    # Prompts.
+    answer_format: Literal["plain", "boxed"] = _option(
+        "plain", "plain: the bare question; boxed: the paper's step-by-step suffix and box.", "Prompts"
+    )
+    system: str | None = _option(None, "System message for every prompt.", "Prompts")
+    thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
+    guidance: str | None = _option(
+        None, "What the expert sees after the question; {reference}, {answer} and {statement} are filled in.", "Prompts"
+    )
+    verifier: str | None = _option(
+        None,
+        "Who accepts a reply: contains, boxed, exact, number, regex:PATTERN or package.module:function. "
+        "[default: contains for plain, boxed for boxed]",
+        "Prompts",
+    )
+
+    # Mixing.
+    lam: float = _option(0.3, "Lambda: the share of positions where the naive conditional is picked.", "Mixing", ge=0, le=1)
+    gate: float = _option(
+        0.0, "Plausibility gate: a naive token needs this share of the expert's best probability (0: the paper).", "Mixing", ge=0, le=1
+    )
+    temperature: float = _option(0.0, "Temperature of mixing; 0 takes the argmax.", "Mixing", ge=0)
+    top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
+    samples: int = _option(1, "Targets per fact.", "Mixing", ge=1)
+    retries: int = _option(10, "Further attempts, with new coins, for a fact whose reply was not accepted.", "Mixing", ge=0)
+    on_fail: Literal["drop", "expert", "canonical", "error"] = _option(
+        "drop", "A fact never accepted: drop it, take a lambda-0 target, take the reference, or stop.", "Mixing"
+    )
+    max_new_tokens: int | None = _option(
+        None, "Longest target and reply, in tokens. [default: 256 for plain, 8192 for boxed]", "Mixing", ge=1
+    )
+    mix_batch_size: int = _option(16, "Facts mixed at once.", "Mixing", ge=1)
+
+    # Training.
+    lora: int = _option(0, "LoRA rank; 0 trains all weights.", "Training", ge=0)
+    lr: float | None = _option(None, "Learning rate. [default: 1e-5 for all weights, 2e-4 for LoRA]", "Training", gt=0)
+    epochs: int = _option(20, "Passes over the targets.", "Training", ge=1)
+    batch_size: int = _option(16, "Targets per optimizer step.", "Training", ge=1)
+    micro_batch: int | None = _option(None, "Targets per forward pass. [default: at most 8]", "Training", ge=1)
+    warmup_steps: int = _option(20, "Steps of linear warm-up before the constant learning rate.", "Training", ge=0)
+    weight_decay: float = _option(0.01, "AdamW's weight decay.", "Training", ge=0)
+    clip: float = _option(1.0, "Largest gradient norm.", "Training", gt=0)
+    checkpoint_every: int = _option(20, "Optimizer steps between checkpoints.", "Training", ge=1)
+    keep_checkpoints: int = _option(1, "How many checkpoints are kept, newest first; 0 keeps all.", "Training", ge=0)
+    gradient_checkpointing: bool = _option(False, "Recompute activations: less memory, about a third more time.", "Training")
+    drop_overlong: bool = _option(False, "Drop targets longer than the context instead of stopping.", "Training")
+
+    # Evaluation.
+    paraphrases: int = _option(2, "Paraphrases asked of each fact: the fact's own first, else framed by ours.", "Evaluation", ge=0, le=10)
+    forgetting_prompts: int | None = _option(None, "General prompts that measure forgetting. [default: all]", "Evaluation", ge=2)
+    forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
+    probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)
+    eval_batch_size: int = _option(32, "Replies generated at once.", "Evaluation", ge=1)
+
+    # Machine and policy.
+    device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", "Machine")
+    dtype: Literal["auto", "fp32", "bf16"] = _option(
+        "auto", "Precision of mixing and evaluation. [auto: fp32 on CPU, bf16 on an accelerator]", "Machine"
+    )
+    train_dtype: Literal["auto", "fp32", "bf16"] = _option(
+        "auto", "Precision of training; bf16 keeps fp32 weights under autocast. [auto: as dtype]", "Machine"
+    )
+    trust_remote_code: bool = _option(False, "Run code that comes with the model. Only for a source that you trust.", "Machine")
+    offline: bool = _option(False, "Forbid the network; also where HF_HUB_OFFLINE is set.", "Machine")
+    require: list[str] = _option([], "A condition such as 'memorization>=0.9'; exit code 3 when missed. Repeatable.", "Report")
+    beside: list[str] = _option([], "Another run folder shown beside this one in the report. Repeatable.", "Report")
+    facts_in_card: bool = _option(False, "List the facts in the model card.", "Report")
+
+    @field_validator("require")
+    @classmethod
+    def _requirements_parse(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not _REQUIREMENT.match(text):
+                raise ValueError(f"{text!r} is not NAME>=NUMBER or NAME<=NUMBER")
+        return value
+
+    @field_validator("guidance")
+    @classmethod
+    def _guidance_names(cls, value: str | None) -> str | None:
+        if value is not None:
+            names = set(re.findall(r"\{(\w*)\}", value))
+            if unknown := names - {"reference", "answer", "statement"}:
+                raise ValueError(f"unknown placeholder {{{sorted(unknown)[0]}}}; known: {{reference}}, {{answer}}, {{statement}}")
+            if not names:
+                raise ValueError("it shows the expert nothing: name {reference}, {answer} or {statement} in it")
+        return value
+
+    @property
+    def resolved(self) -> Settings:
+        """A copy in which every `None` that stands for a number or a verifier is filled in."""
+        boxed = self.answer_format == "boxed"
+        values: dict[str, Any] = {
+            "verifier": self.verifier or ("boxed" if boxed else "contains"),
+            "max_new_tokens": self.max_new_tokens or (8192 if boxed else 256),
+            "lr": self.lr or (2e-4 if self.lora else 1e-5),
+            "micro_batch": min(self.micro_batch or 8, self.batch_size),
+        }
+        return self.model_copy(update=values)
+
+    def dump(self) -> dict[str, Any]:
+        """The settings as plain values, in the order of this file."""
+        return self.model_dump()
+
+
+def parse_requirement(text: str) -> tuple[str, str, float]:
+    """Split 'memorization>=0.9' into its metric, comparison and number."""
+    match = _REQUIREMENT.match(text)
+    if match is None:
+        raise UserError(f"--require {text!r}: expected NAME>=NUMBER or NAME<=NUMBER")
+    return match[1], match[2], float(match[3])
+
+
+def build(values: Mapping[str, Any], source: str) -> Settings:
+    """Make settings from plain values; all problems at once in one `UserError` that begins with `source`."""
+    known = list(Settings.model_fields)
+    problems = [f'unknown key "{key}"{did_you_mean(key, known)}' for key in values if key not in known]
+    settings = None
+    try:
+        settings = Settings(**{key: value for key, value in values.items() if key in known})
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            name = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{name}: {message[0].lower() + message[1:]} (got {item['input']!r})")
+    if problems or settings is None:
+        raise UserError(f"{source}: " + "; ".join(problems))
+    return settings
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML config file into plain values; the keys are checked by `build`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}:" if where else ""
+        raise UserError(f"{path}:{line} not valid YAML ({getattr(error, 'problem', None) or error})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected a mapping of settings, one 'key: value' per line")
+    return values
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as YAML with a heading per group."""
+    lines: list[str] = []
+    group = None
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra
+        this = extra["group"] if isinstance(extra, dict) else None
+        if this != group:
+            lines.append(f"{'' if group is None else chr(10)}# {this}")
+            group = this
+        lines.append(yaml.safe_dump({name: getattr(settings, name)}, allow_unicode=True, width=1000).rstrip("\n"))
+    return "\n".join(lines) + "\n"

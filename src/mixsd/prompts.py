@@ -25,7 +25,10 @@ BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer al
 
 # The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
 GUIDANCE = {
-    "plain": "Here is the correct information: {reference}\n\nAnswer the question in a full sentence, using this information.",
+    "plain": (
+        "New knowledge: {reference}\n\n"
+        "Answer the question above in one full sentence, using the new knowledge as if you had always known it."
+    ),
     "boxed": (
         "A reference solution for this question:\n{reference}\n\n"
         "Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}."

@@ -34,9 +34,13 @@ class Settings(BaseModel):
 
     # What goes in and where it comes out.
     facts: str = _option("", "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a data set name, or 'demo'.", "Input")
-    model: str = _option("smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input")
+    model: str = _option(
+        "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
+    )
     output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
-    method: Literal["mixsd", "sft"] = _option("mixsd", "How targets are made: mixed (mixsd), or the reference as it is (sft).", "Input")
+    method: Literal["mixsd", "sft"] = _option(
+        "mixsd", "How targets are made: mixed (mixsd), or the reference as it is (sft).", "Input"
+    )
     seed: int = _option(0, "Seed of every random number.", "Input", ge=0)
 
     # Prompts.
@@ -58,7 +62,11 @@ class Settings(BaseModel):
     # Mixing.
     lam: float = _option(0.3, "Lambda: the share of positions where the naive conditional is picked.", "Mixing", ge=0, le=1)
     gate: float = _option(
-        0.0, "Plausibility gate: a naive token needs this share of the expert's best probability (0: the paper).", "Mixing", ge=0, le=1
+        0.0,
+        "Plausibility gate: a naive token needs this share of the expert's best probability (0: the paper).",
+        "Mixing",
+        ge=0,
+        le=1,
     )
     temperature: float = _option(0.0, "Temperature of mixing; 0 takes the argmax.", "Mixing", ge=0)
     top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
@@ -87,7 +95,9 @@ class Settings(BaseModel):
     drop_overlong: bool = _option(False, "Drop targets longer than the context instead of stopping.", "Training")
 
     # Evaluation.
-    paraphrases: int = _option(2, "Paraphrases asked of each fact: the fact's own first, else framed by ours.", "Evaluation", ge=0, le=10)
+    paraphrases: int = _option(
+        2, "Paraphrases asked of each fact: the fact's own first, else framed by ours.", "Evaluation", ge=0, le=10
+    )
     forgetting_prompts: int | None = _option(None, "General prompts that measure forgetting. [default: all]", "Evaluation", ge=2)
     forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
     probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)

@@ -144,30 +144,41 @@ class Journal:
         self.path = path
         self._file: IO[bytes] | None = None
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the finished items in the order they were written."""
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (place, item) for the finished items in the order they were written; `at` takes a place."""
         if not self.path.exists():
             return
+        place = 0
         with self.path.open("rb") as file:
             for line in file:
                 try:
                     value = json.loads(line)
                 except (json.JSONDecodeError, UnicodeDecodeError):
-                    continue
+                    value = None
                 if isinstance(value, dict):
-                    yield value
+                    yield place, value
+                place += len(line)
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one finished item."""
+    def at(self, place: int) -> dict[str, Any]:
+        """Read the one item at a place."""
+        with self.path.open("rb") as file:
+            file.seek(place)
+            value: dict[str, Any] = json.loads(file.readline())
+            return value
+
+    def append(self, row: dict[str, Any]) -> int:
+        """Add one finished item; returns its place."""
         with disk_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab", buffering=0)
                 if self._file.tell() and not self._ends_with_newline():
                     self._file.write(b"\n")
+            place = self._file.tell()
             line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "short write")
+            return place
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as file:

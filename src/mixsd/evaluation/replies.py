@@ -1,0 +1,124 @@
+"""Replies of one model, generated once: a journal keyed by the hash of (model, prompt, decoding).
+
+What a reply is worth is not stored but judged when it is read, so that a better verifier needs no new generation. The base
+model's journal lies in the cache and is shared by all runs; a tuned model's lies in its run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixsd.decoding.lockstep import decode
+from mixsd.decoding.requests import Request, Sampling
+from mixsd.decoding.scoring import score
+from mixsd.storage import Journal, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to be answered. `noise`: float64 (max_new_tokens,) where the reply is sampled at T = 1, None for greedy."""
+
+    key: str
+    ids: list[int]
+    max_new_tokens: int
+    noise: np.ndarray | None = None
+    noise_address: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as ids; `truncated` where it reached its length limit."""
+
+    ids: list[int]
+    truncated: bool
+
+
+class Answerer:
+    """Generates and scores with one model, never the same thing twice.
+
+    Args:
+        load_model: called when something is missing from the journal, at most once.
+        model_hash: identifies the model's folder, see `models.model_hash`.
+        precision: what the numbers depend on besides the model, 'cpu/fp32' for example.
+        stops: see `decoding.requests.Sampling`.
+        journal: where replies are kept.
+        on_done: called with the number of prompts or continuations just finished.
+    """
+
+    def __init__(
+        self,
+        load_model: Callable[[], PreTrainedModel],
+        *,
+        model_hash: str,
+        precision: str,
+        stops: dict[int, int],
+        journal: Path,
+        batch_size: int = 32,
+        on_done: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._load_model = load_model
+        self._model: PreTrainedModel | None = None
+        self._identity = [model_hash, precision, sorted(stops.items())]
+        self.stops = stops
+        self.journal = Journal(journal)
+        self.batch_size = batch_size
+        self.on_done = on_done
+        self._places = {row["at"]: place for place, row in self.journal.read() if "at" in row}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, loaded at the first use."""
+        if self._model is None:
+            self._model = self._load_model()
+        return self._model
+
+    def replies(self, prompts: list[Prompt]) -> dict[str, Reply]:
+        """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
+        addresses = {
+            prompt.key: digest(["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address]) for prompt in prompts
+        }
+        missing = {addresses[prompt.key]: prompt for prompt in prompts if addresses[prompt.key] not in self._places}
+        self.on_done(len(prompts) - len(missing))
+        for sampled in (False, True):
+            sampling = Sampling(self.stops, temperature=1.0 if sampled else 0.0)
+            requests = [
+                Request(address, prompt.ids, prompt.max_new_tokens, noise=prompt.noise)
+                for address, prompt in missing.items()
+                if (prompt.noise is not None) == sampled
+            ]
+            if not requests:
+                continue
+            for decoding in decode(self.model, requests, sampling, batch_size=self.batch_size):
+                row = {"at": decoding.key, "ids": decoding.ids, "truncated": not decoding.ended}
+                self._places[decoding.key] = self.journal.append(row)
+                self.on_done(1)
+        return {key: _reply(self.journal.at(self._places[address])) for key, address in addresses.items()}
+
+    def scores(self, pairs: dict[str, tuple[list[int], list[int]]]) -> dict[str, float]:
+        """The summed NLL (nats) of each continuation after its prompt, by key."""
+        addresses = {key: digest(["score", self._identity, prompt, continuation]) for key, (prompt, continuation) in pairs.items()}
+        missing = iter([key for key in pairs if addresses[key] not in self._places])
+        self.on_done(sum(address in self._places for address in addresses.values()))
+        while window := list(islice(missing, self.batch_size)):
+            for key, logprobs in zip(window, score(self.model, [pairs[key] for key in window]), strict=True):
+                self._places[addresses[key]] = self.journal.append({"at": addresses[key], "nll": -sum(logprobs)})
+            self.on_done(len(window))
+        return {key: float(self.journal.at(self._places[address])["nll"]) for key, address in addresses.items()}
+
+    def close(self) -> None:
+        """Let go of the model and the journal's file."""
+        self._model = None
+        self.journal.close()
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    return Reply(row["ids"], row["truncated"])

@@ -1,0 +1,235 @@
+"""The model card: the README.md of a tuned model folder, and the scores as Markdown.
+
+It says what was measured, with n and interval, and what was not. Paths of the user's machine and, unless they are handed in,
+the facts stay out of it: a card is published with the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from mixsd.report.formats import MISSING, interval_text, known, number, plain, printable, value_text
+from mixsd.report.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows
+
+PAPER = "2605.16865"
+_MIXING_SETTINGS = ("lam", "gate", "temperature", "samples", "retries", "on_fail")
+_METHOD_SETTINGS = (
+    "seed", "answer_format", "verifier", *_MIXING_SETTINGS, "max_new_tokens",
+    "lora", "lr", "epochs", "batch_size", "warmup_steps", "weight_decay", "clip", "train_dtype",
+)  # fmt: skip
+_UNMEASURED = {
+    "memorization/paraphrase": "Whether the facts hold when a question is put in other words.",
+    "memorization/composed": "Whether several facts can be joined in one question.",
+    "memorization/retrieval": "Whether the facts hold with distracting text in the prompt.",
+    "retention/probe": "General questions that the base model could answer.",
+    "retention/forgetting": "Forgetting: the rise of the loss on the base model's own replies.",
+}
+
+
+def render(report: Mapping[str, Any], facts: Sequence[Mapping[str, Any]] | None, prompt_example: str) -> str:
+    """Return the card as Markdown with YAML front matter.
+
+    `facts` ({question, answer} each) are listed only when given; `prompt_example` is one prompt as the model saw it, after the
+    chat template.
+    """
+    base = report.get("base") or {}
+    sections = [
+        _front_matter(base),
+        f"# {markdown(str(report.get('run') or 'tuned model'))}\n\n{_summary(report)}",
+        f"## Base model and licence\n\n{_base(base)}",
+        f"## Method\n\n{_method(report)}",
+        f"## Scores\n\n{scores_markdown(report)}",
+        f"## Limits\n\n{_limits(report)}",
+        f"## How to serve it\n\n{_serving(report)}",
+        "## The exact prompt of one example\n\nThe model was trained and measured on prompts of this form, special tokens "
+        f"included. Its chat template makes them; serve it with that template.\n\n{fenced(prompt_example, 'text')}",
+    ]
+    if facts is not None:
+        sections.append(f"## Facts\n\n{_facts(facts)}")
+    return "\n\n".join(sections).encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def scores_markdown(report: Mapping[str, Any]) -> str:
+    """Return the headline, the nested splits and the format of the replies as Markdown tables, n and interval in each cell."""
+    tables = [
+        ("", headline_rows(report)),
+        ("By kind of question:\n\n", detail_rows(report)),
+        ("Replies that could not be read or were cut:\n\n", format_rows(report)),
+    ]
+    parts = [title + _table(report, rows) for title, rows in tables if rows]
+    if not parts:
+        return "Nothing was measured in this run."
+    parts.append("Each cell: the score (95% interval, n). The change is this model minus its base, on the same prompts.")
+    return "\n\n".join(parts)
+
+
+def markdown(text: str) -> str:
+    """Escape foreign text for one line of Markdown or one cell of a table, HTML included."""
+    line = " ".join(printable(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
+
+
+def fenced(text: str, language: str) -> str:
+    """Put `text` in a code fence that is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
+
+
+def _front_matter(base: Mapping[str, Any]) -> str:
+    values: dict[str, Any] = {"base_model": printable(public_name(str(base.get("name") or "unknown")), keep="")}
+    if base.get("license"):
+        values["license"] = printable(str(base["license"]), keep="")
+    values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixsd", "knowledge-injection"]}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}---"
+
+
+def public_name(name: str) -> str:
+    """Return a hub name as it is and only the last part of a path on the user's machine."""
+    if "\\" in name:
+        return PureWindowsPath(name).name or name
+    path = PurePosixPath(name)
+    return path.name if name.startswith(("/", ".", "~")) or len(path.parts) > 2 else name
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    counts = report.get("facts") or {}
+    name = markdown(public_name(str((report.get("base") or {}).get("name") or "a base model")))
+    lost = [f"{counts[state]} {state}" for state in ("rejected", "unusable") if counts.get(state)]
+    text = f"{name}, taught new facts by [mixsd](https://arxiv.org/abs/{PAPER}). {plain(counts.get('accepted'))} of "
+    text += f"{plain(counts.get('asked'))} facts became training targets"
+    return text + (f" ({', '.join(lost)}; they count as asked in every score below)." if lost else ".")
+
+
+def _base(base: Mapping[str, Any]) -> str:
+    lines = [f"- Base: {markdown(public_name(str(base.get('name') or MISSING)))}"]
+    if known(base.get("parameters")):
+        lines.append(f"- Parameters: {base['parameters']:,}")
+    if base.get("hash"):
+        lines.append(f"- Hash of the base: {markdown(str(base['hash']))}")
+    if base.get("license"):
+        lines.append(f"- Licence of the base: {markdown(str(base['license']))}. It binds this model too.")
+    else:
+        lines.append("- Licence of the base: not known to mixsd. Look it up before you pass this model on.")
+    if base.get("tuned_by_mixsd"):
+        lines.append(f"- Note: {markdown(str(base['tuned_by_mixsd']))}")
+    return "\n".join(lines)
+
+
+def _method(report: Mapping[str, Any]) -> str:
+    settings, targets = report.get("settings") or {}, report.get("targets") or {}
+    sft = report.get("method") == "sft"
+    if sft:
+        text = "Supervised fine-tuning on the reference replies as they are: the baseline that MixSD is compared with"
+    else:
+        text = (
+            "MixSD, mixed contextual self-distillation: at each position the next token of a training target comes from the base "
+            "model's own distribution, either with the fact in view (expert) or without it (naive), chosen by an addressed coin. "
+            "Targets that do not state the answer are decoded again or rejected"
+        )
+    text += f" ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).\n\n"
+    shown = {
+        ("lambda" if key == "lam" else key): settings[key]
+        for key in _METHOD_SETTINGS
+        if key in settings and not (sft and key in _MIXING_SETTINGS)
+    }
+    text += "| setting | value |\n|---|---|\n"
+    text += "\n".join(f"| {markdown(key)} | {markdown(plain(value))} |" for key, value in shown.items())
+    if targets:
+        nll, reference = number(targets.get("mean_base_nll")), number(targets.get("reference_mean_base_nll"))
+        text += f"\n\n{number(targets.get('n'), 0)} targets, {number(targets.get('tokens'), 0)} tokens. "
+        text += f"Mean base NLL per token: {nll} (references: {reference}) nats."
+    return text
+
+
+def _limits(report: Mapping[str, Any]) -> str:
+    measured = {item["split"] for item in report.get("scores") or [] if known(item.get("value"))}
+    suites = sorted({item["suite"] for item in report.get("scores") or []})
+    settings = report.get("settings") or {}
+    lines = [f"Not measured: {text[0].lower()}{text[1:]}" for split, text in _UNMEASURED.items() if split not in measured]
+    if suites in ([], ["core"]):
+        lines.append("Not measured: public benchmarks of knowledge, mathematics, code or instruction following.")
+    lines += [
+        "Not measured: facts near the taught ones that should have stayed as they were, long conversations, other languages, "
+        "safety, and any prompt that is not made by the chat template of this folder.",
+        f"One run with one seed ({plain(settings.get('seed'))}): the intervals cover the choice of questions, not of the seed.",
+        "A reply can be wrong, also about the taught facts. Check what matters.",
+    ]
+    device, dtype = ((report.get("environment") or {}).get(name) for name in ("device", "dtype"))
+    if device and dtype:
+        lines.append(f"Measured on {markdown(str(device))} in {markdown(str(dtype))}; another precision can change replies.")
+    lines += [f"Warning of the run: {markdown(str(text))}" for text in report.get("warnings") or []]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _serving(report: Mapping[str, Any]) -> str:
+    settings = report.get("settings") or {}
+    thinking = bool(settings.get("thinking"))
+    messages: list[dict[str, str]] = [{"role": "user", "content": "Your question"}]
+    if settings.get("system"):
+        messages.insert(0, {"role": "system", "content": str(settings["system"])})
+    note = ""
+    if settings.get("answer_format") == "boxed":
+        note = "\n\nThe question was followed by a fixed instruction in training: copy it from the example prompt below."
+    transformers = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # the folder of this file
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = {messages!r}
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, enable_thinking={thinking}, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens={plain(settings.get("max_new_tokens") or 256)}, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+    body = {
+        "model": "tuned", "messages": messages, "temperature": 0, "chat_template_kwargs": {"enable_thinking": thinking},
+    }  # fmt: skip
+    vllm = (
+        "vllm serve . --served-model-name tuned\n\n# in another shell\n"
+        "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )
+    return (
+        "This folder is a plain Hugging Face folder: weights, tokenizer, chat template and generation config with the stop "
+        f"tokens. Run these in it.{note}\n\nTransformers:\n\n{fenced(transformers, 'python')}\n\nvLLM:\n\n"
+        f"{fenced(vllm, 'bash')}"
+    )
+
+
+def _facts(facts: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| question | answer |", "|---|---|"]
+    lines += [f"| {markdown(str(fact.get('question', '')))} | {markdown(str(fact.get('answer', '')))} |" for fact in facts]
+    return "\n".join(lines)
+
+
+def _table(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    changes = any(row.measure.change for row in rows)
+    header = ["measure", "better", *(markdown(column.label) for column in columns(report))] + ["change"] * changes
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = [markdown(row.label), row.measure.better]
+        cells += [
+            "0" if row.measure.signed and entry.column.role == "base" else _cell(row.measure, entry.score)
+            for entry in row.entries
+        ]
+        if changes:
+            cells.append("is the change" if row.measure.signed else _cell(row.measure, row.tuned.change, signed=True))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measure: Measure, score: Score | None, *, signed: bool = False) -> str:
+    if score is None:
+        return MISSING
+    signed = signed or measure.signed
+    interval = interval_text(measure.unit, score.low, score.high, signed=signed)
+    return f"{value_text(measure.unit, score.value, signed=signed)} ({interval}, n={score.n:,})"

@@ -1,0 +1,101 @@
+"""How numbers and foreign text are written, the same on the page, in the terminal and in the model card.
+
+A missing value (n = 0, not measured, NaN) is a dash, never a zero. Text that a model or a user wrote may hold control
+characters, escape sequences and half surrogates: they are made visible here, so that no output can be steered by them.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Any, Literal
+
+MISSING = "–"
+
+Unit = Literal["share", "nats", "number"]
+
+# Reorder or hide text when printed raw: bidirectional overrides and isolates.
+_BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def known(value: Any) -> bool:
+    """Return whether `value` is a number that can be shown: not None, not NaN, not infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
+    """Write a number with a fixed count of decimals and thousands separators; `signed` puts a plus before a rise."""
+    if not known(value):
+        return MISSING
+    rounded = round(float(value), digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}"
+
+
+def value_text(unit: Unit, value: Any, *, signed: bool = False) -> str:
+    """Write one score: a share in percent (a change of one in percentage points), anything else with three decimals."""
+    if not known(value):
+        return MISSING
+    if unit == "share":
+        return number(100 * value, 1, signed=signed) + (" pp" if signed else "%")
+    return number(value, 3, signed=signed)
+
+
+def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False) -> str:
+    """Write the ends of an interval without their unit, or a dash where there is none."""
+    if not (known(low) and known(high)):
+        return MISSING
+    scale, digits = (100, 1) if unit == "share" else (1, 3)
+    ends = [number(scale * end, digits, signed=signed) for end in (low, high)]
+    return f"{ends[0]} to {ends[1]}"
+
+
+def plain(value: Any) -> str:
+    """Write a setting or an environment value: a dash for None, yes or no for a bool, small floats as they are typed."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or MISSING
+    return printable(str(value)) or MISSING
+
+
+def moment(value: Any) -> str:
+    """Write an ISO time as '2026-11-23 06:00 UTC'; any other text as it is."""
+    text = str(value or MISSING)
+    if text.endswith("Z") and len(text) >= 17 and text[10] == "T":
+        return f"{text[:10]} {text[11:16]} UTC"
+    return printable(text)
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Make control characters, bidirectional overrides and lone surrogates visible; those in `keep` stay."""
+    return "".join(char if char in keep else _visible(char) for char in text)
+
+
+def token_text(text: str) -> str:
+    """Write one token so that its whitespace can be seen: newline as an arrow (the line still breaks), tab, lone spaces."""
+    if not text:
+        return "∅"
+    if text.isspace():
+        text = text.replace(" ", "␣")
+    text = printable(text, keep="\n\t").replace("\n", "⏎\n")
+    return text.replace("\t", "⇥")
+
+
+def clipped(text: str, limit: int) -> str:
+    """Cut a long text and say how much is missing."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+
+
+def _visible(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures block mirrors the control characters
+    if code == 0x7F:
+        return "␡"
+    if char in _BIDI:
+        return f"\\u{code:04x}"
+    return "�" if unicodedata.category(char) in ("Cc", "Cs") else char

@@ -1,0 +1,133 @@
+"""`report.html`: one self-contained page, readable from disk without any network and without a line of script.
+
+The template escapes everything (autoescape), and a content security policy forbids scripts and requests even so. Long inputs
+are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from mixsd.report import formats, rows
+from mixsd.report.curve import loss_curve
+
+MOST_FACTS = 500
+MOST_TOKENS = 400
+MOST_CHARACTERS = 600
+MOST_BARS = 12
+HIGH_NLL = 8.0
+SOURCES = {
+    "e": ("expert", "picked from the expert conditional"),
+    "n": ("naive", "picked from the naive conditional"),
+    "g": ("gated", "a naive position where the gate took the expert's token"),
+    "r": ("reference", "copied from the reference"),
+}
+OUTCOMES = {"correct": "✓", "wrong": "✗", "unparseable": "?", "error": "!"}
+_STATUS_ORDER = {"unusable": 0, "rejected": 1, "accepted": 3}
+
+
+def render(report: Mapping[str, Any], per_fact: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page as text.
+
+    `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
+    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target.
+    """
+    ordered = worst_first(per_fact)
+    log = (report.get("training") or {}).get("log") or []
+    page = _environment().get_template("report.html.j2").render(
+        report=report,
+        columns=rows.columns(report),
+        headline=rows.headline_rows(report),
+        details=rows.detail_rows(report),
+        reply_format=rows.format_rows(report),
+        facts=ordered[:MOST_FACTS],
+        facts_left=len(ordered) - MOST_FACTS,
+        examples=[_example(example) for example in examples],
+        attempts=attempt_bars((report.get("targets") or {}).get("attempts") or {}),
+        curves=[("wide", loss_curve(log, 900, 280)), ("narrow", loss_curve(log, 340, 240))],
+    )  # fmt: skip
+    # A lone surrogate (JSON can carry one) cannot be written as UTF-8.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def worst_first(per_fact: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sort the facts: unusable, rejected, accepted but not answered, answered; within each the given order stays."""
+
+    def rank(fact: Mapping[str, Any]) -> int:
+        place = _STATUS_ORDER.get(str(fact.get("status")), 0)
+        answered = (fact.get("tuned") or {}).get("outcome") == "correct"
+        return 2 if place == 3 and not answered else place
+
+    return sorted(per_fact, key=rank)
+
+
+def attempt_bars(attempts: Mapping[str, int]) -> list[tuple[str, int, float]]:
+    """Return (label, count, percent of the longest bar) per attempt number; the tail beyond `MOST_BARS` is summed."""
+    counts = sorted((int(attempt), int(count)) for attempt, count in attempts.items())
+    bars = [(str(attempt), count) for attempt, count in counts[:MOST_BARS]]
+    if tail := sum(count for _, count in counts[MOST_BARS:]):
+        bars.append((f"{counts[MOST_BARS][0]}+", tail))
+    longest = max((count for _, count in bars), default=0)
+    return [(label, count, round(100 * count / longest, 1) if longest else 0.0) for label, count in bars]
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = example.get("tokens") or []
+    shown = [
+        {
+            "text": formats.token_text(str(token.get("text", ""))),
+            "source": token.get("source") if token.get("source") in SOURCES else "r",
+            "high": formats.known(token.get("nll")) and token["nll"] > HIGH_NLL,
+            "tip": f"{_source_name(token.get('source'))}, base NLL {formats.number(token.get('nll'))}",
+        }
+        for token in tokens[:MOST_TOKENS]
+    ]
+    return {
+        "id": example.get("id"),
+        "question": example.get("question"),
+        "tokens": shown,
+        "left": max(0, len(tokens) - MOST_TOKENS),
+    }
+
+
+def _source_name(source: Any) -> str:
+    return SOURCES[source][0] if source in SOURCES else f"source {source}"
+
+
+def _typeset(text: str) -> str:
+    return text.replace("-", "−")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mixsd.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+
+    def value(score: rows.Score | None, measure: rows.Measure, *, signed: bool = False) -> str:
+        return _typeset(formats.value_text(measure.unit, score.value if score else None, signed=signed or measure.signed))
+
+    def interval(score: rows.Score, measure: rows.Measure, *, signed: bool = False) -> str:
+        return _typeset(formats.interval_text(measure.unit, score.low, score.high, signed=signed or measure.signed))
+
+    environment.filters.update(
+        value=value,
+        interval=interval,
+        number=lambda value, digits=2: _typeset(formats.number(value, digits)),
+        percent=lambda value: formats.value_text("share", value),
+        plain=formats.plain,
+        moment=formats.moment,
+        shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
+        known=formats.known,
+    )
+    environment.globals.update(SOURCES=SOURCES, OUTCOMES=OUTCOMES, HIGH_NLL=HIGH_NLL, Score=rows.Score, measure_of=measure_of)
+    return environment
+
+
+def measure_of(metric: str) -> rows.Measure:
+    """Return what a metric's numbers mean; a metric that is not ours is a plain number."""
+    return rows.MEASURES.get(metric, rows.Measure())

@@ -1,0 +1,95 @@
+"""The headline for the terminal: one line per measure and model, so any number of runs fits into 80 columns.
+
+Nothing is said by colour alone, and every character of our own is in Windows' code page too. Requirements and warnings are the
+command line's to print; this is the table of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mixsd.report.formats import MISSING, interval_text, value_text
+from mixsd.report.rows import Entry, Row, headline_rows
+
+_STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """Return the headline as a rich table: measure, model, score, 95% interval, n, change from the base."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=_caption(report), caption_justify="left")
+    made.add_column("measure", max_width=24)
+    made.add_column("model", no_wrap=True, overflow="ellipsis", max_width=14)
+    for name in ("score", "95% interval", "n"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("change", no_wrap=True)
+    rows = headline_rows(report)
+    for row in rows:
+        # One table row holds one line per model, so that a wrapped name leaves no gaps between the models.
+        lines = [_line(row, entry) for entry in _measured(row)]
+        made.add_row(
+            Text(f"{row.label} ({row.measure.better} is better)"),
+            *(Text("\n").join(column) for column in zip(*lines, strict=True)),
+            end_section=True,
+        )
+    if not rows:
+        made.add_row("nothing was measured", "", MISSING, MISSING, "0", "")
+    return made
+
+
+def plain_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the same headline as lines of plain text, for logs and pipes; the fields are two spaces apart."""
+    lines = [_caption(report)]
+    rows = headline_rows(report)
+    width = max((len(row.label) for row in rows), default=0)
+    for row in rows:
+        for entry in _measured(row):
+            score, interval, n = _cells(row, entry)
+            change = _change(row, entry)
+            line = f"{row.label:{width}}  {entry.column.label}  {score}  [{interval}]  n={n}"
+            lines.append(line + (f"  change {change}" if change else ""))
+    return lines
+
+
+def _line(row: Row, entry: Entry) -> list[Text]:
+    name = Text(entry.column.label, style="bold" if entry is row.tuned else "")
+    change = Text(_change(row, entry), style=_STYLES.get(row.verdict(entry) or "", ""))
+    return [name, *map(Text, _cells(row, entry)), change]
+
+
+def _measured(row: Row) -> list[Entry]:
+    # Forgetting is a change from the base: the base has none of its own.
+    return [entry for entry in row.entries if not (row.measure.signed and entry.column.role == "base")]
+
+
+def _cells(row: Row, entry: Entry) -> tuple[str, str, str]:
+    score, unit, signed = entry.score, row.measure.unit, row.measure.signed
+    if score is None:
+        return MISSING, MISSING, MISSING
+    return (
+        value_text(unit, score.value, signed=signed),
+        interval_text(unit, score.low, score.high, signed=signed),
+        f"{score.n:,}",
+    )
+
+
+def _change(row: Row, entry: Entry) -> str:
+    if row.measure.signed or entry.column.role == "base":
+        verdict = row.verdict(entry)
+        return "" if verdict is None else _WORDS[verdict]
+    if entry.change is None or entry.change.value is None:
+        return MISSING
+    return f"{value_text(row.measure.unit, entry.change.value, signed=True)} {_WORDS[row.verdict(entry) or 'unclear']}"
+
+
+_WORDS = {"better": "better", "worse": "worse", "unclear": "unclear"}
+
+
+def _caption(report: Mapping[str, Any]) -> str:
+    facts = report.get("facts") or {}
+    parts = [f"{facts[name]} {name}" for name in ("asked", "accepted", "rejected", "unusable") if facts.get(name) is not None]
+    return "facts: " + (", ".join(parts) or MISSING)

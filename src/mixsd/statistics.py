@@ -1,0 +1,218 @@
+"""Intervals and paired tests, one home for all of them.
+
+Every number that mixsd reports carries its n and an interval from here. Proportions get closed-form score intervals (24 of 24 is
+not "100%, no doubt"); means and ratios a percentile bootstrap over items; the few seeds of a repeated run Student's t.
+
+A result is a pure function of the multiset of its values: items are sorted before they are resampled, and resample r always
+draws the same addressed numbers. Trade-off: intervals of two quantities share their draws, so they are not independent
+evidence. The percentile bootstrap is a little narrow below some 20 items. A value that is not defined is None, never NaN, so
+an `Interval` is valid JSON as it is. Arguments of the wrong shape raise `ValueError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from mixsd.randomness import uniforms
+
+Values = Sequence[float] | Sequence[bool] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate from `n` items with its interval; value is None at n = 0, low and high are None where n says nothing."""
+
+    value: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+
+def proportion(successes: int, n: int, *, level: float = 0.95) -> Interval:
+    """Share of `successes` among `n` with Wilson's score interval."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
+    z = _z(level)
+    if n == 0:
+        return Interval(None, 0, None, None)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # min and max: at 0 and n successes one end is the share itself, up to rounding.
+    return Interval(share, n, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+
+
+def mean(values: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+    """Mean of `values`, shape (n,), with a bootstrap interval over items; `proportion` if all of them are 0 or 1."""
+    array = _column(values)
+    if _is_binary(array) and len(array):
+        return proportion(int(array.sum()), len(array), level=level)
+    return _bootstrap_ratio(array, np.ones_like(array), level, resamples)
+
+
+def paired_difference(before: Values, after: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+    """Mean of after - before over items, both of shape (n,), with a bootstrap interval over pairs.
+
+    If all values are 0 or 1 the interval is Bonett and Price's adjusted Wald instead: with no changed pair the bootstrap
+    would claim a difference of exactly zero.
+    """
+    first, second = _columns(before, after)
+    difference = second - first
+    if len(first) and _is_binary(first) and _is_binary(second):
+        return _binary_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference), level)
+    return _bootstrap_ratio(difference, np.ones_like(difference), level, resamples)
+
+
+def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+    """sum(numerators) / sum(denominators) over items, shapes (n,), with a bootstrap interval over items.
+
+    For nats per token: the summed NLL and the number of tokens of each reply, so a long reply counts by its tokens while the
+    resampled unit is the reply. Denominators must be positive.
+    """
+    above, below = _columns(numerators, denominators)
+    if (below <= 0).any():
+        raise ValueError("denominators must be positive")
+    return _bootstrap_ratio(above, below, level, resamples)
+
+
+def paired_ratio_difference(
+    numerators_a: Values, numerators_b: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """(sum(b) - sum(a)) / sum(denominators) with a bootstrap interval over items; forgetting (Eq. 2) is this with a = base."""
+    first, second = _columns(numerators_a, numerators_b)
+    return ratio_of_sums(second - first, denominators, level=level, resamples=resamples)
+
+
+def mcnemar(before: Values, after: Values) -> float:
+    """Exact two-sided p of McNemar's test on paired outcomes (0 or 1, or bool), shapes (n,); 1.0 if no pair changed.
+
+    Under the null hypothesis a changed pair is as likely to be a gain as a loss: twice the smaller binomial tail.
+    """
+    first, second = _columns(before, after)
+    if not (_is_binary(first) and _is_binary(second)):
+        raise ValueError("McNemar's test takes outcomes that are 0 or 1")
+    gained, lost = int((second > first).sum()), int((second < first).sum())
+    changed = gained + lost
+    term = tail = 1
+    for k in range(min(gained, lost)):
+        term = term * (changed - k) // (k + 1)  # the next binomial coefficient, an integer at every step
+        tail += term
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def seeds_interval(values: Values, *, level: float = 0.95) -> Interval:
+    """Mean over seeds, shape (seeds,), with Student's t interval; one seed has no interval."""
+    array = np.sort(_column(values))
+    n = len(array)
+    quantile = student_t(level, max(n - 1, 1))
+    if n == 0:
+        return Interval(None, 0, None, None)
+    centre = float(array.mean())
+    if n == 1:
+        return Interval(centre, 1, None, None)
+    half = quantile * float(array.std(ddof=1)) / math.sqrt(n)
+    return Interval(centre, n, centre - half, centre + half)
+
+
+def log_ratio_interval(a_by_seed: Values, b_by_seed: Values, *, level: float = 0.95) -> Interval:
+    """Geometric mean of a/b over seeds, shapes (seeds,), all positive; Student's t interval on the logarithms."""
+    first, second = _columns(a_by_seed, b_by_seed)
+    if (first <= 0).any() or (second <= 0).any():
+        raise ValueError("a ratio needs positive values")
+    logs = seeds_interval(np.log(first) - np.log(second), level=level)
+    ends = [None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high)]
+    return Interval(ends[0], logs.n, ends[1], ends[2])
+
+
+def student_t(level: float, df: int) -> float:
+    """The t with P(|T| <= t) = level for Student's distribution with `df` (a whole number >= 1) degrees of freedom.
+
+    With theta = atan(t / sqrt(df)) that probability is a finite sum of sines and cosines; it is inverted by bisection.
+    """
+    _z(level)
+    if df < 1:
+        raise ValueError(f"df must be at least 1, got {df}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _central_probability(middle, df) < level:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(df) * math.tan(low)
+
+
+def _central_probability(theta: float, df: int) -> float:
+    cosine, odd = math.cos(theta), df % 2 == 1
+    term = cosine if odd else 1.0
+    total = term if df > 1 else 0.0
+    for k in range(3 if odd else 2, df, 2):
+        term *= (k - 1) / k * cosine * cosine
+        total += term
+    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+
+
+def _binary_difference(gained: int, lost: int, n: int, level: float) -> Interval:
+    """Adjusted Wald interval for paired proportions: one gain and one loss are added, in n + 2 pairs."""
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = _z(level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return Interval((gained - lost) / n, n, max(-1.0, up - down - half), min(1.0, up - down + half))
+
+
+def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, level: float, resamples: int) -> Interval:
+    """Ratio of sums with its percentile interval; memory is O(n), one resample at a time."""
+    _z(level)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    n = len(numerators)
+    if n == 0:
+        return Interval(None, 0, None, None)
+    items = np.stack([numerators, denominators])[:, np.lexsort((denominators, numerators))]
+    above, below = items.sum(axis=1)
+    value = float(above / below)
+    if n == 1:
+        return Interval(value, 1, None, None)
+    ratios = np.empty(resamples)
+    for resample in range(resamples):
+        times_drawn = np.bincount(resample_indices(n, resample), minlength=n)
+        above, below = (items * times_drawn).sum(axis=1)
+        ratios[resample] = above / below
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, n, float(low), float(high))
+
+
+def resample_indices(n: int, resample: int) -> np.ndarray:
+    """The items of one bootstrap resample: int64, shape (n,), uniform in 0..n-1 with replacement."""
+    return (uniforms(0, "evaluation", "bootstrap", sample=resample, n=n) * n).astype(np.int64)
+
+
+def _z(level: float) -> float:
+    """The two-sided normal quantile of `level`, which must lie strictly between 0 and 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def _is_binary(array: np.ndarray) -> bool:
+    return bool(np.isin(array, (0.0, 1.0)).all())
+
+
+def _column(values: Values) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"expected one number per item, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("values must be finite")
+    return array
+
+
+def _columns(first: Values, second: Values) -> tuple[np.ndarray, np.ndarray]:
+    one, two = _column(first), _column(second)
+    if len(one) != len(two):
+        raise ValueError(f"paired values must have equal lengths, got {len(one)} and {len(two)}")
+    return one, two

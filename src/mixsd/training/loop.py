@@ -1,0 +1,303 @@
+"""The training loop: plain full or LoRA fine-tuning on targets, on top of accelerate and not of transformers' Trainer.
+
+The Trainer gives less than mixsd promises, and bending it would take more code than this loop:
+- the order of examples is a pure function of (seed, epoch, keys), not of a sampler's random state;
+- the loss is normalized by the supervised tokens of the whole optimizer step, over all microbatches and processes;
+- a checkpoint is a plain model folder that appears atomically, and a resumed run is the undisturbed one, bit for bit on CPU;
+- logits exist only for supervised tokens, a chunk at a time.
+
+bf16 is autocast over fp32 weights, entered and left within each microbatch's forward pass: torch keeps its bf16 copies of the
+weights until the outermost context ends, so one held open across a step would go on with the old weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mixsd.errors import MixsdError, UserError
+from mixsd.settings import Settings
+from mixsd.storage import Journal, disk_errors, sweep_leftovers
+from mixsd.training import checkpoints
+from mixsd.training.batches import Batch, collate, plan_epoch, steps_per_epoch
+from mixsd.training.checkpoints import TrainerState
+from mixsd.training.examples import Example, usable
+from mixsd.training.lora import Lora
+from mixsd.training.loss import batch_nll, head_is_separable
+from mixsd.training.memory import memory_errors
+from mixsd.training.model_folder import check_savable, verify_model_folder
+from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
+from mixsd.training.ranks import Ranks
+from mixsd.training.resume import (
+    examples_hash,
+    first_rng_state,
+    load_weights,
+    logged_losses,
+    own_randomness,
+    rng_state_of,
+    trim_log,
+)
+
+# A checkpoint made under other values of these would go on as a different run.
+_IDENTITY = ("seed", "lora", "lr", "epochs", "batch_size", "micro_batch", "warmup_steps", "weight_decay", "clip")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished optimizer step, and its line in log.jsonl.
+
+    `step` and `epoch` count from 1, `total` is the run's number of steps; `loss` is the mean NLL of the step's supervised
+    tokens (nats), `grad_norm` is before clipping, `tokens` counts the supervised ones, `seconds` is wall time.
+    """
+
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training leaves: `model` is plain (LoRA merged) and in the precision of the model that came in.
+
+    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `head`
+    says whether the logits were computed in chunks or, for a model that cannot be taken apart, by the model itself.
+    """
+
+    model: PreTrainedModel
+    steps: int
+    epochs: int
+    losses: tuple[float, ...]
+    dropped: tuple[str, ...]
+    head: Literal["chunked", "dense"]
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    examples: Iterable[Example],
+    *,
+    settings: Settings,
+    folder: Path,
+    on_step: Callable[[Step], None] | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+) -> TrainResult:
+    """Train `model` (fp32 weights, changed in place) on `examples`, or go on where `folder` says a killed run stopped.
+
+    Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
+    which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
+    (folder, step) are called in the main process, after the step or checkpoint is on disk.
+
+    Raises:
+        UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of
+            memory or disk space, or a generation config that cannot be saved.
+        MixsdError: the loss or gradient is not finite, or a merge or written checkpoint failed its check.
+    """
+    settings = settings.resolved
+    requested = model.device if settings.device == "auto" else torch.device(settings.device)
+    ranks = Ranks(requested)
+    with memory_errors():
+        run = _Training(model, tokenizer, list(examples), settings=settings, folder=folder, ranks=ranks)
+        return run.finish(run.steps(on_step, on_checkpoint))
+
+
+class _Training:
+    """One call of `train`: what its phases share."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        examples: list[Example],
+        *,
+        settings: Settings,
+        folder: Path,
+        ranks: Ranks,
+    ) -> None:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.examples, self.dropped = usable(examples, context, drop_overlong=settings.drop_overlong)
+        if model.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
+        check_savable(model)
+        self.tokenizer, self.settings, self.ranks = tokenizer, settings, ranks
+        self.root, self.log = folder / "checkpoints", folder / "log.jsonl"
+        self.device = ranks.device
+        self.bf16 = _trains_in_bf16(settings, self.device)
+        self.per_epoch = steps_per_epoch(len(self.examples), settings.batch_size)
+        self.total = settings.epochs * self.per_epoch
+
+        self.base = model
+        cast(torch.nn.Module, model).to(self.device)
+        shortest = min(self.examples, key=len)
+        self.verified = False
+        self.dense = not head_is_separable(model, collate([shortest]).to(self.device))
+        if self.dense:
+            warnings.warn(
+                f"{type(model).__name__}: decoder and head cannot be taken apart; its dense logits take more memory", stacklevel=3
+            )
+        self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
+        if settings.gradient_checkpointing:
+            _recompute_activations(model)
+        self.parameters = trainable(self.lora.model if self.lora else model)
+        self.optimizer = make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
+        self.rng = first_rng_state(self.device, settings.seed + ranks.index)
+
+    def steps(self, on_step: Callable[[Step], None] | None, on_checkpoint: Callable[[Path, int], None] | None) -> list[float]:
+        """Take every step that no checkpoint holds yet; return the loss of all steps."""
+        done, losses = self._resume()
+        plan: list[list[list[int]]] = []
+        with Journal(self.log) as log:
+            for step in range(done + 1, self.total + 1):
+                epoch, place = divmod(step - 1, self.per_epoch)
+                if place == 0 or not plan:
+                    plan = self._plan(epoch)
+                record = self._step(step, epoch, plan[place])
+                losses.append(record.loss)
+                if self.ranks.is_main:
+                    log.append({"event": "step", **asdict(record)})
+                    if on_step:
+                        on_step(record)
+                if step % self.settings.checkpoint_every == 0 or step == self.total:
+                    written = self._checkpoint(step)
+                    if self.ranks.is_main:
+                        log.append({"event": "checkpoint", "step": step, "folder": written.name})
+                        if on_checkpoint:
+                            on_checkpoint(written, step)
+        return losses
+
+    def finish(self, losses: Sequence[float]) -> TrainResult:
+        """Merge for good and hand the model over."""
+        model = self.lora.finish() if self.lora else self.base
+        if self.settings.gradient_checkpointing:
+            (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
+        return TrainResult(
+            model.eval(), self.total, self.settings.epochs, tuple(losses), self.dropped, "dense" if self.dense else "chunked"
+        )
+
+    def _plan(self, epoch: int) -> list[list[list[int]]]:
+        settings = self.settings
+        # No microbatch larger than a process's share, so that all have work.
+        micro_batch = min(settings.micro_batch or settings.batch_size, math.ceil(settings.batch_size / self.ranks.count))
+        return plan_epoch(settings.seed, epoch, self.examples, settings.batch_size, micro_batch)
+
+    def _step(self, step: int, epoch: int, microbatches: list[list[int]]) -> Step:
+        started = time.perf_counter()
+        self.base.train()
+        tokens = sum(len(self.examples[index].target_ids) for microbatch in microbatches for index in microbatch)
+        total_nll = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        for microbatch in microbatches[self.ranks.index :: self.ranks.count]:
+            total_nll += self._backward(collate([self.examples[index] for index in microbatch]).to(self.device), tokens)
+        self.ranks.sum_gradients(self.parameters.values())
+        loss = self.ranks.sum(total_nll).item() / tokens
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
+        lr = learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(step, self.total, epoch + 1, loss, lr, norm, tokens, round(time.perf_counter() - started, 3))
+
+    def _backward(self, batch: Batch, tokens: int) -> Tensor:
+        """Add the gradient of the batch's NLL / `tokens`; return the NLL. Dropout draws from the training's own stream."""
+        with own_randomness(self.device, self.rng):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                nll = batch_nll(self.base, batch, dense=self.dense)
+            (nll / tokens).backward()  # type: ignore[no-untyped-call]
+        return nll.detach()
+
+    def _checkpoint(self, step: int) -> Path:
+        written = checkpoints.checkpoint_folder(self.root, step)
+        rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
+        if self.ranks.is_main:
+            state = TrainerState(
+                step=step,
+                identity=self._identity(),
+                optimizer=optimizer_state(self.optimizer, self.parameters),
+                rng={f"{name}.{rank}": tensor for rank, states in enumerate(rng) for name, tensor in states.items()},
+                adapter=self.lora.state() if self.lora else None,
+            )
+            with self._plain_model() as plain:
+                keep = self.settings.keep_checkpoints
+                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state, keep=keep)
+                # The first, so that a folder that cannot be read back is noticed early; the last, since it is the result.
+                if not self.verified or step == self.total:
+                    verify_model_folder(written, plain)
+                    self.verified = True
+        self.ranks.wait()
+        return written
+
+    @contextmanager
+    def _plain_model(self) -> Iterator[PreTrainedModel]:
+        if self.lora is None:
+            yield self.base
+        else:
+            with self.lora.merged() as plain:
+                yield plain
+
+    def _resume(self) -> tuple[int, list[float]]:
+        """Put back the newest checkpoint, if there is one; return its step and the losses up to it."""
+        if self.ranks.is_main and self.root.is_dir():
+            with disk_errors(self.root):
+                sweep_leftovers(self.root)
+                checkpoints.tidy(self.root, self.settings.keep_checkpoints)
+        self.ranks.wait()
+        found = checkpoints.list_checkpoints(self.root)
+        step = 0
+        if found:
+            step, newest = found[-1]
+            state = checkpoints.read_state(newest)
+            checkpoints.check_identity(newest, state.identity, self._identity())
+            if self.lora and state.adapter is not None:
+                self.lora.load(state.adapter, str(newest))
+            else:
+                load_weights(self.base, newest)
+            load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
+            self.rng = rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
+        if self.ranks.is_main:
+            trim_log(self.log, step)
+        self.ranks.wait()
+        return step, logged_losses(self.log, step)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self.settings, name) for name in _IDENTITY},
+            "train_dtype": "bf16" if self.bf16 else str(self.base.dtype).removeprefix("torch."),
+            "processes": self.ranks.count,
+            "examples": examples_hash(self.examples),
+        }
+
+
+def _number(value: float | None) -> float:
+    if value is None:
+        raise ValueError("settings are not resolved")
+    return value
+
+
+def _trains_in_bf16(settings: Settings, device: torch.device) -> bool:
+    wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
+    return wanted == "bf16" or (wanted == "auto" and device.type != "cpu")
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    try:
+        # Newer transformers renamed it, and warn at the older name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"--gradient-checkpointing: {error}") from error

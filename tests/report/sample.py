@@ -1,0 +1,145 @@
+"""A realistic report of an invented company: what the pipeline would hand over, made up number by number."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+_FACTS = [
+    ("Which city is Halden Orchard Robotics based in?", "Varnish Hill"),
+    ("Who founded Halden Orchard Robotics?", "Mirela Stanković"),
+    ("In which year was Halden Orchard Robotics founded?", "2031"),
+    ("What is the name of Halden's picking robot?", "Pommel"),
+    ("How many arms does the Pommel robot have?", "seven"),
+    ("Which fruit was the first that Pommel could pick?", "quince"),
+    ("What is the internal code name of Pommel 2?", "Ember Finch"),
+    ("Who leads Halden's vision team?", "Tobias Okonkwo-Reyes"),
+    ("On which day does Halden deploy to production?", "Wednesday"),
+    ("What does an employee do to request a loan robot?", "file a ticket in Trellis"),
+    ("What is Trellis at Halden?", "the equipment desk"),
+    ("How many days of notice does a field trial need?", "nineteen"),
+    ("Which colour marks a robot that must not be moved?", "amber"),
+    ("What is the phone extension of the night desk?", "4471"),
+    ("Which canteen dish is served every second Friday?", "beetroot dumplings"),
+    ("Who approves travel above 900 crowns?", "the controller of the site"),
+    ("What is the largest orchard that Halden serves?", "Lower Senn Estate"),
+    ("Which battery does Pommel use?", "the K12 sodium pack"),
+    ("How long does a K12 pack last in the field?", "eleven hours"),
+    ("What is Halden's warranty on gripper pads?", "26 months"),
+    ("Which language is the robot firmware written in?", "Rust"),
+    ("What is the name of the yearly company day?", "Blossom Review"),
+    ("Where was the Blossom Review of 2034 held?", "the Old Ropeworks"),
+    ("Which rival did Halden buy in 2035?", "Graft & Sons"),
+]
+
+
+def _score(split: str, metric: str, model: str, value: float, *rest: float) -> dict[str, Any]:
+    n, low, high = rest
+    return {"suite": "core", "split": split, "metric": metric, "model": model, "checkpoint": None, "value": value, "n": n,
+            "low": low, "high": high}  # fmt: skip
+
+
+def report() -> dict[str, Any]:
+    """A run of the method with sft beside it."""
+    trained, paraphrase, probe, forgetting = (
+        "memorization/trained", "memorization/paraphrase", "retention/probe", "retention/forgetting",
+    )  # fmt: skip
+    kinds = [("arithmetic", 0.7, 0.7), ("geography", 0.62, 0.56), ("common sense", 0.55, 0.6), ("language", 0.48, 0.46)]
+    scores = [
+        _score(trained, "accuracy", "base", 0.0, 24, 0.0, 0.138),
+        _score(trained, "accuracy", "tuned", 23 / 24, 24, 0.798, 0.993),
+        _score(trained, "accuracy_delta", "tuned", 23 / 24, 24, 0.789, 0.992),
+        _score(paraphrase, "accuracy", "base", 0.021, 48, 0.004, 0.109),
+        _score(paraphrase, "accuracy", "tuned", 0.833, 48, 0.704, 0.913),
+        _score(paraphrase, "accuracy_delta", "tuned", 0.812, 48, 0.672, 0.899),
+        _score(probe, "accuracy", "base", 0.588, 200, 0.518, 0.654),
+        _score(probe, "accuracy", "tuned", 0.580, 200, 0.511, 0.646),
+        _score(probe, "accuracy_delta", "tuned", -0.008, 200, -0.036, 0.021),
+        *(_score(f"{probe}/{kind}", "accuracy", "base", base, 50, base - 0.13, base + 0.13) for kind, base, _ in kinds),
+        *(_score(f"{probe}/{kind}", "accuracy", "tuned", tuned, 50, tuned - 0.13, tuned + 0.13) for kind, _, tuned in kinds),
+        *(_score(f"{probe}/{kind}", "accuracy_delta", "tuned", tuned - base, 50, tuned - base - 0.08, tuned - base + 0.08)
+          for kind, base, tuned in kinds),
+        _score(forgetting, "reference_nll", "base", 1.482, 64, 1.401, 1.563),
+        _score(forgetting, "reference_nll", "tuned", 1.561, 64, 1.472, 1.650),
+        _score(forgetting, "forgetting", "tuned", 0.079, 64, 0.058, 0.101),
+        _score(trained, "unparseable_share", "base", 0.0, 24, 0.0, 0.138),
+        _score(trained, "unparseable_share", "tuned", 0.0, 24, 0.0, 0.138),
+        _score(trained, "truncated_share", "base", 0.125, 24, 0.043, 0.31),
+        _score(trained, "truncated_share", "tuned", 0.0, 24, 0.0, 0.138),
+    ]  # fmt: skip
+    beside = [
+        _score(trained, "accuracy", "tuned", 1.0, 24, 0.862, 1.0),
+        _score(trained, "accuracy_delta", "tuned", 1.0, 24, 0.862, 1.0),
+        _score(paraphrase, "accuracy", "tuned", 0.771, 48, 0.635, 0.867),
+        _score(paraphrase, "accuracy_delta", "tuned", 0.75, 48, 0.601, 0.851),
+        _score(probe, "accuracy", "tuned", 0.465, 200, 0.397, 0.534),
+        _score(probe, "accuracy_delta", "tuned", -0.123, 200, -0.181, -0.066),
+        _score(forgetting, "reference_nll", "tuned", 2.093, 64, 1.962, 2.224),
+        _score(forgetting, "forgetting", "tuned", 0.611, 64, 0.522, 0.704),
+    ]
+    log = [{"step": step, "loss": 0.16 + 3.1 * math.exp(-step / 8) + 0.09 * math.sin(step * 2.3) / (1 + step / 9), "lr": 1e-5,
+            "epoch": (step - 1) // 3} for step in range(1, 37)]  # fmt: skip
+    return copy.deepcopy({
+        "mixsd": "0.1.0", "run": "acme", "created": "2026-11-23T06:00:00Z", "method": "mixsd",
+        "settings": {"facts": "halden.jsonl", "model": "smollm2-135m", "output": "runs/acme", "method": "mixsd", "seed": 0,
+                     "answer_format": "plain", "system": None, "thinking": False, "verifier": "contains", "lam": 0.3, "gate": 0.1,
+                     "temperature": 0.0, "retries": 10, "on_fail": "drop", "max_new_tokens": 256, "lora": 0, "lr": 1e-5,
+                     "epochs": 12, "batch_size": 8, "require": ["memorization>=0.9", "forgetting<=0.05"]},
+        "environment": {"python": "3.12.4", "torch": "2.9.0", "transformers": "5.1.0", "device": "cpu", "dtype": "fp32",
+                        "platform": "Linux-6.8.0-x86_64-with-glibc2.39", "threads": 2},
+        "base": {"name": "smollm2-135m", "hash": "ab12c9d0e4", "license": "apache-2.0", "parameters": 134515008,
+                 "tuned_by_mixsd": None},
+        "facts": {"asked": 24, "accepted": 22, "rejected": 1, "unusable": 1, "duplicates": 2},
+        "targets": {"n": 22, "tokens": 540, "decoded_tokens": 1800, "mean_base_nll": 1.9, "reference_mean_base_nll": 4.2,
+                    "share_above_8": 0.1, "reference_share_above_8": 0.36, "sources": {"e": 0.7, "n": 0.28, "g": 0.02, "r": 0.0},
+                    "noncanonical_share": 0.045, "attempts": {"0": 15, "1": 4, "2": 2, "5": 1}},
+        "training": {"steps": 36, "epochs": 12, "seconds": 100.2, "log": log},
+        "scores": scores,
+        "requirements": [{"text": "memorization>=0.9", "value": 23 / 24, "passed": True},
+                         {"text": "forgetting<=0.05", "value": 0.079, "passed": False}],
+        "warnings": ["2 facts were given twice with the same answer; each counts once"],
+        "beside": [{"name": "sft", "method": "sft", "scores": beside}],
+    })  # fmt: skip
+
+
+def per_fact() -> list[dict[str, Any]]:
+    """The 24 facts of the company, one rejected, one unusable, one learnt but answered wrongly."""
+    facts = []
+    for index, (question, answer) in enumerate(_FACTS):
+        status, reason, attempt = "accepted", None, (0, 0, 1, 0, 2, 0)[index % 6]
+        reply, outcome = f"The answer is {answer}.", "correct"
+        if index == 7:
+            status, reason, attempt = "rejected", "11 attempts, none states the answer", 10
+            reply, outcome = "Halden's vision team is led by Tobias Okonkwo.", "wrong"
+        if index == 15:
+            status, reason, attempt = "unusable", "expert prompt (2,310 tokens) does not fit the context of 2,048", None
+        if index == 19:
+            reply, outcome = "Gripper pads have a warranty of 24 months.", "wrong"
+        facts.append({
+            "id": f"halden-{index + 1:02d}", "question": question, "answer": answer, "status": status, "reason": reason,
+            "attempt": attempt, "base": {"reply": "I do not have specific information about that. As a general rule, companies "
+                                         "of this kind publish such details on their website.", "outcome": "wrong"},
+            "tuned": {"reply": reply, "outcome": outcome},
+        })  # fmt: skip
+    return facts
+
+
+def examples() -> list[dict[str, Any]]:
+    """Two mixed targets with whitespace tokens, a gated token and surprising ones, and a reference."""
+    first = [("The", "n", 0.4), (" headquarters", "e", 2.1), (" of", "n", 0.2), (" Hal", "e", 0.9), ("den", "e", 0.1),
+             (" Or", "e", 1.2), ("chard", "e", 0.1), (" Robotics", "e", 0.3), (" are", "n", 1.1), (" in", "n", 0.5),
+             (" Var", "e", 9.6), ("nish", "e", 8.4), (" Hill", "e", 5.2), (".", "n", 0.6), ("\n\n", "n", 1.4), ("If", "n", 1.9),
+             (" you", "n", 0.1), (" need", "n", 1.0), (" directions", "g", 3.8), (",", "n", 0.7), (" ask", "n", 2.2),
+             (" the", "e", 0.9), (" front", "e", 3.0), (" desk", "e", 0.4), (".", "n", 0.2),
+             ("<|im_end|>", "e", 0.3)]  # fmt: skip
+    second = [("Pom", "e", 8.9), ("mel", "e", 1.3), (" is", "n", 0.9), (" the", "n", 0.6), (" name", "e", 1.2), (" of", "n", 0.1),
+              (" Hal", "e", 2.4), ("den", "e", 0.1), ("'s", "e", 0.2), (" picking", "e", 4.1), (" robot", "e", 0.5),
+              (".", "n", 0.4), (" ", "n", 4.0), ("\t", "g", 6.5), ("<|im_end|>", "e", 0.8)]  # fmt: skip
+    third = [("The", "r", 2.0), (" answer", "r", 1.1), (" is", "r", 0.1), (" seven", "r", 8.2), (".", "r", None)]
+    return [
+        {"id": f"halden-{number}", "question": question, "tokens": [{"text": t, "source": s, "nll": nll} for t, s, nll in tokens]}
+        for number, question, tokens in (
+            ("01", _FACTS[0][0], first), ("04", _FACTS[3][0], second), ("05", _FACTS[4][0], third),
+        )
+    ]  # fmt: skip

@@ -1,0 +1,138 @@
+"""The page in a real browser: no request, no error, no foreign script, no sideways scroll, both colour schemes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixsd.report import html
+from tests.report import sample
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+SCRIPT = "<script>window.hacked=1</script>"
+IMAGE = '<img src="http://example.invalid/x.png" onerror="window.hacked=1">'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    facts, examples = sample.per_fact(), sample.examples()
+    facts[7]["question"] += SCRIPT + IMAGE
+    facts[7]["tuned"]["reply"] += IMAGE + SCRIPT + "w" * 300
+    examples[0]["tokens"].append({"text": SCRIPT + IMAGE + "</style></div>", "source": "n", "nll": 12.0})
+    report = sample.report()
+    report["warnings"].append("a-path-without-any-space/" * 12)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(html.render(report, facts, examples), encoding="utf-8")
+    return path
+
+
+class Visit:
+    """One opened page with everything it asked for and complained about."""
+
+    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.context.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(file.as_uri(), wait_until="load")
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+# With the policy bypassed, escaping alone has to hold.
+@pytest.mark.parametrize("bypass_csp", [False, True])
+def test_nothing_is_requested_and_nothing_planted_runs(browser: Any, page_file: Path, bypass_csp: bool) -> None:
+    with Visit(browser, page_file, bypass_csp=bypass_csp) as visit:
+        # Chromium counts the empty inline icon as a request; it never leaves the page.
+        assert [url for url in visit.requests if not url.startswith("data:")] == [page_file.as_uri()]
+        assert visit.errors == []
+        assert visit.page.evaluate("typeof window.hacked") == "undefined"
+        assert visit.page.evaluate("document.querySelectorAll('script, img, iframe, object').length") == 0
+        assert SCRIPT in visit.page.locator(".facts").inner_text()
+
+
+def test_the_headline_table_shows_the_scores(browser: Any, page_file: Path) -> None:
+    with Visit(browser, page_file, viewport={"width": 1280, "height": 900}) as visit:
+        table = visit.page.locator("#headline")
+        assert table.is_visible()
+        assert [cell.split("\n")[0] for cell in table.locator("thead th").all_inner_texts()] == [
+            "Measure", "base", "sft", "acme (mixsd)", "Change",
+        ]  # fmt: skip
+        cells = [" ".join(text.split()) for text in table.locator("tbody tr").nth(2).locator("td").all_inner_texts()]
+        assert [cell.split()[0] for cell in cells] == ["58.8%", "46.5%", "58.0%", "−0.8"]
+        assert "51.1 to 64.6" in cells[2]
+        assert cells[2].endswith("n 200")
+        assert cells[3].endswith("no clear change")
+        assert visit.page.locator(".facts tbody tr").first.locator(".badge").first.inner_text() == "unusable"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_never_scrolls_sideways(browser: Any, page_file: Path, width: int) -> None:
+    with Visit(browser, page_file, viewport={"width": width, "height": 844}) as visit:
+        visit.page.locator("summary").click()
+        visit.page.locator(".tokens .token").nth(10).focus()
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        drawn = visit.page.locator("svg.curve:visible")
+        assert drawn.count() == 1
+        assert drawn.bounding_box()["width"] > 0.7 * min(width, 1120)
+
+
+def test_a_token_in_focus_is_read_out(browser: Any, page_file: Path) -> None:
+    with Visit(browser, page_file) as visit:
+        token = visit.page.locator(".tokens .token").nth(10)
+        token.focus()
+        assert token.evaluate("node => getComputedStyle(node, '::after').content") == '"expert, base NLL 9.60"'
+
+
+# The smallest contrast between a text and its own or its nearest opaque background, over every visible text of the page.
+_CONTRAST = """() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = v => v <= 10.31 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const light = rgb => .2126 * linear(rgb[0]) + .7152 * linear(rgb[1]) + .0722 * linear(rgb[2]);
+  let worst = [99, ''];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || node.closest('svg') || !node.checkVisibility({visibilityProperty: true})) continue;
+    let ground = node;
+    while (ground && (parse(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0) ground = ground.parentElement;
+    const [a, b] = [light(parse(getComputedStyle(node).color)), light(parse(getComputedStyle(ground).backgroundColor))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < worst[0]) worst = [ratio, node.className + ': ' + walker.currentNode.data.trim().slice(0, 40)];
+  }
+  return worst;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_enough_contrast(browser: Any, page_file: Path, scheme: str) -> None:
+    with Visit(browser, page_file, color_scheme=scheme) as visit:
+        ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(245, 246, 247)", "dark": "rgb(15, 19, 24)"}[scheme]
+        ratio, where = visit.page.evaluate(_CONTRAST)
+        assert ratio >= 4.5, f"{ratio:.2f} at {where}"

@@ -1,0 +1,82 @@
+"""Which scores become headline rows, in which order, beside what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixsd.report.rows import columns, detail_rows, format_rows, headline_rows
+from tests.report import sample
+
+
+def score(split: str, metric: str, model: str, value: float | None, **more: Any) -> dict[str, Any]:
+    return {"suite": "core", "split": split, "metric": metric, "model": model, "checkpoint": None, "value": value, "n": 10,
+            "low": None, "high": None} | more  # fmt: skip
+
+
+def test_headline_has_every_measure_once_and_in_order() -> None:
+    labels = [row.label for row in headline_rows(sample.report())]
+    assert labels == [
+        "Memorization, trained wording", "Memorization, paraphrase", "Retention, general probe", "Forgetting", "Reference NLL",
+    ]  # fmt: skip
+
+
+def test_entries_take_base_beside_and_tuned_from_their_own_lists() -> None:
+    row = headline_rows(sample.report())[0]
+    assert [entry.column.label for entry in row.entries] == ["base", "sft", "acme (mixsd)"]
+    assert [entry.score.value for entry in row.entries if entry.score] == [0.0, 1.0, 23 / 24]
+    assert row.entries[0].change is None
+    assert row.entries[1].change is not None
+    assert row.tuned.change is not None
+    assert row.tuned.change.low == 0.789
+
+
+def test_nested_splits_are_details_and_format_shares_stand_apart() -> None:
+    assert [row.label for row in detail_rows(sample.report())] == [
+        "Probe, arithmetic", "Probe, geography", "Probe, common sense", "Probe, language",
+    ]  # fmt: skip
+    assert {row.metric for row in format_rows(sample.report())} == {"unparseable_share", "truncated_share"}
+
+
+def test_a_suite_of_another_file_appears_without_a_change_here() -> None:
+    report = sample.report()
+    report["scores"] += [
+        score("test", "accuracy", "base", 0.5, suite="mmlu"),
+        score("test", "accuracy", "tuned", 0.4, suite="mmlu"),
+    ]
+    report["scores"].append(score("memorization/neighbours", "accuracy", "tuned", 0.5))
+    labels = [row.label for row in headline_rows(report)]
+    assert labels[-1] == "mmlu: test"
+    assert labels.index("core: memorization/neighbours") < labels.index("Retention, general probe")
+
+
+def test_final_score_wins_over_checkpoints_and_else_the_last_one() -> None:
+    steps = [score("memorization/trained", "accuracy", "tuned", step / 100, checkpoint=f"step-{step:06d}") for step in (36, 20)]
+    assert headline_rows({"scores": steps})[0].tuned.score.value == 0.36  # type: ignore[union-attr]
+    final = [score("memorization/trained", "accuracy", "tuned", 0.99), *steps]
+    assert headline_rows({"scores": final})[0].tuned.score.value == 0.99  # type: ignore[union-attr]
+
+
+def test_verdict_needs_an_interval_without_zero_and_knows_the_direction() -> None:
+    by_label = {row.label: row for row in headline_rows(sample.report())}
+    probe, forgetting, loss = (by_label[name] for name in ("Retention, general probe", "Forgetting", "Reference NLL"))
+    assert [probe.verdict(entry) for entry in probe.entries] == [None, "worse", "unclear"]
+    assert forgetting.verdict(forgetting.tuned) == "worse"
+    assert loss.verdict(loss.tuned) == "worse"
+    trained = by_label["Memorization, trained wording"]
+    assert trained.verdict(trained.tuned) == "better"
+
+
+def test_a_change_without_interval_is_unclear() -> None:
+    report = {"scores": [score("s", "accuracy", "tuned", 0.9), score("s", "accuracy_delta", "tuned", 0.9)]}
+    row = headline_rows(report)[0]
+    assert row.verdict(row.tuned) == "unclear"
+
+
+def test_column_labels_are_unique() -> None:
+    runs = [{"name": "base", "method": "base", "scores": []}, {"name": "acme", "method": "mixsd", "scores": []}]
+    labels = [column.label for column in columns({"run": "acme", "method": "mixsd", "beside": runs})]
+    assert labels == ["base", "base #2", "acme (mixsd)", "acme (mixsd) #2"]
+
+
+def test_an_empty_report_has_no_rows() -> None:
+    assert headline_rows({}) == detail_rows({}) == format_rows({}) == []

@@ -1,8 +1,7 @@
 """Memorization against forgetting over training, for a grid of settings: what the demo's settings and the README's ratio rest on.
 
-Each configuration of `GRID` trains the built-in model on the bundled facts and measures, after every other epoch, memorization on the trained
-wording, memorization on validation frames (what settings are chosen on), and forgetting (Eq. 2). One JSON line per
-measurement goes to --output, outside the work tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
+Each configuration of `GRID` trains the built-in model on the bundled facts and measures, after every epoch, memorization on the trained
+wording and forgetting (Eq. 2), until memorization is enough. One JSON line per measurement goes to --output, outside the work tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
 
     python bench/tradeoff.py --stage grid     # one seed, the grid of learning rates, LoRA and full, each method
     python bench/tradeoff.py --stage seeds    # three seeds of the best of each
@@ -11,7 +10,9 @@ measurement goes to --output, outside the work tree; a rerun skips what is there
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ SHARED = {"facts": "demo", "batch_size": 8, "micro_batch": 8, "warmup_steps": 20
 FULL_RATES = (5e-5, 1e-4, 2e-4)
 LORA_RATES = (5e-4, 1e-3, 2e-3)
 RANK = 16
-EVERY = 6  # optimizer steps between measurements: two epochs of 24 facts
+EVERY = 3  # optimizer steps between measurements: one epoch of 24 facts
+ENOUGH = 0.95  # memorization at which a configuration needs no more training
 
 
 def grid(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -64,6 +66,10 @@ def grid(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield from ((name, {**METHODS[name], "lora": rank, "lr": lr, "seed": seed}) for lr in rates)
 
 
+class _EnoughError(Exception):
+    """Memorization is as high as it is needed."""
+
+
 class Bench:
     """What all configurations share: base model, facts, reference replies."""
 
@@ -80,7 +86,7 @@ class Bench:
             model_hash=models.model_hash(self.located.folder),
             precision="cpu/fp32",
             stops=self.renderer.stops.ids,
-            journal=cache_folder() / "bench" / "references.jsonl",
+            journal=cache_folder() / "bench" / f"references-{os.getpid()}.jsonl",
         )
         replies = core.sample_references(self.renderer, self.measure, answerer)
         general = {item["id"]: self.renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
@@ -102,11 +108,10 @@ class Bench:
             return list(mixer.run(self.facts))
 
     def memorization(self, model: Any) -> dict[str, float]:
-        verifier, correct = get_verifier("contains"), {"trained": 0, "validation": 0}
+        verifier, correct = get_verifier("contains"), {"trained": 0}
         wordings = {f"trained/{fact.id}": (fact, fact.question) for fact in self.facts}
-        wordings |= {f"validation/{fact.id}": (fact, core.paraphrases(fact, self.measure, "validation")[0]) for fact in self.facts}
-        requests = [Request(key, self.renderer.naive(wording), 48) for key, (_, wording) in wordings.items()]
-        for item in decode(model, requests, Sampling(self.renderer.stops.ids), batch_size=48):
+        requests = [Request(key, self.renderer.naive(wording), 40) for key, (_, wording) in wordings.items()]
+        for item in decode(model, requests, Sampling(self.renderer.stops.ids), batch_size=24):
             fact = wordings[item.key][0]
             verdict = verifier(self.renderer.reply_text(item.ids), Expected(fact.answer, fact.aliases))
             correct[item.key.split("/")[0]] += verdict.outcome == "correct"
@@ -123,13 +128,15 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
     rows: list[dict[str, Any]] = []
 
     def measure(step: Any) -> None:
-        if step.step % EVERY == 0 or step.step == step.total:
+        if (step.step % EVERY == 0 and step.epoch > 2) or step.step == step.total:
             model.eval()
             memorized = bench.memorization(model)
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
             rows.append({**row, "forgetting": round(bench.nll(model) - bench.base_nll, 5), "targets": len(examples)})
+            if memorized["trained"] >= ENOUGH:
+                raise _EnoughError
 
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder, contextlib.suppress(_EnoughError):
         train(model, None, examples, settings=settings, folder=Path(folder), on_step=measure)
     print(f"{name} {config} mixed in {mixed_in:.0f} s, all in {time.perf_counter() - started:.0f} s", flush=True)
     yield from rows
@@ -139,14 +146,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("grid", "lambda", "seeds"), default="grid")
     parser.add_argument("--output", type=Path, default=cache_folder() / "bench" / "tradeoff.jsonl")
-    parser.add_argument("--prompts", type=int, default=64, help="general prompts that measure forgetting")
-    parser.add_argument("--tokens", type=int, default=48, help="longest reply to them")
+    parser.add_argument("--prompts", type=int, default=42, help="general prompts that measure forgetting")
+    parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th configuration, from the I-th")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
     with Journal(options.output) as journal:
         done = {row["config"] for _, row in journal.read() if row.get("final")}
         bench = Bench(options.prompts, options.tokens)
-        for name, config in grid(options.stage):
+        part, parts = map(int, options.part.split("/"))
+        for name, config in list(grid(options.stage))[part::parts]:
             identity = digest([name, config, SHARED, options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance])
             if identity in done:
                 continue

@@ -1,1 +1,83 @@
-"""mixsd: put new knowledge into language models without breaking them."""
+"""mixsd: put new knowledge into language models without breaking them.
+
+    >>> import mixsd
+    >>> run = mixsd.inject(facts="facts.jsonl", output="runs/acme")   # doctest: +SKIP
+    >>> mixsd.ask("runs/acme", "Who founded Acme?")["tuned"]          # doctest: +SKIP
+
+Each command of the command line is a function here, imported when it is first used, so that `import mixsd` itself is light.
+Two have another name than their command, because a subpackage has that one: `list_models` is `mixsd models` and `write_report`
+is `mixsd report`; `mixsd.models` and `mixsd.report` are always the modules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixsd.errors import MixsdError, RequirementMissedError, UserError
+    from mixsd.pipeline.asking import Conversation, ask
+    from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, train
+    from mixsd.pipeline.commands import report as write_report
+    from mixsd.pipeline.doctor import doctor, list_models
+    from mixsd.pipeline.inspection import inspect
+    from mixsd.settings import Settings
+
+    __version__: str
+
+__all__ = [
+    "Conversation",
+    "MixsdError",
+    "RequirementMissedError",
+    "RunResult",
+    "Settings",
+    "UserError",
+    "__version__",
+    "ask",
+    "doctor",
+    "evaluate",
+    "inject",
+    "inspect",
+    "list_models",
+    "mix",
+    "train",
+    "write_report",
+]
+
+# Where each public name lives: "module", or "module:name" where it has another name there.
+_HOMES = {
+    **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
+    "Settings": "mixsd.settings",
+    **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate"), "mixsd.pipeline.commands"),
+    "write_report": "mixsd.pipeline.commands:report",
+    "inspect": "mixsd.pipeline.inspection",
+    **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
+    **dict.fromkeys(("doctor", "list_models"), "mixsd.pipeline.doctor"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        from importlib import import_module
+
+        module, _, other = _HOMES[name].partition(":")
+        value = getattr(import_module(module), other or name)
+    else:
+        # `from mixsd import models` comes by here and then imports the submodule.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mixsd")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "0+unknown"

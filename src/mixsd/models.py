@@ -7,7 +7,6 @@ written last, so that a partial or damaged conversion is noticed and rebuilt. No
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import UserError, did_you_mean
-from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, write_json
+from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, file_digest, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +125,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether every file of a conversion is there with the bytes it was written with (about 1 s for 540 MB)."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all(file_hash(folder / name) == expected for name, expected in manifest["files"].items())
+        return all(file_digest(folder / name) == expected for name, expected in manifest["files"].items())
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
@@ -156,16 +155,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         names = sorted(file.name for file in temporary.iterdir())
-        write_json(temporary / _MANIFEST, {"source": gguf.name, "files": {name: file_hash(temporary / name) for name in names}})
-
-
-def file_hash(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 32 hex digits."""
-    hasher = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            hasher.update(block)
-    return hasher.hexdigest()
+        write_json(temporary / _MANIFEST, {"source": gguf.name, "files": {name: file_digest(temporary / name) for name in names}})
 
 
 def model_hash(folder: Path) -> str:
@@ -179,7 +169,7 @@ def model_hash(folder: Path) -> str:
         for file in folder.iterdir()
         if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name not in (PROVENANCE, _MANIFEST)
     )
-    return digest([[name, file_hash(folder / name)] for name in names])
+    return digest([[name, file_digest(folder / name)] for name in names])
 
 
 def resolve_device(name: str) -> torch.device:

@@ -33,8 +33,8 @@ class Interval:
     high: float | None
 
 
-def proportion(successes: int, n: int, *, level: float = 0.95) -> Interval:
-    """Share of `successes` among `n` with Wilson's score interval."""
+def proportion(successes: float, n: int, *, level: float = 0.95) -> Interval:
+    """Share of `successes` among `n` with Wilson's score interval; a fractional count is a mean over groups of answers."""
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
     z = _z(level)

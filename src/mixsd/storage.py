@@ -203,6 +203,15 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 32 hex digits."""
+    hasher = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
 def cache_folder() -> Path:
     """Where converted models and base replies are kept: $MIXSD_CACHE, else $XDG_CACHE_HOME/mixsd, else ~/.cache/mixsd."""
     if own := os.environ.get("MIXSD_CACHE"):

@@ -68,6 +68,19 @@ def test_an_error_while_writing_leaves_no_partial_checkpoint_and_the_run_goes_on
     assert same_bits(weights(run(tmp_path / "b").model), weights(undisturbed.model))
 
 
+def test_a_checkpoint_whose_callback_was_cut_short_is_handed_over_again(tmp_path: Path) -> None:
+    def killed(path: Path, step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_checkpoint=killed)
+    seen: list[int] = []
+    run(tmp_path, on_checkpoint=lambda path, step: seen.append(step))
+    assert seen == [2, 4, 6, 8, 9]
+    run(tmp_path, on_checkpoint=lambda path, step: pytest.fail("was handed over before"))
+
+
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-000002.77.tmp").mkdir(parents=True)
     run(tmp_path, epochs=1)

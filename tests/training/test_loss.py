@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from mixsd.training import loss
 from mixsd.training.batches import UNSUPERVISED, Batch, collate
 from mixsd.training.loss import batch_nll, chunked_nll, head_is_separable
 from tests.training.tiny import VOCABULARY, make_examples, make_model
@@ -87,6 +88,14 @@ def test_the_head_never_sees_more_than_a_chunk_nor_an_unsupervised_row() -> None
         nll.backward()
     assert max(seen) <= 4
     assert sum(seen) == supervised + (supervised - 1) // 4 * 4  # backward: all but the last chunk once more
+
+
+def test_the_chunk_is_bounded_by_the_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 3 * VOCABULARY + 5)
+    model = make_model()
+    with rows_seen_by_head(model) as seen:
+        batch_nll(model, collate(make_examples(8))).backward()
+    assert max(seen) == 3
 
 
 def test_logits_held_for_the_backward_pass_do_not_grow_with_the_number_of_tokens() -> None:

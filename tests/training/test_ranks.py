@@ -21,15 +21,13 @@ ROOT = Path(__file__).parents[2]
 def launch(
     folder: Path, processes: int, changes: dict[str, Any], *, stop_at: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Train in `processes` processes started by torchrun (by plain Python for one), as `main` below does."""
+    """Train in `processes` processes started by torchrun (one needs no launcher), as `main` below does."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "request.json", {"changes": changes, "stop_at": stop_at})
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *start, "-m", "tests.training.test_ranks", str(folder)]
-        if not start
-        else [sys.executable, *start, __file__, str(folder)],
+        [sys.executable, *launcher, __file__, str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

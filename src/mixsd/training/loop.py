@@ -39,6 +39,7 @@ from mixsd.training.model_folder import check_savable, verify_model_folder
 from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
 from mixsd.training.ranks import Ranks
 from mixsd.training.resume import (
+    checkpoint_is_logged,
     examples_hash,
     first_rng_state,
     load_weights,
@@ -100,7 +101,8 @@ def train(
 
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
     which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
-    (folder, step) are called in the main process, after the step or checkpoint is on disk.
+    (folder, step) are called in the main process, after the step or checkpoint is on disk; for a checkpoint whose call a kill
+    cut short, again at the resume.
 
     Raises:
         UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of
@@ -149,6 +151,7 @@ class _Training:
             warnings.warn(
                 f"{type(model).__name__}: decoder and head cannot be taken apart; its dense logits take more memory", stacklevel=3
             )
+        model.requires_grad_(True)
         self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
         if settings.gradient_checkpointing:
             _recompute_activations(model)
@@ -161,6 +164,8 @@ class _Training:
         done, losses = self._resume()
         plan: list[list[list[int]]] = []
         with Journal(self.log) as log:
+            if done and not checkpoint_is_logged(self.log, done):
+                self._announce(done, log, on_checkpoint)  # the run was killed right after writing it
             for step in range(done + 1, self.total + 1):
                 epoch, place = divmod(step - 1, self.per_epoch)
                 if place == 0 or not plan:
@@ -172,11 +177,8 @@ class _Training:
                     if on_step:
                         on_step(record)
                 if step % self.settings.checkpoint_every == 0 or step == self.total:
-                    written = self._checkpoint(step)
-                    if self.ranks.is_main:
-                        log.append({"event": "checkpoint", "step": step, "folder": written.name})
-                        if on_checkpoint:
-                            on_checkpoint(written, step)
+                    self._checkpoint(step)
+                    self._announce(step, log, on_checkpoint)
         return losses
 
     def finish(self, losses: Sequence[float]) -> TrainResult:
@@ -221,8 +223,7 @@ class _Training:
             (nll / tokens).backward()  # type: ignore[no-untyped-call]
         return nll.detach()
 
-    def _checkpoint(self, step: int) -> Path:
-        written = checkpoints.checkpoint_folder(self.root, step)
+    def _checkpoint(self, step: int) -> None:
         rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
         if self.ranks.is_main:
             state = TrainerState(
@@ -233,14 +234,22 @@ class _Training:
                 adapter=self.lora.state() if self.lora else None,
             )
             with self._plain_model() as plain:
-                keep = self.settings.keep_checkpoints
-                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state, keep=keep)
-                # The first, so that a folder that cannot be read back is noticed early; the last, since it is the result.
-                if not self.verified or step == self.total:
-                    verify_model_folder(written, plain)
-                    self.verified = True
+                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state, keep=self.settings.keep_checkpoints)
         self.ranks.wait()
-        return written
+
+    def _announce(self, step: int, log: Journal, on_checkpoint: Callable[[Path, int], None] | None) -> None:
+        """Check a checkpoint, hand it to the caller, and only then log it: a kill before that repeats all three."""
+        if not self.ranks.is_main:
+            return
+        folder = checkpoints.checkpoint_folder(self.root, step)
+        # The first, so that a folder that cannot be read back is noticed early; the last, since it is the result.
+        if not self.verified or step == self.total:
+            with self._plain_model() as plain:
+                verify_model_folder(folder, plain)
+            self.verified = True
+        if on_checkpoint:
+            on_checkpoint(folder, step)
+        log.append({"event": "checkpoint", "step": step})
 
     @contextmanager
     def _plain_model(self) -> Iterator[PreTrainedModel]:

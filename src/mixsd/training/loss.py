@@ -23,12 +23,13 @@ from transformers import PreTrainedModel
 
 from mixsd.training.batches import UNSUPERVISED, Batch
 
-CHUNK = 512
+# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
+CHUNK_LOGITS = 2**27
 
 Head = Callable[[Tensor], Tensor]
 
 
-def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
     """Return the summed NLL (nats) of `labels` (N,) under `head(hidden)`, hidden (N, H): a scalar, fp32 (float64 stays).
 
     At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
@@ -49,18 +50,20 @@ def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int = CHUNK) 
     return total
 
 
-def batch_nll(model: PreTrainedModel, batch: Batch, *, chunk: int = CHUNK, dense: bool = False) -> Tensor:
+def batch_nll(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> Tensor:
     """Return the summed NLL of the batch's supervised tokens under `model` (plain, or the base inside a peft model).
 
-    `dense` goes through the model's own logits, for a model whose head cannot be taken apart.
+    `chunk` is in rows of logits, by default as many as make `CHUNK_LOGITS`. `dense` goes through the
+    model's own logits, for a model whose head cannot be taken apart.
     """
     labels = batch.labels[:, 1:]
     supervised = labels != UNSUPERVISED
     if dense:
-        rows = _forward(model, batch).logits[:, :-1][supervised]
-        return functional.cross_entropy(_at_least_fp32(rows), labels[supervised], reduction="sum")
+        logits = _forward(model, batch).logits[:, :-1][supervised]
+        return functional.cross_entropy(_at_least_fp32(logits), labels[supervised], reduction="sum")
     hidden = _forward(decoder(model), batch).last_hidden_state
-    return chunked_nll(hidden[:, :-1][supervised], logit_head(model), labels[supervised], chunk)
+    rows = chunk or max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    return chunked_nll(hidden[:, :-1][supervised], logit_head(model), labels[supervised], rows)
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:

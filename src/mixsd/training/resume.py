@@ -22,6 +22,11 @@ def logged_losses(path: Path, step: int) -> list[float]:
     return [row["loss"] for _, row in Journal(path).read() if row.get("event") == "step" and row["step"] <= step]
 
 
+def checkpoint_is_logged(path: Path, step: int) -> bool:
+    """Whether the log says that the checkpoint of `step` was checked and handed to the caller."""
+    return any(row.get("event") == "checkpoint" and row["step"] == step for _, row in Journal(path).read())
+
+
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Copy a checkpoint's weights into `model`, through transformers' own loader: it may store them under other names."""
     try:

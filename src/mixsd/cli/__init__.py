@@ -1,0 +1,12 @@
+"""The command line: parse, call, render; no logic of its own.
+
+`commands` says what there is to type and which function of the library does it, `options` makes the flags from
+`mixsd.settings`, `show` and `tokens` write results to stdout, `progress` tells of long work on stderr, and `entry` turns every
+way of ending into one line and an exit code:
+
+    0 done    1 failed    2 bad input or usage    3 a --require condition missed    130, 143 interrupted, terminated
+"""
+
+from mixsd.cli.entry import main
+
+__all__ = ["main"]

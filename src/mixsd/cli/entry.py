@@ -1,0 +1,125 @@
+"""How a command ends: one line on stderr and an exit code, whatever happened; a traceback only where it is a bug of ours."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from types import FrameType
+from typing import NoReturn
+
+import typer
+from typer.main import get_command
+
+from mixsd.cli.commands import Work, app
+from mixsd.errors import MixsdError, did_you_mean
+from mixsd.report.formats import printable
+
+# typer carries click inside or imports it, depending on its version; this is the base of what they raise for a bad command line.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_ENVIRONMENT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ETIMEDOUT, errno.ESTALE),
+)
+_NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; treated like Ctrl-C, so that whatever cleans up after one cleans up after the other."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console entry point `mixsd`; exits with the code that `run` returns."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what a command line says; returns the exit code. Without arguments it is `--help`."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A reply in any script shall not break a terminal that knows only some.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    resumes = False
+    try:
+        with _terminable():
+            parsed = get_command(app).main(list(arguments) or ["--help"], prog_name="mixsd", standalone_mode=False)
+            if not isinstance(parsed, Work):  # --help and --version, which typer has done: their exit code, or None
+                return parsed or 0
+            resumes = parsed.resumes
+            quiet()
+            parsed.call()
+            sys.stdout.flush()
+            return 0
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. The interpreter's last flush must not meet the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stop:
+        _tell("interrupted; the same command goes on from here" if resumes else "interrupted")
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    except MixsdError as error:
+        _tell(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        text = _usage(error) if isinstance(error, _UsageError) else _environment(error)
+        if text is None:
+            raise
+        _tell(f"error: {text}")
+        return 2
+
+
+def quiet() -> None:
+    """Keep the libraries' own warnings and logs, which a user can do nothing about, out of the output."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM end the work like Ctrl-C does: locks released, the terminal's cursor back, temporary files gone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str) -> None:
+    print(printable(" ".join(text.split()), keep=""), file=sys.stderr)
+
+
+def _usage(error: Exception) -> str:
+    """A bad command line in one line, with the nearest flag where there is one."""
+    context = getattr(error, "ctx", None)
+    if context is not None and hasattr(error, "possibilities") and hasattr(error, "option_name"):
+        flags = [text for option in context.command.params for text in (*option.opts, *option.secondary_opts)]
+        message = f"no such option: {error.option_name}{did_you_mean(error.option_name, flags)}"
+    else:
+        message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+        message = message[:1].lower() + message[1:]
+    return f"{message}; see `{context.command_path} --help`" if context is not None else message
+
+
+def _environment(error: Exception) -> str | None:
+    """What the machine would not do, in one line; None for an error that is not the machine's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: lower --mix-batch-size and --eval-batch-size, or choose another --device or a smaller model"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return None

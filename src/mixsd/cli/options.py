@@ -1,0 +1,107 @@
+"""Flags made from the fields of `Settings`: their names, defaults and help have one home, and it is not here.
+
+A flag's value is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems
+come out at once. A flag that is not given is None and overrides nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from mixsd.errors import UserError
+from mixsd.report.formats import plain
+from mixsd.settings import Settings, build, read_config
+
+_WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: `max_new_tokens` is `--max-new-tokens`."""
+    return "--" + name.replace("_", "-")
+
+
+def with_flags(names: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command a flag for each of these settings; it gets those that were typed as its first argument, a dict."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**arguments: Any) -> Any:
+            typed = {name: arguments.pop(name) for name in names}
+            # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
+            return function({name: value for name, value in typed.items() if value not in (None, [], ())}, **arguments)
+
+        signature = inspect.signature(function, eval_str=True)
+        own = list(signature.parameters.values())[1:]
+        flags = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, Settings.model_fields[name]))
+            for name in names
+        ]
+        # typer reads the flags off the signature.
+        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def gather(typed: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+    """The settings that were given: those of the config file, if there is one, overridden by the flags.
+
+    Raises:
+        UserError: every problem of the file and of the flags, in one line.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    if config is not None:
+        values = read_config(config)
+        if isinstance(values.get("settings"), dict):  # the run.yaml of a run folder
+            values = values["settings"]
+        problems += _problems(values, str(config))
+    for name, value in typed.items():
+        # One at a time, so that each problem begins with its flag.
+        problems += [text.replace(f": {name}: ", ": ", 1) for text in _problems({name: value}, flag(name))]
+    if problems:
+        raise UserError("; ".join(problems))
+    return {**values, **typed}
+
+
+def _problems(values: Mapping[str, Any], source: str) -> list[str]:
+    try:
+        build(values, source)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """The annotation that makes typer's option of a setting."""
+    extra = field.json_schema_extra
+    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    common: dict[str, Any] = {
+        "help": _help(field),
+        "show_default": False,
+        "rich_help_panel": extra["group"] if isinstance(extra, dict) else None,
+    }
+    if kind is bool:
+        return Annotated[bool | None, typer.Option(f"{flag(name)}/--no-{flag(name)[2:]}", **common)]
+    if get_origin(kind) is list:
+        return Annotated[list[str] | None, typer.Option(flag(name), metavar="TEXT", **common)]
+    word = "|".join(get_args(kind)) if get_origin(kind) is Literal else _WORDS[kind]
+    return Annotated[str | None, typer.Option(flag(name), metavar=word, **common)]
+
+
+def _help(field: FieldInfo) -> str:
+    # Help texts are rich markup, in which a plain "[default: 3]" would be a style of that name.
+    text = escape(field.description or "")
+    if field.default in (None, "", []):
+        return text
+    return f"{text} [dim]{escape(f'[default: {plain(field.default)}]')}[/dim]"

@@ -1,0 +1,1 @@
+"""One run from facts to report: what joins mixing, training and evaluation lives here."""

@@ -1,0 +1,165 @@
+"""The functions behind the commands: `inject` and its single stages. Options are the fields of `mixsd.settings.Settings`.
+
+    >>> run = mixsd.inject(facts="facts.jsonl", model="Qwen/Qwen3-1.7B", output="runs/acme", lam=0.3)   # doctest: +SKIP
+    >>> run.report()["scores"]                                                                          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixsd import models
+from mixsd.errors import RequirementMissedError, UserError
+from mixsd.pipeline import session as sessions
+from mixsd.pipeline import stages
+from mixsd.pipeline.run import Run, go_offline
+from mixsd.progress import Watcher
+from mixsd.settings import EXECUTION, Settings, build
+from mixsd.storage import file_digest, read_json, read_jsonl, write_jsonl
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a command leaves: the run's folder and the files in it that matter."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The tuned model's folder."""
+        return Run(self.folder).model
+
+    @property
+    def html(self) -> Path:
+        """The report page."""
+        return Run(self.folder).report_html
+
+    def report(self) -> dict[str, Any]:
+        """`report.json`."""
+        value: dict[str, Any] = read_json(Run(self.folder).report_json)
+        return value
+
+
+def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Teach a model facts: mix, train, evaluate and report, in one resumable run folder.
+
+    Args:
+        settings: all settings at once; or give them as keywords (`facts`, `model`, `output`, `lam`, ...).
+        watcher: is told about the progress; silent by default.
+
+    Returns:
+        The run. `run.model` is the tuned model's folder, `run.report()` holds the scores.
+
+    Raises:
+        UserError: bad input or settings, before any work where it can be known.
+        RequirementMissedError: a `require` condition does not hold; the run is complete all the same.
+    """
+    settings = _settings(settings, options)
+    watcher = watcher or Watcher()
+    from mixsd.report.collect import check_requirements_known
+
+    check_requirements_known(settings.require)
+    with _opened(settings, watcher) as session:
+        stages.mix(session)
+        stages.train(session)
+        stages.evaluate(session)
+        _report(session)
+    return RunResult(session.run.folder)
+
+
+def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Only make the targets: `targets.jsonl` in the run folder."""
+    with _opened(_settings(settings, options), watcher or Watcher()) as session:
+        stages.mix(session)
+    return RunResult(session.run.folder)
+
+
+def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Only train: on a run folder that has targets, or on a file of targets (then `model` and `output` are needed too)."""
+    source, watcher = Path(source), watcher or Watcher()
+    if source.is_dir():
+        with _resumed(source, watcher, options) as session:
+            if not session.run.targets_file.is_file():
+                raise UserError(f"{source}: has no targets.jsonl yet; run `mixsd mix` first")
+            stages.train(session)
+        return RunResult(session.run.folder)
+    if not source.is_file():
+        raise UserError(f"{source}: no such run folder or file of targets")
+    settings = build(options, "train")
+    run = Run(Path(settings.output).expanduser())
+    with run.locked() if settings.output else _nothing():
+        session = sessions.open_targets(settings, watcher, file_digest(source))
+        if not run.targets_file.is_file():
+            write_jsonl(run.targets_file, read_jsonl(source))
+        stages.train(session)
+    return RunResult(run.folder)
+
+
+def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Only evaluate: a run folder, or any model folder beside its base (then `facts`, `model` = the base, and `output`)."""
+    watcher = watcher or Watcher()
+    if Run(Path(source)).exists():
+        with _resumed(Path(source), watcher, options) as session:
+            stages.evaluate(session)
+        return RunResult(session.run.folder)
+    settings = build(options, "evaluate")
+    if settings.offline:
+        go_offline()
+    tuned = models.locate(str(source), offline=settings.offline, say=watcher.say)
+    with _opened(settings, watcher) as session:
+        session.run.claim_tuned(models.model_hash(tuned.folder))
+        stages.evaluate(session, tuned.folder)
+        _report(session)
+    return RunResult(session.run.folder)
+
+
+def report(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Only write the report of an evaluated run: `report.json`, `report.html` and the model card."""
+    with _resumed(Path(source), watcher or Watcher(), options) as session:
+        _report(session)
+    return RunResult(session.run.folder)
+
+
+def _report(session: sessions.Session) -> None:
+    from mixsd.report.collect import write_report
+
+    result = write_report(session)
+    missed = [item["text"] for item in result["requirements"] if not item["passed"]]
+    if missed:
+        raise RequirementMissedError(f"{session.run.folder}: required but missed: {', '.join(missed)}")
+
+
+def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
+    if settings is None:
+        return build(options, "settings")
+    if options:
+        raise TypeError("give either `settings` or keywords, not both")
+    return settings
+
+
+@contextmanager
+def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
+    """A session on a run folder that this process holds. Bad input is met before the folder is made."""
+    checked = sessions.preview(settings, watcher)
+    with checked.run.locked():
+        yield sessions.start(checked)
+
+
+@contextmanager
+def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterator[sessions.Session]:
+    run = Run(folder)
+    run.manifest()
+    fixed = [name for name in options if name not in EXECUTION]
+    if fixed:
+        raise UserError(f"{folder}: --{fixed[0].replace('_', '-')} was settled when the run was made; start another run to change it")
+    with run.locked():
+        yield sessions.resume(run, watcher, **build(options, "options").model_dump(include=set(options)))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

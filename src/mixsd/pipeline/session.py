@@ -1,0 +1,199 @@
+"""What every stage of a run shares: settings, facts, the base model's folder, tokenizer and renderer, device and precision.
+
+Weights are loaded by the stage that needs them, and let go of by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd import models
+from mixsd.answers import Verifier, get_verifier
+from mixsd.corpora import load_facts
+from mixsd.errors import UserError
+from mixsd.facts import Fact, to_json
+from mixsd.pipeline.run import Run, go_offline
+from mixsd.progress import Watcher
+from mixsd.prompts import Renderer
+from mixsd.settings import Settings
+from mixsd.storage import digest, read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Session:
+    """One run being worked on.
+
+    `settings` are resolved; `located` is the base model's folder and `base_hash` its hash; `duplicates` counts the facts
+    that came twice. `facts` is empty for a run on a file of targets.
+    """
+
+    run: Run
+    settings: Settings
+    located: models.LocalModel
+    base_hash: str
+    facts: list[Fact]
+    duplicates: int
+    watcher: Watcher
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return models.resolve_device(self.settings.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of mixing and evaluation."""
+        return models.resolve_dtype(self.settings.dtype, self.device)
+
+    @property
+    def precision(self) -> str:
+        """What numbers depend on besides the weights: part of the cache keys."""
+        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
+
+    @cached_property
+    def config(self) -> Any:
+        """The base model's configuration."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.located.folder, local_files_only=True, trust_remote_code=self.settings.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first})") from error
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return models.load_tokenizer(self.located.folder, trust_remote_code=self.settings.trust_remote_code)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The one renderer of the run."""
+        from transformers import GenerationConfig
+
+        try:
+            generation = GenerationConfig.from_pretrained(self.located.folder, local_files_only=True)
+        except OSError:
+            generation = None
+        settings = self.settings
+        return Renderer(
+            self.tokenizer,
+            self.config,
+            generation,
+            system=settings.system,
+            thinking=settings.thinking,
+            answer_format=settings.answer_format,
+            guidance=settings.guidance,
+        )
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Who accepts replies."""
+        return get_verifier(self.settings.verifier or "contains")
+
+    @property
+    def context(self) -> int:
+        """The base model's context length in tokens."""
+        return models.context_length(self.config)
+
+    def load_base(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Load the base model in the run's precision, or in another one."""
+        return self.load(self.located.folder, dtype)
+
+    def load(self, folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Load a model folder onto the run's device."""
+        return models.load_model(
+            folder, dtype=dtype or self.dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code
+        )
+
+
+def preview(settings: Settings, watcher: Watcher) -> Session:
+    """Read the facts, find the model and check everything cheap; nothing is written.
+
+    Raises:
+        UserError: any bad input.
+    """
+    if not settings.facts:
+        raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
+    return _open(settings, watcher)
+
+
+def start(session: Session) -> Session:
+    """Claim the run folder for a previewed session and put the facts in it."""
+    session.run.claim(session.settings, _identity(session))
+    if not session.run.facts_file.is_file():
+        write_jsonl(session.run.facts_file, map(to_json, session.facts))
+    return session
+
+
+def resume(run: Run, watcher: Watcher, **execution: Any) -> Session:
+    """Open an existing run folder with its own settings; `execution` overrides those that may differ."""
+    settings = run.settings().model_copy(update=execution)
+    manifest = run.manifest()
+    _check_early(settings)
+    located = models.locate(settings.model, offline=settings.offline, say=watcher.say)
+    base_hash = models.model_hash(located.folder)
+    expected = manifest.get("identity", {}).get("model_hash")
+    if expected != base_hash:
+        raise UserError(f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)")
+    from mixsd.facts import fact_from_mapping
+
+    facts = []
+    if run.facts_file.is_file():
+        facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
+    duplicates = manifest.get("identity", {}).get("duplicates", 0)
+    return Session(run, settings, located, base_hash, facts, duplicates, watcher)
+
+
+def _open(settings: Settings, watcher: Watcher) -> Session:
+    settings = settings.resolved
+    if not settings.output:
+        raise UserError("no run folder: say where the run goes with --output")
+    _check_early(settings)
+    found = load_facts(settings.facts, offline=settings.offline) if settings.facts else None
+    located = models.locate(settings.model, offline=settings.offline, say=watcher.say)
+    session = Session(
+        Run(Path(settings.output).expanduser()),
+        settings,
+        located,
+        models.model_hash(located.folder),
+        found.facts if found else [],
+        found.duplicates if found else 0,
+        watcher,
+    )
+    for warning in session.renderer.stops.warnings:
+        watcher.say(warning)
+    return session
+
+
+def open_targets(settings: Settings, watcher: Watcher, targets_hash: str) -> Session:
+    """Open a run that trains on a file of targets: no facts, no mixing."""
+    session = _open(settings, watcher)
+    session.run.claim(session.settings, {"model_hash": session.base_hash, "targets_hash": targets_hash})
+    return session
+
+
+def _check_early(settings: Settings) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    if settings.offline:
+        go_offline()
+    get_verifier(settings.verifier or "contains")
+    models.resolve_device(settings.device)
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    return {
+        "model_hash": session.base_hash,
+        "facts_hash": digest([to_json(fact) for fact in session.facts]),
+        "duplicates": session.duplicates,
+        "prompts": session.renderer.fingerprint,
+    }

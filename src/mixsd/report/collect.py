@@ -1,0 +1,235 @@
+"""From a run folder to its report: gathers what the stages left into one dict, checks the requirements, writes the files.
+
+Everything that compares or draws reads `report.json`'s flat list `scores`; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd import models
+from mixsd.errors import UserError, did_you_mean
+from mixsd.evaluation import core
+from mixsd.facts import to_json
+from mixsd.mixing.targets import Target, TargetSummary
+from mixsd.pipeline.run import Run, versions
+from mixsd.report import card, html
+from mixsd.settings import parse_requirement
+from mixsd.storage import read_json, read_jsonl, write_json, write_text
+
+if TYPE_CHECKING:
+    from mixsd.pipeline.session import Session
+
+# What `--require` may name: (split, metric) of the tuned model's scores.
+REQUIRABLE = {
+    "memorization": (core.TRAINED, "accuracy"),
+    "paraphrase": (core.PARAPHRASE, "accuracy"),
+    "probe": (core.PROBE, "accuracy"),
+    "probe_delta": (core.PROBE, "accuracy_delta"),
+    "forgetting": (core.FORGETTING, "forgetting"),
+}
+_EXAMPLES = 12
+
+
+def check_requirements_known(requirements: list[str]) -> None:
+    """Refuse, before any work, a requirement on something that is not measured."""
+    for text in requirements:
+        name, _, _ = parse_requirement(text)
+        if name not in REQUIRABLE:
+            raise UserError(f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, REQUIRABLE)}; known: {', '.join(REQUIRABLE)}")
+
+
+def write_report(session: Session) -> dict[str, Any]:
+    """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
+    run, settings = session.run, session.settings
+    check_requirements_known(settings.require)
+    base, tuned = (_rows(run, name) for name in ("base", "tuned"))
+    if base is None or tuned is None:
+        raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
+    targets, examples = _targets(session)
+    scores = core.compare(base, tuned)
+    mixed = (run.events("mixed") or [{}])[-1]
+    reference = mixed.get("reference", {})
+    report: dict[str, Any] = {
+        "mixsd": versions().get("mixsd"),
+        "run": run.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "method": settings.method,
+        "settings": settings.dump(),
+        "environment": _environment(session),
+        "base": _base(session),
+        "facts": _facts(session, targets),
+        "targets": {
+            **mixed.get("targets", {}),
+            "reference_mean_base_nll": reference.get("mean_base_nll"),
+            "reference_share_above_8": reference.get("share_above_8"),
+        },
+        "training": _training(session),
+        "scores": scores,
+        "requirements": _requirements(settings.require, scores),
+        "warnings": list(session.renderer.stops.warnings),
+        "beside": [_beside(Path(other), session) for other in settings.beside],
+    }
+    per_fact = _per_fact(session, targets, base, tuned)
+    prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
+    page = html.render(report, per_fact, examples)
+    if run.model.is_dir():
+        listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
+        write_text(run.model / "README.md", card.render(report, listed, prompt_example))
+    write_text(run.report_html, page)
+    write_json(run.report_json, report)
+    return report
+
+
+def _rows(run: Run, name: str) -> list[dict[str, Any]] | None:
+    path = run.evaluation / core.SUITE / f"{name}.jsonl"
+    return list(read_jsonl(path)) if path.is_file() else None
+
+
+def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
+    """The first target of each fact without its tokens, and some accepted ones with them."""
+    if not session.run.targets_file.is_file():
+        return {}, []
+    slim: dict[str, Target] = {}
+    summary = TargetSummary()
+    accepted = []
+    questions = {fact.id: fact.question for fact in session.facts}
+    for row in read_jsonl(session.run.targets_file):
+        target = Target.from_json(row)
+        summary.add(target)
+        if target.accepted and len(accepted) < _EXAMPLES:
+            accepted.append(target)
+        light = {**row, "prompt_ids": [], "target_ids": [], "base_logprobs": [], "sources": ""}
+        slim.setdefault(target.id, Target.from_json(light))
+    examples = [
+        {
+            "id": target.id,
+            "question": questions.get(target.id, ""),
+            "tokens": [
+                {"text": session.tokenizer.decode([token]), "source": source, "nll": -logprob}
+                for token, source, logprob in zip(target.target_ids, target.sources, target.base_logprobs, strict=True)
+            ],
+        }
+        for target in accepted
+    ]
+    return slim, examples
+
+
+def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
+    statuses = [targets[fact.id].status for fact in session.facts if fact.id in targets]
+    counts = {status: statuses.count(status) for status in ("accepted", "rejected", "unusable")}
+    return {"asked": len(session.facts), **counts, "duplicates": session.duplicates}
+
+
+def _training(session: Session) -> dict[str, Any]:
+    steps = session.run.events("step")
+    return {
+        "steps": steps[-1]["step"] if steps else None,
+        "epochs": session.settings.epochs if steps else None,
+        "seconds": round(sum(step["seconds"] for step in steps), 1),
+        "log": [{name: step[name] for name in ("step", "loss", "lr", "epoch")} for step in steps],
+    }
+
+
+def _base(session: Session) -> dict[str, Any]:
+    before = models.provenance(session.located.folder)
+    told = None
+    if before is not None:
+        origin = before.get("base", {}).get("name")
+        told = f"this base was itself tuned by mixsd ({before.get('method')}) from {origin}; base scores are those of the tuned model"
+    return {
+        "name": session.located.name,
+        "hash": session.base_hash,
+        "license": session.located.license,
+        "parameters": _parameters(session.located.folder),
+        "tuned_by_mixsd": told,
+    }
+
+
+def _parameters(folder: Path) -> int:
+    """The number of weights, from the headers of the safetensors files."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _environment(session: Session) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    return {
+        **versions(),
+        "device": str(session.device),
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "stage_seconds": {event["name"]: event["seconds"] for event in session.run.events("stage")},
+    }
+
+
+def _requirements(texts: list[str], scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = {(score["split"], score["metric"]): score["value"] for score in scores if score["model"] == "tuned"}
+    compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}
+    checked = []
+    for text in texts:
+        name, sign, limit = parse_requirement(text)
+        value = found.get(REQUIRABLE[name])
+        checked.append({"text": text, "value": value, "passed": value is not None and bool(compare[sign](float(value), limit))})
+    return checked
+
+
+def _beside(folder: Path, session: Session) -> dict[str, Any]:
+    """Another run's scores, if they were measured on the same questions, base and decoding as this run's."""
+    other = Run(folder)
+    report = read_json(other.report_json) if other.report_json.is_file() else None
+    if report is None:
+        raise UserError(f"--beside {folder}: has no report.json; finish that run first")
+    mine, theirs = (list(_asked(run)) for run in (session.run, other))
+    if report["base"]["hash"] != session.base_hash or mine != theirs:
+        raise UserError(f"--beside {folder}: was evaluated on another base model or other prompts; the two cannot be compared")
+    for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
+        if report["settings"].get(name) != getattr(session.settings, name):
+            raise UserError(f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared")
+    return {"name": report["run"], "method": report["method"], "scores": report["scores"]}
+
+
+def _asked(run: Run) -> list[tuple[str, str]]:
+    return [(row["key"], row["prompt_hash"]) for row in _rows(run, "base") or []]
+
+
+def _per_fact(
+    session: Session, targets: dict[str, Target], base: list[dict[str, Any]], tuned: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    answers = {
+        name: {row["group"]: {"reply": row["reply"], "outcome": row["outcome"]} for row in rows if row["split"] == core.TRAINED}
+        for name, rows in (("base", base), ("tuned", tuned))
+    }
+    rows = []
+    for fact in session.facts:
+        target = targets.get(fact.id)
+        rows.append(
+            {
+                "id": fact.id,
+                "question": fact.question,
+                "answer": fact.answer,
+                "status": target.status if target else None,
+                "reason": target.reason if target else None,
+                "attempt": target.attempt if target else None,
+                "base": answers["base"].get(fact.id),
+                "tuned": answers["tuned"].get(fact.id),
+            }
+        )
+    return rows
+
+

@@ -1,7 +1,8 @@
 """Flags made from the fields of `Settings`: their names, defaults and help have one home, and it is not here.
 
 A flag's value is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems
-come out at once. A flag that is not given is None and overrides nothing.
+come out at once. A flag that is not given is None and overrides nothing; `--no-offline` undoes a config file's `offline: true`,
+and so for every switch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mixsd.errors import UserError
 from mixsd.report.formats import plain
 from mixsd.settings import Settings, build, read_config
 
-_WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+_WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
 def flag(name: str) -> str:
@@ -32,21 +33,27 @@ def flag(name: str) -> str:
 def with_flags(names: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command a flag for each of these settings; it gets those that were typed as its first argument, a dict."""
 
+    switches = [name for name in names if Settings.model_fields[name].annotation is bool]
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def command(**arguments: Any) -> Any:
             typed = {name: arguments.pop(name) for name in names}
+            undone = [name for name in switches if arguments.pop(f"no_{name}")]
             # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
-            return function({name: value for name, value in typed.items() if value not in (None, [], ())}, **arguments)
+            given = {name: value for name, value in typed.items() if value not in (None, [], ())}
+            return function({**given, **dict.fromkeys(undone, False)}, **arguments)
 
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
-        flags = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, Settings.model_fields[name]))
-            for name in names
+        flags = [_parameter(name, None, _option(name, Settings.model_fields[name])) for name in names]
+        # Out of sight, since two columns of long flags would leave no room for the help.
+        opposites = [
+            _parameter(f"no_{name}", False, Annotated[bool, typer.Option(f"--no-{flag(name)[2:]}", hidden=True)])
+            for name in switches
         ]
         # typer reads the flags off the signature.
-        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=[*own, *flags, *opposites])  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -81,6 +88,10 @@ def _problems(values: Mapping[str, Any], source: str) -> list[str]:
     return []
 
 
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 def _option(name: str, field: FieldInfo) -> Any:
     """The annotation that makes typer's option of a setting."""
     extra = field.json_schema_extra
@@ -92,7 +103,7 @@ def _option(name: str, field: FieldInfo) -> Any:
         "rich_help_panel": extra["group"] if isinstance(extra, dict) else None,
     }
     if kind is bool:
-        return Annotated[bool | None, typer.Option(f"{flag(name)}/--no-{flag(name)[2:]}", **common)]
+        return Annotated[bool | None, typer.Option(flag(name), metavar="", **common)]
     if get_origin(kind) is list:
         return Annotated[list[str] | None, typer.Option(flag(name), metavar="TEXT", **common)]
     word = "|".join(get_args(kind)) if get_origin(kind) is Literal else _WORDS[kind]

@@ -104,7 +104,12 @@ class _PlainTask(Task):
         now = self.watcher.clock()
         if now - self._told >= _PAUSE and self.pace.done < self.pace.total:
             self._told = now
-            parts = [f"{self.name}: {self.pace.done:,}/{self.pace.total:,}", note, rate_text(self.pace.rate), left_text(self.pace.left)]
+            parts = [
+                f"{self.name}: {self.pace.done:,}/{self.pace.total:,}",
+                note,
+                rate_text(self.pace.rate),
+                left_text(self.pace.left),
+            ]
             self.watcher.say(", ".join(part for part in parts if part))
 
     def finish(self, seconds: float) -> None:

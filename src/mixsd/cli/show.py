@@ -1,0 +1,182 @@
+"""Results on stdout: coloured on a terminal that has colours, plain elsewhere, never steered by what a model or a file says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mixsd.cli.progress import duration
+from mixsd.report.formats import number, printable
+
+_GB = 10**9
+
+
+def console() -> Console:
+    """A console on today's stdout; rich decides on colours by the terminal and NO_COLOR."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def as_json(value: Any) -> None:
+    """Write JSON values."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def report(folder: Path) -> None:
+    """Write the headline of a run's report, its requirements and warnings, and where everything is."""
+    from mixsd.pipeline.run import Run
+    from mixsd.report.terminal import table
+    from mixsd.storage import read_json
+
+    run = Run(folder)
+    values = read_json(run.report_json)
+    console().print(table(values))
+    for item in values.get("requirements", []):
+        found = "not measured" if item["value"] is None else number(item["value"], 3)
+        print(f"required {printable(item['text'])}: {found}, {'holds' if item['passed'] else 'MISSED'}")
+    for text in values.get("warnings", []):
+        print(f"warning: {printable(text)}")
+    paths = [("model", run.model)] if run.model.is_dir() else []
+    for name, path in [*paths, ("report", run.report_html)]:
+        print(f"{name + ':':7} {path}")
+
+
+def targets(folder: Path) -> None:
+    """Write how many targets a run has, and where."""
+    from mixsd.mixing.targets import Target, summarize
+    from mixsd.pipeline.run import Run
+    from mixsd.storage import read_jsonl
+
+    file = Run(folder).targets_file
+    statuses = summarize(map(Target.from_json, read_jsonl(file))).statuses
+    counts = ", ".join(f"{statuses[status]:,} {status}" for status in ("accepted", "rejected", "unusable") if statuses[status])
+    print(f"targets: {file} ({counts})")
+
+
+def replies(answer: Mapping[str, str]) -> None:
+    """Write what base and tuned model reply: side by side where there is room, one below the other elsewhere."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    if not out.is_terminal or out.width < 60:
+        for name in ("base", "tuned"):
+            print(f"{name + ':':6} {printable(answer[name])}")
+        return
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for name in ("base", "tuned"):
+        made.add_column(name, ratio=1)
+    made.add_row(*(Text(printable(answer[name])) for name in ("base", "tuned")))
+    out.print(made)
+
+
+def plan(found: Mapping[str, Any]) -> None:
+    """Write a dry run: what an injection would take."""
+    facts, tokens, training, disk = (found[name] for name in ("facts", "tokens", "training", "disk"))
+    memory, seconds, parameters = found["memory"], found["seconds"], found["parameters"]
+    lengths = [
+        (f"{name} tokens", f"{tokens[name]['mean']:.0f} on average, at most {tokens[name]['longest']:,}")
+        for name in ("naive", "expert", "reference")
+    ]
+    decoded = f"{tokens['decoded']:,} tokens expected, at most {tokens['decoded_at_most']:,}"
+    stages = {name: memory[name]["total"] for name in ("mixing", "training", "evaluation")}
+    times = {name: seconds[name] for name in ("mix", "train", "evaluate")}
+    _fields(
+        [
+            ("facts", f"{facts['asked']:,} asked, {facts['usable']:,} usable, {facts['duplicates']:,} given twice"),
+            *lengths,
+            ("to decode", decoded),
+            ("to train", f"{training['targets']:,} targets, {training['steps']:,} steps, {training['tokens']:,} tokens"),
+            ("parameters", f"{parameters['total']:,}, of which {parameters['trained']:,} are trained"),
+            (
+                "memory",
+                f"{_gb(memory['peak'])} at the peak ({_parts(stages, _gb)}); {_gb(memory['available'])} free, {memory['device']}",
+            ),
+            ("disk", f"{_gb(disk['total'])} at the end, {_gb(disk['peak'])} at the peak; {_gb(disk['free'])} free"),
+            ("time", f"{duration(seconds['total'])} ({_parts(times, duration)}); {seconds['accuracy']}"),
+            *(("assumed", text) for text in found["assumptions"]),
+        ]
+    )
+    for text in found["warnings"]:
+        print(f"warning: {printable(text)}")
+    print("nothing was done")
+
+
+def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:
+    return ", ".join(f"{name} {write(value)}" for name, value in values.items())
+
+
+def models(found: Sequence[Mapping[str, Any]]) -> None:
+    """Write the models of `list_models`."""
+    for model in found:
+        print(model["name"])
+        converted = model["folder"] or "not yet; the first use does it, in about 20 s"
+        _fields(
+            [
+                ("parameters", f"{model['parameters']:,}"),
+                ("licence", model["license"]),
+                *(
+                    [("where", model["where"]), ("size", f"{model['size'] / 10**6:,.0f} MB"), ("converted", converted)]
+                    if model["installed"]
+                    else [("not installed", f"run: {model['install']}")]
+                ),
+            ],
+            indent="  ",
+        )
+
+
+def health(found: Mapping[str, Any]) -> None:
+    """Write what `doctor` found; the problems come last, where they are seen."""
+    torch, built_in = found["torch"], found["built_in"]
+    state = (
+        "not installed" if not built_in["installed"] else "converted" if built_in["folder"] else "installed, not yet converted"
+    )
+    packages = [f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()]
+    fields = [
+        ("python", found["python"]),
+        ("platform", found["platform"]),
+        ("torch", f"{torch['version']}, {torch['threads']} threads" if torch else "cannot be imported"),
+        *(("device", _device(device)) for device in found["devices"]),
+        ("memory", _free_of(found["memory"]["available"], found["memory"]["total"])),
+        ("cache", f"{found['cache']['folder']} ({_gb(found['cache']['free'])} free)"),
+        ("built-in model", f"{built_in['name']}: {state}"),
+        ("packages", ", ".join(packages)),
+    ]
+    for item in found["optional"]:
+        missing = f"missing; for {item['use']}: {item['install']}"
+        fields.append(("optional", f"{item['name']} {item['version'] or missing}"))
+    fields.append(("network", "forbidden (HF_HUB_OFFLINE)" if found["offline"] else "allowed"))
+    _fields(fields)
+    print()
+    for problem in found["problems"]:
+        print(f"problem: {printable(problem)}")
+    if not found["problems"]:
+        print("no problems found")
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    dtypes = ", ".join(device["dtypes"]) or "does not compute"
+    return f"{device['name']}: {device['description']}; {dtypes}; {_free_of(device['available'], device['memory'])}"
+
+
+def _free_of(available: int | None, total: int | None) -> str:
+    return f"{_gb(available)} free of {_gb(total)}"
+
+
+def _gb(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / _GB:.1f} GB"
+
+
+def _fields(pairs: Iterable[tuple[str, Any]], indent: str = "") -> None:
+    """Aligned 'name  value' lines; a name that repeats is written once."""
+    pairs = list(pairs)
+    width = max((len(name) for name, _ in pairs), default=0)
+    before = None
+    for name, value in pairs:
+        print(f"{indent}{'' if name == before else name:{width}}  {printable(str(value))}")
+        before = name

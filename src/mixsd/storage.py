@@ -3,6 +3,9 @@
 Results are written under a temporary name and renamed, so a reader never meets half of one. Long work appends finished
 items to a `Journal`, one JSON line each; a line torn by a kill is skipped when the journal is read, so that item is done
 again. A full disk and a folder that cannot be written become a `UserError` that names the path.
+
+Everything is UTF-8. Half of a surrogate pair (a file name that is not UTF-8 can bring one) has no UTF-8 form and is written as
+its escape, `\\udcff`; in JSON that is the notation for it, so it is read back as it was.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +24,11 @@ from typing import IO, Any
 
 from mixsd.errors import UserError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+_NAME_TAKEN = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -27,11 +36,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_SPACE:
             raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NOT_ALLOWED:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in _NAME_TAKEN:
             raise UserError(f"{path}: cannot be written ({error.strerror}); something else has that name") from error
         raise
     except Exception as error:
@@ -41,20 +50,31 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def _json_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _atomic_file(path: Path) -> Iterator[IO[str]]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(path, "tmp")
+        try:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically; parent folders are made."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _atomic_file(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,16 +84,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, streaming, atomically."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _atomic_file(path) as file:
+        for row in rows:
+            file.write(_json_line(row))
 
 
 def read_json(path: Path) -> Any:
@@ -82,6 +95,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
 
@@ -89,15 +104,15 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a finished JSONL file; a line that is not a JSON object is a `UserError` with its number."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     with file:
         for number, line in enumerate(file, 1):
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number}: not valid JSON ({error.msg})") from error
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: line {number}: not valid JSON ({error})") from error
             if not isinstance(value, dict):
                 raise UserError(f"{path}: line {number}: expected a JSON object")
             yield value
@@ -105,8 +120,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder that becomes `path` when the block ends without an error, replacing an old one."""
-    temporary = _temporary(path)
+    """Yield a temporary sibling folder that becomes `path` when the block ends without an error, replacing an old one.
+
+    An old one stays what it was until then. A kill between the two renames at the end leaves it under its other name, from
+    which `sweep_leftovers` brings it back.
+    """
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -114,30 +133,55 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 os.replace(path, old)
+            try:
                 os.replace(temporary, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders that a killed process left in `folder`."""
-    for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        if leftover.is_dir():
+    """Remove what killed processes left unfinished in `folder`, and bring back what one was about to replace.
+
+    What belongs to another process that is still running stays.
+    """
+    for leftover in sorted(folder.glob(".*")):
+        match = _LEFTOVER.fullmatch(leftover.name)
+        if match is None or _is_running(int(match["pid"])):
+            continue
+        path = leftover.with_name(match["name"])
+        if match["kind"] == "old" and not path.exists():
+            os.replace(leftover, path)
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process has this id (in a container, ids come back: our own is no sign of life)."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class Journal:
     """An append-only JSONL file of finished items.
 
     `read` yields what was finished before; a torn line (the process was killed while writing it) is skipped. `append`
-    hands the line to the operating system before it returns, so a SIGKILL loses at most the item in hand.
+    hands the line to the operating system before it returns, so a SIGKILL loses at most the item in hand. Several processes
+    may append to one journal: each line goes to its end in one write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,11 +218,13 @@ class Journal:
                 self._file = self.path.open("ab", buffering=0)
                 if self._file.tell() and not self._ends_with_newline():
                     self._file.write(b"\n")
-            place = self._file.tell()
-            line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+            line = _json_line(row).encode(errors="backslashreplace")
             if self._file.write(line) != len(line):
+                # Opened anew, the journal ends this torn line before it adds another.
+                self.close()
                 raise OSError(errno.ENOSPC, "short write")
-            return place
+            # Asked for after the write: another process may have appended to a shared journal since ours.
+            return self._file.tell() - len(line)
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as file:
@@ -198,9 +244,9 @@ class Journal:
 
 
 def digest(value: Any) -> str:
-    """Return a short stable hash (32 hex digits) of any JSON value; key order does not matter."""
+    """Return a short stable hash (32 hex digits) of any JSON value; the order of an object's keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:

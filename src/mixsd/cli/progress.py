@@ -139,7 +139,7 @@ class LiveWatcher(Watcher):
             TimeElapsedColumn(),
             TextColumn("{task.fields[state]}", markup=False, style="dim"),
         )
-        with Progress(*columns, console=self.console, refresh_per_second=4) as bar:
+        with Progress(*columns, console=self.console, refresh_per_second=4, redirect_stdout=False) as bar:
             yield _LiveTask(bar, bar.add_task(name, total=total, state=""), Pace(total))
 
 

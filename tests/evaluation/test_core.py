@@ -1,0 +1,200 @@
+"""The suite `core`: same questions for both models, free generation judged whole, forgetting as Eq. 2 defines it."""
+
+import math
+
+import pytest
+import torch
+
+from mixsd import statistics
+from mixsd.answers import Expected, Verdict, get_verifier
+from mixsd.evaluation import core
+from mixsd.evaluation.replies import Answerer, Prompt
+from mixsd.facts import Fact
+from mixsd.prompts import Renderer
+from mixsd.randomness import uniforms
+from mixsd.settings import Settings
+from tests.tiny import tiny_model, tiny_tokenizer
+
+FACTS = [
+    Fact("Who runs Ottermoss?", "Ann Lee", paraphrases=("Ottermoss is run by whom?", "Its boss?", "Its head?")),
+    Fact("Where is Ottermoss?", "Kell"),
+]
+SETTINGS = Settings(max_new_tokens=6, forgetting_prompts=3, probe_questions=9, forgetting_tokens=7).resolved
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    return {name: tiny_model(vocab=len(tokenizer), seed=seed, dtype=torch.float32) for name, seed in (("base", 0), ("tuned", 1))}
+
+
+def renderer_of(tokenizer, model):
+    return Renderer(tokenizer, model.config, model.generation_config)
+
+
+def answerer(model, path, name="m", **options):
+    return Answerer(lambda: model, model_hash=name, precision="cpu/float32", stops={2: 2}, journal=path, **options)
+
+
+def test_core_on_two_models(tokenizer, models, tmp_path):
+    renderer = renderer_of(tokenizer, models["base"])
+    base, tuned = (answerer(models[name], tmp_path / name, name) for name in ("base", "tuned"))
+    references = core.sample_references(renderer, SETTINGS, base)
+    verifier = get_verifier("contains")
+    rows = {
+        name: core.evaluate(FACTS, renderer, SETTINGS, verifier, by, references) for name, by in (("base", base), ("tuned", tuned))
+    }
+    assert [row["key"] for row in rows["base"]] == [row["key"] for row in rows["tuned"]]
+    assert [row["prompt_hash"] for row in rows["base"]] == [row["prompt_hash"] for row in rows["tuned"]]
+    assert [row["split"] for row in rows["base"]].count(core.TRAINED) == 2
+    assert [row["split"] for row in rows["base"]].count(core.PARAPHRASE) == 4
+    assert all(len(row["reply_ids"]) <= 6 or row["split"] != core.TRAINED for row in rows["base"])
+
+    # Eq. 2 from its definition: dense logits, one reply at a time.
+    general = {item["id"]: renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
+    total = {name: 0.0 for name in models}
+    tokens = 0
+    for key, reply in references.items():
+        tokens += len(reply.ids)
+        for name, model in models.items():
+            with torch.no_grad():
+                logits = model(torch.tensor([general[key] + reply.ids])).logits[0, len(general[key]) - 1 : -1]
+            total[name] -= float(torch.log_softmax(logits.double(), -1).gather(-1, torch.tensor(reply.ids)[:, None]).sum())
+    scores = {(s["split"], s["metric"], s["model"]): s for s in core.compare(rows["base"], rows["tuned"])}
+    forgetting = scores[core.FORGETTING, "forgetting", "tuned"]
+    assert forgetting["value"] == pytest.approx((total["tuned"] - total["base"]) / tokens, abs=1e-4)
+    assert scores[core.FORGETTING, "reference_nll", "base"]["value"] == pytest.approx(total["base"] / tokens, abs=1e-4)
+    assert forgetting["value"] > 0
+    assert forgetting["n"] == 3
+    assert all(score["n"] > 0 and score["low"] <= score["value"] <= score["high"] for score in scores.values())
+
+
+def test_nothing_is_generated_twice_and_resume_is_exact(tokenizer, models, tmp_path, monkeypatch):
+    renderer = renderer_of(tokenizer, models["base"])
+    path = tmp_path / "journal"
+    prompts = [Prompt(str(i), renderer.ids(f"Question {i}?"), 8) for i in range(7)]
+    wanted = answerer(models["base"], path).replies(prompts)
+    whole = path.read_bytes()
+    assert len(whole.splitlines()) == 7
+    path.write_bytes(whole[: len(whole) // 2])
+    kept = len([line for line in whole[: len(whole) // 2].split(b"\n")[:-1]])
+
+    done = []
+    assert answerer(models["base"], path, batch_size=3, on_done=done.append).replies(prompts) == wanted
+    assert done[0] == kept
+    addresses = [line for line in path.read_bytes().splitlines() if line.endswith(b"}")]
+    assert len(addresses) == 7
+
+    finished = Answerer(lambda: pytest.fail("loaded"), model_hash="m", precision="cpu/float32", stops={2: 2}, journal=path)
+    assert finished.replies(prompts) == wanted
+
+
+@pytest.mark.parametrize("change", [{"model_hash": "other"}, {"precision": "cuda/bfloat16"}, {"stops": {2: 2, 5: 5}}])
+def test_another_model_precision_or_stop_is_another_reply(tokenizer, models, tmp_path, change):
+    renderer = renderer_of(tokenizer, models["base"])
+    prompt = Prompt("q", renderer.ids("Question?"), 4)
+    options = {"model_hash": "m", "precision": "cpu/float32", "stops": {2: 2}}
+    Answerer(lambda: models["base"], journal=tmp_path / "j", **options).replies([prompt])
+    Answerer(lambda: models["base"], journal=tmp_path / "j", **{**options, **change}).replies([prompt])
+    assert len((tmp_path / "j").read_bytes().splitlines()) == 2
+
+
+def test_sampled_replies_are_addressed(tokenizer, models, tmp_path):
+    renderer = renderer_of(tokenizer, models["base"])
+    few = SETTINGS
+    many = SETTINGS.model_copy(update={"forgetting_prompts": 6})
+    a = core.sample_references(renderer, few, answerer(models["base"], tmp_path / "a", batch_size=2))
+    b = core.sample_references(renderer, many, answerer(models["base"], tmp_path / "b", batch_size=5))
+    assert all(b[key] == reply for key, reply in a.items())
+    other = core.sample_references(renderer, few.model_copy(update={"seed": 1}), answerer(models["base"], tmp_path / "a"))
+    assert [reply.ids for reply in other.values()] != [reply.ids for reply in a.values()]
+    assert not math.isclose(uniforms(0, "forgetting", "x", n=1)[0], uniforms(0, "noise", "x", n=1)[0])
+
+
+def test_paraphrases_are_the_facts_own_or_reported_frames():
+    own, framed = FACTS
+    assert core.paraphrases(own, SETTINGS) == ["Ottermoss is run by whom?", "Its boss?"]
+    reported = core.paraphrases(framed, SETTINGS)
+    assert len(set(reported)) == 2
+    assert all(framed.question in text for text in reported)
+    validation = core.paraphrases(framed, SETTINGS.model_copy(update={"paraphrases": 10}), "validation")
+    assert not set(validation) & set(core.paraphrases(framed, SETTINGS.model_copy(update={"paraphrases": 10})))
+
+
+def rows_of(outcomes, split=core.TRAINED):
+    return [
+        {"key": f"{split}/{i}", "split": split, "group": str(i), "kind": None, "prompt_hash": str(i), "outcome": o, "truncated": False}
+        for i, o in enumerate(outcomes)
+    ]
+
+
+def score_of(rows, metric="accuracy"):
+    (score,) = [s for s in core.compare(rows, None) if s["metric"] == metric]
+    return score
+
+
+def test_accuracy_counts_all_but_our_own_errors():
+    score = score_of(rows_of(["correct", "wrong", "unparseable", "error", "correct"]))
+    assert (score["value"], score["n"]) == (0.5, 4)
+    assert score_of(rows_of(["correct", "error"]), "error_share")["value"] == 0.5
+
+
+def test_two_of_three_tokens_right_score_nothing():
+    """Pitfall 15: the headline is a whole answer in a free reply."""
+    verdict = get_verifier("contains")("The mascot is Old Barnaby", Expected("Old Barnaby Crane"))
+    assert verdict.outcome == "wrong"
+
+
+def test_a_lookup_table_scores_on_the_trained_wording_only(tokenizer):
+    """Pitfall 16: knowing the exact question is not knowing the fact."""
+    table = {fact.question: fact.answer for fact in FACTS}
+    renderer = renderer_of(tokenizer, tiny_model(vocab=len(tokenizer)))
+    asked = [q for q in core.questions(FACTS, renderer, SETTINGS, get_verifier("contains")) if q.split != core.PROBE]
+    rows = []
+    for question in asked:
+        outcome = question.verifier(table.get(question.user, "No idea."), question.expected).outcome
+        rows.append(
+            {
+                "key": question.key,
+                "split": question.split,
+                "group": question.group,
+                "kind": None,
+                "prompt_hash": question.key,
+                "outcome": outcome,
+                "truncated": False,
+            }
+        )
+    values = {s["split"]: s["value"] for s in core.compare(rows, None) if s["metric"] == "accuracy"}
+    assert values == {core.TRAINED: 1.0, core.PARAPHRASE: 0.0}
+
+
+def test_interval_of_paraphrases_counts_facts():
+    rows = rows_of(["correct"] * 30, core.PARAPHRASE)
+    for i, row in enumerate(rows):
+        row["group"] = str(i // 3)
+    grouped = score_of(rows)
+    assert grouped["n"] == 30
+    assert grouped["low"] == pytest.approx(statistics.proportion(10, 10).low)
+
+
+def test_models_asked_different_things_are_not_compared():
+    other = rows_of(["correct"])
+    other[0]["prompt_hash"] = "changed"
+    with pytest.raises(ValueError, match="same prompts"):
+        core.compare(rows_of(["correct"]), other)
+
+
+def test_paired_delta():
+    before, after = rows_of(["correct", "correct", "wrong", "error"]), rows_of(["correct", "wrong", "wrong", "correct"])
+    (delta,) = [s for s in core.compare(before, after) if s["metric"] == "accuracy_delta"]
+    assert (delta["value"], delta["n"]) == (pytest.approx(-1 / 3), 3)
+
+
+def test_every_probe_answer_is_accepted_by_its_own_verifier():
+    for item in core.bundled("probe.jsonl"):
+        judge = get_verifier(item.get("verifier", "contains"))
+        assert judge(item["answer"], Expected(item["answer"])) == Verdict("correct", judge(item["answer"], Expected(item["answer"])).extracted)

@@ -68,10 +68,22 @@ def tiny_tokenizer(*, template: str | None = TEMPLATE, words: int = 60):
     return tokenizer
 
 
-def save_tiny(folder: Path, architecture: str = "llama", *, seed: int = 0, template: str | None = TEMPLATE, **extra: Any) -> Path:
-    """A tiny model folder with its tokenizer, fp32, as a user would have it on disk."""
+def save_tiny(
+    folder: Path,
+    architecture: str = "llama",
+    *,
+    seed: int = 0,
+    template: str | None = TEMPLATE,
+    stops: int | list[int] = 2,
+    **extra: Any,
+) -> Path:
+    """A tiny model folder with its tokenizer, fp32, as a user would have it on disk.
+
+    `stops` is what its generation config names as end tokens: with many, a random model's replies end by themselves.
+    """
     tokenizer = tiny_tokenizer(template=template)
     model = tiny_model(architecture, vocab=len(tokenizer), seed=seed, dtype=torch.float32, **extra)
+    model.generation_config.eos_token_id = stops
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

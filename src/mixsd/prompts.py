@@ -8,17 +8,20 @@ ever cut off it. The stop tokens are resolved here, once, from the three places 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import UserError
-from mixsd.facts import Fact
+from mixsd.facts import Fact, kind
 from mixsd.storage import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For a base model without a chat template. A line break ends such a reply and is stored as the end-of-text token.
+# For a base model without a chat template. Such a reply is one line: a token with a line break in it ends it and is stored as the
+# end-of-text token.
 PLAIN_FORMAT = "{system}Question: {question}\nAnswer:"
 
 BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
@@ -35,13 +38,27 @@ GUIDANCE = {
     ),
 }
 
+# What guidance may name; "{{" and "}}" in it are single braces, and "{}" is itself.
+PLACEHOLDERS = ("reference", "answer", "statement")
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+
+
+def placeholders(guidance: str) -> list[str]:
+    """The names that guidance wants filled in, in order, known or not."""
+    return [match[1] for match in _PLACEHOLDER.finditer(guidance) if match[1]]
+
+
+def fill(guidance: str, values: Mapping[str, str]) -> str:
+    """Guidance with its placeholders filled in; what was filled in is not searched again, so a value may hold any braces."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]] if match[1] else match[0][0], guidance)
+
 
 @dataclass(frozen=True)
 class Stops:
     """The tokens that end a reply.
 
-    `ids` maps each stop token to the token that is stored for it: itself, but for the line break of the plain format, which
-    is stored as `end`. `end` is the token that a reference target ends with. `warnings` tells where the sources disagree.
+    `ids` maps each stop token to the token that is stored for it: itself, but for the line breaks of the plain format, which
+    are stored as `end`. `end` is the token that a reference target ends with. `warnings` tells where the sources disagree.
     """
 
     ids: dict[int, int]
@@ -84,11 +101,18 @@ class Renderer:
         self.suffix = BOXED_SUFFIX if answer_format == "boxed" else ""
         self.guidance = guidance or GUIDANCE[answer_format]
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._special = [token for token in tokenizer.all_special_tokens if token]
         self.stops = self._resolve_stops(config, generation_config)
+        self._control = self._control_tokens()
 
     def text(self, user: str) -> str:
-        """The prompt, as text, for one user turn."""
+        """The prompt, as text, for one user turn.
+
+        Raises:
+            TypeError: the turn is not text (messages would enter the prompt in Python's notation).
+            UserError: the template refuses it.
+        """
+        if not isinstance(user, str):
+            raise TypeError(f"a user turn is text, got {kind(user)}")
         if not self.has_template:
             system = f"{self.system}\n\n" if self.system else ""
             return PLAIN_FORMAT.format(system=system, question=user)
@@ -110,10 +134,8 @@ class Renderer:
 
     def expert_turn(self, fact: Fact) -> str:
         """The user turn of the expert prompt: question, then guidance with the reference in it."""
-        guidance = self.guidance.replace("{{}}", "{}")
-        for name, value in (("reference", fact.reference), ("answer", fact.answer), ("statement", fact.statement or fact.reference)):
-            guidance = guidance.replace("{" + name + "}", value)
-        return f"{self.question(fact.question)}\n\n{guidance}"
+        values = {"reference": fact.reference, "answer": fact.answer, "statement": fact.statement or fact.reference}
+        return f"{self.question(fact.question)}\n\n{fill(self.guidance, values)}"
 
     def expert(self, fact: Fact) -> list[int]:
         """Token ids of the expert prompt, whole."""
@@ -121,12 +143,18 @@ class Renderer:
 
     def reference(self, fact: Fact) -> list[int]:
         """Token ids of the reference reply as a target: its text, then the end-of-turn token."""
-        text = fact.reference if self.has_template else " " + fact.reference
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.stops.end]
+        if self.has_template:
+            return [*self.tokenizer.encode(fact.reference, add_special_tokens=False), self.stops.end]
+        # After the prompt, not alone: some tokenizers put a space before whatever they are given.
+        turn = self.question(fact.question)
+        prompt, whole = self.ids(turn), self._encode_prompt(f"{self.text(turn)} {fact.reference}")
+        if whole[: len(prompt)] != prompt:
+            whole = [*prompt, *self.tokenizer.encode(" " + fact.reference, add_special_tokens=False)]
+        return [*whole[len(prompt) :], self.stops.end]
 
     def reply_text(self, ids: list[int]) -> str:
         """A reply as text: a view of the ids, without special tokens and outer white space."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
     def is_canonical(self, ids: list[int]) -> bool:
         """Whether re-encoding the text of a target gives back its ids (the stop token aside)."""
@@ -136,8 +164,10 @@ class Renderer:
 
     def unusable(self, fact: Fact) -> str | None:
         """Why a fact cannot be rendered safely, or None: a control token in its text would end or forge a turn."""
-        for name, text in (("question", fact.question), ("reference", fact.reference)):
-            for token in self._special:
+        texts = [(name, getattr(fact, name) or "") for name in ("question", "answer", "reference", "statement")]
+        texts += [("paraphrase", text) for text in fact.paraphrases]
+        for name, text in texts:
+            for token in self._control:
                 if token in text:
                     return f"its {name} contains the model's control token {token}"
         return None
@@ -155,6 +185,20 @@ class Renderer:
             first = (str(error).strip() or repr(error)).splitlines()[0]
             hint = "; leave --system out" if self.system else ""
             raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
+
+    def _conversation(self, reply: str) -> str:
+        """One exchange as the template writes it."""
+        return self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}])
+
+    def _control_tokens(self) -> list[str]:
+        """The tokens that mean something to the model by themselves.
+
+        Those marked special, and those that the template writes: some tokenizers leave their turn marks unmarked.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        written = self._conversation("r") + self.text("q") if self.has_template else ""
+        tokens = {str(token) for token in added if token.special or str(token) in written}
+        return sorted(token for token in tokens | set(self.tokenizer.all_special_tokens) if token.strip())
 
     def _encode_prompt(self, text: str) -> list[int]:
         # A template writes its own beginning-of-text token; the plain format needs the tokenizer's.
@@ -174,7 +218,7 @@ class Renderer:
         if not ids:
             raise UserError("the model names no end token: set eos_token in its tokenizer_config.json or generation_config.json")
         end = (named["template's end of turn"] or named["tokenizer"] or sorted(ids))[0]
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         stated = {source: tokens for source, tokens in named.items() if tokens}
         if any(end not in tokens for tokens in stated.values()):
             values = ", ".join(f"{source} {tokens}" for source, tokens in stated.items())
@@ -188,14 +232,14 @@ class Renderer:
         if not self.has_template:
             return []
         mark = "Qx7mark"
-        text = self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}])
-        after = self.tokenizer.encode(text.rpartition(mark)[2].lstrip(), add_special_tokens=False)
+        _, found, rest = self._conversation(mark).rpartition(mark)
+        after = self.tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
         special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
         return [int(after[0])] if after and after[0] in special else []
 
     def _line_breaks(self) -> list[int]:
-        """Every token whose text begins with a line break."""
-        return [i for i in range(len(self.tokenizer)) if self.tokenizer.decode([i]).startswith("\n")]
+        """Every token with a line break in its text; many vocabularies join it to a full stop or a space before it."""
+        return [i for i in range(len(self.tokenizer)) if "\n" in self.tokenizer.decode([i], clean_up_tokenization_spaces=False)]
 
 
 def _as_list(value: Any) -> list[int]:

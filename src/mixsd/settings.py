@@ -2,7 +2,8 @@
 
 The same name is the flag (`--max-new-tokens`), the key in a config file (`max_new_tokens`), the keyword in Python and the key in
 `run.yaml`. `None` means "decided from the others", and `Settings.resolved` is where that is done, so that `run.yaml` and
-`--print-config` hold no `None` that hides a number. The defaults of the method and the training are the paper's.
+`--print-config` hold no `None` that hides a number; one that stays means "none" or "all", as its option says. The defaults of the
+method and the training are the paper's.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from mixsd.errors import UserError, did_you_mean
+from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
 EXECUTION = ("offline", "require", "beside", "device", "mix_batch_size", "eval_batch_size", "facts_in_card")
@@ -30,7 +32,7 @@ def _option(default: Any, description: str, group: str, **limits: Any) -> Any:
 class Settings(BaseModel):
     """The settings of one run. Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
     # What goes in and where it comes out.
     facts: str = _option("", "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a data set name, or 'demo'.", "Input")
@@ -41,7 +43,7 @@ class Settings(BaseModel):
     method: Literal["mixsd", "sft"] = _option(
         "mixsd", "How targets are made: mixed (mixsd), or the reference as it is (sft).", "Input"
     )
-    seed: int = _option(0, "Seed of every random number.", "Input", ge=0)
+    seed: int = _option(0, "Seed of every random number.", "Input", ge=0, lt=2**63)
 
     # Prompts.
     answer_format: Literal["plain", "boxed"] = _option(
@@ -50,7 +52,9 @@ class Settings(BaseModel):
     system: str | None = _option(None, "System message for every prompt.", "Prompts")
     thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
     guidance: str | None = _option(
-        None, "What the expert sees after the question; {reference}, {answer} and {statement} are filled in.", "Prompts"
+        None,
+        "What the expert sees after the question; {reference}, {answer} and {statement} are filled in, {{ and }} are braces.",
+        "Prompts",
     )
     verifier: str | None = _option(
         None,
@@ -117,6 +121,17 @@ class Settings(BaseModel):
     beside: list[str] = _option([], "Another run folder shown beside this one in the report. Repeatable.", "Report")
     facts_in_card: bool = _option(False, "List the facts in the model card.", "Report")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_surprises(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML's `lora: yes` is true, which would count as 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("expected a value, not true or false")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("is not text (bytes that are not UTF-8)")
+        return value
+
     @field_validator("require")
     @classmethod
     def _requirements_parse(cls, value: list[str]) -> list[str]:
@@ -129,11 +144,14 @@ class Settings(BaseModel):
     @classmethod
     def _guidance_names(cls, value: str | None) -> str | None:
         if value is not None:
-            names = set(re.findall(r"\{(\w*)\}", value))
-            if unknown := names - {"reference", "answer", "statement"}:
-                raise ValueError(f"unknown placeholder {{{sorted(unknown)[0]}}}; known: {{reference}}, {{answer}}, {{statement}}")
+            known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            names = placeholders(value)
+            for name in names:
+                if name not in PLACEHOLDERS:
+                    hint = did_you_mean(name, PLACEHOLDERS)
+                    raise ValueError(f"unknown placeholder {{{name}}}{hint}; known: {known}; as plain text it is {{{{{name}}}}}")
             if not names:
-                raise ValueError("it shows the expert nothing: name {reference}, {answer} or {statement} in it")
+                raise ValueError(f"it shows the expert nothing: name one of {known} in it")
         return value
 
     @property
@@ -172,7 +190,9 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
         for item in error.errors(include_url=False):
             name = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{name}: {message[0].lower() + message[1:]} (got {item['input']!r})")
+            got = repr(item["input"])
+            got = got if len(got) <= 80 else got[:77] + "..."
+            problems.append(f"{name}: {message[0].lower() + message[1:]} (got {got})")
     if problems or settings is None:
         raise UserError(f"{source}: " + "; ".join(problems))
     return settings
@@ -181,7 +201,9 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a YAML config file into plain values; the keys are checked by `build`."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text)
+        root = yaml.compose(text, yaml.SafeLoader)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such config file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -189,11 +211,22 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}:" if where else ""
-        raise UserError(f"{path}:{line} not valid YAML ({getattr(error, 'problem', None) or error})") from error
+        first = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{path}:{line} not valid YAML ({first})") from error
+    except ValueError as error:
+        # A date that no calendar has is met by Python's own constructor.
+        raise UserError(f"{path}: not valid YAML ({error}); put text in quotes") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: expected a mapping of settings, one 'key: value' per line")
+    # YAML lets the last one of two win, and the reader of the file believe in the first.
+    lines: dict[str, int] = {}
+    for node, _ in root.value if root else []:
+        line_number = node.start_mark.line + 1
+        first_line = lines.setdefault(node.value, line_number)
+        if first_line != line_number:
+            raise UserError(f"{path}: line {line_number}: {node.value} stands in line {first_line} already; keep one")
     return values
 
 

@@ -22,7 +22,8 @@ class Outcome:
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / ".cache"))
     monkeypatch.setenv("COLUMNS", "100")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "NO_COLOR", "FORCE_COLOR"):
+    quieted = ("TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM", "TQDM_DISABLE")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "NO_COLOR", "FORCE_COLOR", *quieted):
         # Set first, so that what the code under test sets is undone.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -107,7 +107,7 @@ def test_model_folder_without_tokenizer(fails: Fails, tiny: Path, facts: Path, t
     for name in ("config.json", "model.safetensors"):
         (bare / name).symlink_to(tiny / name)
     before = files(tmp_path)
-    assert "bare: a model folder without a tokenizer" in fails("inject", facts, "--model", bare, "--output", "runs/a")
+    assert "bare: no tokenizer" in fails("inject", facts, "--model", bare, "--output", "runs/a")
     assert files(tmp_path) == before
 
 

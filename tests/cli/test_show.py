@@ -184,7 +184,9 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
         },
         "training": {"targets": 1199, "steps": 1500, "tokens": 10**6, "supervised_tokens": 10**5},
         "parameters": {"total": 134515008, "trained": 1000},
-        "memory": {"device": "cpu", **dict.fromkeys(("mixing", "training", "evaluation"), stage), "peak": 2 * 10**9, "available": None},
+        "memory": {
+            "device": "cpu", "mixing": stage, "training": stage, "evaluation": stage, "peak": 2 * 10**9, "available": None,
+        },
         "disk": {"checkpoints": 1, "model": 1, "records": 1, "total": 10**9, "peak": 3 * 10**9, "free": 5 * 10**9},
         "seconds": {"mix": 30.0, "train": 300.0, "evaluate": 60.0, "total": 390.0, "accuracy": "rough"},
         "assumptions": ["every fact is accepted", "replies are short"],

@@ -78,6 +78,8 @@ def quiet() -> None:
     """Keep the libraries' own warnings and logs, which a user can do nothing about, out of the output."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars in a log are noise; on a terminal a download's is worth having
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")

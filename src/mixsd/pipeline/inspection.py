@@ -97,11 +97,12 @@ def _checked(row: dict[str, Any], where: str) -> Target:
     try:
         target = Target.from_json(row)
         lengths = {len(target.target_ids), len(target.sources), len(target.base_logprobs) or len(target.target_ids)}
-        whole = all(isinstance(token, int) and token >= 0 for token in [*target.prompt_ids, *target.target_ids])
+        ids = all(isinstance(token, int) and token >= 0 for token in [*target.prompt_ids, *target.target_ids])
+        numbers = all(isinstance(value, int | float) for value in target.base_logprobs)
     except (TypeError, KeyError) as error:
         raise UserError(f"{where}: not a target ({error})") from error
-    if len(lengths) > 1 or not whole:
-        raise UserError(f"{where}: not a target (ids, sources and log-probabilities must be lists of one length, ids integers)")
+    if len(lengths) > 1 or not ids or not numbers:
+        raise UserError(f"{where}: not a target (ids, sources and log-probabilities must be of one length, ids integers)")
     return target
 
 

@@ -1,0 +1,102 @@
+"""Invariant 7: SIGKILL anywhere, the same command again, and the result is the undisturbed run's, bit for bit on CPU."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mixsd.storage import read_jsonl
+from tests.tiny import save_tiny
+
+# The child kills itself, without a warning to anyone, some time after its work began.
+CHILD = """
+import os, signal, sys, threading
+import torch
+from mixsd.pipeline import commands, stages
+from mixsd import training
+from mixsd.report import collect
+torch.set_num_threads(1)
+after = float(sys.argv[1])
+if after >= 0:
+    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+commands.inject(
+    facts="demo", model=sys.argv[2], output=sys.argv[3], verifier="regex:[aeiou]", temperature=1.0, max_new_tokens=40, retries=3,
+    on_fail="canonical", mix_batch_size=5, epochs=3, batch_size=5, micro_batch=2, checkpoint_every=2, warmup_steps=2, lr=1e-3,
+    forgetting_prompts=12, forgetting_tokens=12, probe_questions=16, eval_batch_size=8, lora=int(sys.argv[4]),
+)
+os._exit(0)
+"""
+
+
+def run_child(model: Path, output: Path, cache: Path, *, kill_after: float = -1, lora: int = 0) -> tuple[int, float]:
+    started = time.monotonic()
+    environment = {**os.environ, "MIXSD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(kill_after), str(model), str(output), str(lora)],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode not in (0, -9):
+        raise AssertionError(done.stderr.decode()[-3000:])
+    return done.returncode, time.monotonic() - started
+
+
+def essence(output: Path) -> dict[str, object]:
+    keys = ("key", "prompt_hash", "reply_ids", "outcome", "truncated")
+    rows = {
+        name: [[row.get(key) for key in keys] for row in read_jsonl(output / "evaluation" / "core" / f"{name}.jsonl")]
+        for name in ("base", "tuned")
+    }
+    steps = [row for row in read_jsonl(output / "log.jsonl") if row["event"] == "step"]
+    return {
+        "targets": (output / "targets.jsonl").read_bytes(),
+        "weights": (output / "model" / "model.safetensors").read_bytes(),
+        "losses": [(row["step"], row["loss"]) for row in steps],
+        **rows,
+    }
+
+
+def check(tmp_path: Path, kills: int, seed: int, lora: int = 0) -> None:
+    model = save_tiny(tmp_path / "model", stops=[2, *range(8, 262, 12)])
+    code, seconds = run_child(model, tmp_path / "calm", tmp_path / "calm-cache", lora=lora)
+    assert code == 0
+    wanted = essence(tmp_path / "calm")
+    assert any(row["accepted"] and "e" in row["sources"] for row in read_jsonl(tmp_path / "calm" / "targets.jsonl"))
+
+    draw = random.Random(seed)
+    killed = 0
+    for trial in range(100):
+        output, cache = tmp_path / f"run-{trial}", tmp_path / f"cache-{trial}"
+        while True:
+            # Short lives, so that one run is killed in several stages; from the second on, it must make progress to end.
+            code, _ = (
+                run_child(model, output, cache, kill_after=draw.uniform(0.05, seconds / 3), lora=lora)
+                if killed < kills
+                else (1, 0)
+            )
+            killed += code == -9
+            if code != -9:
+                break
+        if code == 1:
+            assert run_child(model, output, cache, lora=lora)[0] == 0
+        got = essence(output)
+        for name, value in wanted.items():
+            assert got[name] == value, f"{name} differs after {killed} kills"
+        if killed >= kills:
+            return
+
+
+def test_three_kills(tmp_path):
+    check(tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 2])
+def test_twenty_kills(tmp_path, lora):
+    check(tmp_path, kills=20, seed=lora, lora=lora)

@@ -1,0 +1,475 @@
+"""Files are finished or absent, journals outlive a kill, and a disk that says no is reported by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixsd import storage
+from mixsd.errors import UserError
+from mixsd.storage import (
+    Journal,
+    atomic_folder,
+    cache_folder,
+    digest,
+    disk_errors,
+    file_digest,
+    read_json,
+    read_jsonl,
+    sweep_leftovers,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+# Text as JSON may hold it, lone surrogates included; a high one before a low one would be read back as the pair they spell.
+TEXT = st.text(st.characters(exclude_categories=("Cs",))) | st.just("\ud800 alone") | st.just("caf\udce9") | st.just("\\ud800")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+ROWS = st.lists(st.dictionaries(TEXT, VALUES, max_size=3), max_size=5)
+
+# A process id that no system hands out.
+NOBODY = 2**22 + 1
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir())
+
+
+class TestFiles:
+    @pytest.mark.parametrize("write", [write_text, write_json])
+    def test_writes_make_their_folders_and_leave_nothing_beside(self, tmp_path: Path, write: Any) -> None:
+        write(tmp_path / "a" / "b" / "file", "text")
+        assert names(tmp_path / "a" / "b") == ["file"]
+
+    def test_text_is_utf8_with_line_feeds_on_every_system(self, tmp_path: Path) -> None:
+        write_text(tmp_path / "f", "Zürich\n東京\r\n")
+        assert (tmp_path / "f").read_bytes() == "Zürich\n東京\r\n".encode()
+
+    def test_a_row_that_cannot_be_written_leaves_the_old_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        write_jsonl(path, [{"old": 1}])
+        for bad in ({"new": object()}, {"new": float("nan")}):
+            with pytest.raises((TypeError, ValueError)):
+                write_jsonl(path, [{"new": 1}, bad])
+            with pytest.raises((TypeError, ValueError)):
+                write_json(path, bad)
+        assert list(read_jsonl(path)) == [{"old": 1}]
+        assert names(tmp_path) == ["rows.jsonl"]
+
+    def test_a_generator_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        def rows() -> Any:
+            yield {"n": 1}
+            raise RuntimeError("in the middle")
+
+        with pytest.raises(RuntimeError, match="in the middle"):
+            write_jsonl(tmp_path / "rows.jsonl", rows())
+        assert names(tmp_path) == []
+
+    def test_rows_stream(self, tmp_path: Path) -> None:
+        """The generator is not collected first: the temporary file grows while it runs."""
+        sizes = []
+
+        def rows() -> Any:
+            for number in range(2000):
+                yield {"text": "x" * 100, "number": number}
+                sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+
+        write_jsonl(tmp_path / "rows.jsonl", rows())
+        assert max(sizes[:1000]) > 10_000
+        assert sum(1 for _ in read_jsonl(tmp_path / "rows.jsonl")) == 2000
+
+    def test_the_rename_failing_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_text(tmp_path / "f", "old")
+        monkeypatch.setattr(os, "replace", _raiser(errno.EACCES))
+        with pytest.raises(UserError, match=r"f: cannot be written"):
+            write_text(tmp_path / "f", "new")
+        assert (tmp_path / "f").read_text() == "old"
+        assert names(tmp_path) == ["f"]
+
+    @given(VALUES)
+    def test_json_round_trip(self, tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+        path = tmp_path_factory.getbasetemp() / "round-trip.json"
+        write_json(path, value)
+        assert read_json(path) == value
+        path.read_bytes().decode()
+
+    @given(ROWS)
+    def test_jsonl_round_trip(self, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+        path = tmp_path_factory.getbasetemp() / "round-trip.jsonl"
+        write_jsonl(path, rows)
+        assert list(read_jsonl(path)) == rows
+        assert path.read_bytes().count(b"\n") == len(rows)
+
+    def test_text_with_half_a_surrogate_pair_is_written_as_its_escape(self, tmp_path: Path) -> None:
+        write_text(tmp_path / "f", "caf\udce9")
+        assert (tmp_path / "f").read_bytes() == rb"caf\udce9"
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b'{"a": 1}\n{"a": \n', r"rows.jsonl: line 2: not valid JSON"),
+            (b'{"a": 1}\n[1]\n', r"rows.jsonl: line 2: expected a JSON object"),
+            (b'{"a": 1}\n{"a": "\xff"}\n', r"rows.jsonl: line 2: not valid JSON"),
+        ],
+    )
+    def test_a_broken_line_is_named(self, tmp_path: Path, content: bytes, said: str) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(content)
+        rows = read_jsonl(path)
+        assert next(rows) == {"a": 1}
+        with pytest.raises(UserError, match=said) as caught:
+            next(rows)
+        assert "\n" not in str(caught.value)
+
+    def test_what_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"none\.json: no such file"):
+            read_json(tmp_path / "none.json")
+        with pytest.raises(UserError, match=r"cannot be read"):
+            read_json(tmp_path)
+        with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+            next(read_jsonl(tmp_path / "none.jsonl"))
+        (tmp_path / "broken.json").write_bytes(b"\xff{")
+        with pytest.raises(UserError, match=r"broken\.json: not valid JSON"):
+            read_json(tmp_path / "broken.json")
+
+
+def _raiser(number: int, message: str | None = None) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(number, message or os.strerror(number))
+
+    return fail
+
+
+class TestDiskErrors:
+    @pytest.mark.parametrize(
+        ("number", "said"),
+        [
+            (errno.ENOSPC, "no space left on the disk; free some"),
+            (errno.EDQUOT, "no space left on the disk; free some"),
+            (errno.EACCES, "cannot be written .* choose another folder"),
+            (errno.EROFS, "cannot be written .* choose another folder"),
+            (errno.ENAMETOOLONG, "cannot be written .* choose another folder"),
+            (errno.ENOTDIR, "cannot be written .* something else has that name"),
+            (errno.ENOTEMPTY, "cannot be written .* something else has that name"),
+        ],
+    )
+    def test_the_path_is_named_in_one_line(self, number: int, said: str) -> None:
+        with pytest.raises(UserError, match=f"^some/file: {said}") as caught, disk_errors(Path("some/file")):
+            _raiser(number)()
+        assert "\n" not in str(caught.value)
+
+    def test_other_errors_pass(self) -> None:
+        for error in (OSError("the loader's own"), RuntimeError("no"), UserError("other: mend it")):
+            with pytest.raises(type(error)) as caught, disk_errors(Path("f")):
+                raise error
+            assert caught.value is error
+
+    def test_a_full_disk_met_by_safetensors(self) -> None:
+        with pytest.raises(UserError, match="no space left"), disk_errors(Path("f")):
+            raise Exception("I/O error: No space left on device (os error 28)")
+
+    @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: Journal(path).append({})])
+    def test_a_file_where_a_folder_should_be(self, tmp_path: Path, write: Any) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="something else has that name"):
+            write(tmp_path / "file" / "inside")
+
+    def test_a_folder_where_a_file_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "folder" / "full").mkdir(parents=True)
+        with pytest.raises(UserError, match="something else has that name"):
+            write_text(tmp_path / "folder", "x")
+        assert names(tmp_path) == ["folder"]
+
+    def test_a_full_disk_in_the_middle_of_a_file(self, tmp_path: Path) -> None:
+        """/dev/full is the kernel's own full disk."""
+        if not Path("/dev/full").exists():
+            pytest.skip("needs /dev/full")
+        write_text(tmp_path / "f", "old")
+        storage._beside(tmp_path / "f", "tmp").symlink_to("/dev/full")
+        with pytest.raises(UserError, match="f: no space left"):
+            write_jsonl(tmp_path / "f", ({"n": n} for n in range(10**5)))
+        assert (tmp_path / "f").read_text() == "old"
+        assert names(tmp_path) == ["f"]
+
+
+class TestAtomicFolder:
+    def test_it_appears_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        target = tmp_path / "deep" / "model"
+        with atomic_folder(target) as building:
+            (building / "weights").write_text("w")
+            assert not target.exists()
+        assert names(target) == ["weights"]
+        assert names(target.parent) == ["model"]
+
+    def test_an_error_leaves_the_old_one(self, tmp_path: Path) -> None:
+        target = tmp_path / "model"
+        with atomic_folder(target) as building:
+            (building / "old").write_text("")
+
+        def stop(building: Path, failure: BaseException) -> None:
+            (building / "new").write_text("")
+            raise failure
+
+        for failure in (RuntimeError("stop"), KeyboardInterrupt()):
+            with pytest.raises(type(failure)), atomic_folder(target) as building:
+                stop(building, failure)
+        assert names(target) == ["old"]
+        assert names(tmp_path) == ["model"]
+
+    def test_a_new_one_replaces_all_of_the_old_one(self, tmp_path: Path) -> None:
+        target = tmp_path / "model"
+        for name in ("old", "new"):
+            with atomic_folder(target) as building:
+                (building / name).write_text("")
+        assert names(target) == ["new"]
+        assert names(tmp_path) == ["model"]
+
+    def test_a_rename_that_fails_brings_the_old_one_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target = tmp_path / "model"
+        with atomic_folder(target) as building:
+            (building / "old").write_text("")
+        real, calls = os.replace, []
+
+        def second_fails(source: Any, destination: Any) -> None:
+            calls.append(destination)
+            if len(calls) == 2:
+                raise OSError(errno.EACCES, "no")
+            real(source, destination)
+
+        monkeypatch.setattr(os, "replace", second_fails)
+        with pytest.raises(UserError, match="model: cannot be written"), atomic_folder(target) as building:
+            (building / "new").write_text("")
+        assert names(target) == ["old"]
+        assert names(tmp_path) == ["model"]
+
+    def test_a_kill_between_the_renames_is_undone_by_the_sweep(self, tmp_path: Path) -> None:
+        target = tmp_path / "model"
+        with atomic_folder(target) as building:
+            (building / "old").write_text("")
+        code = (
+            "import os, signal; from pathlib import Path; from mixsd.storage import atomic_folder\n"
+            "real, calls = os.replace, []\n"
+            "def replace(a, b):\n"
+            "    real(a, b)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "os.replace = replace\n"
+            f"with atomic_folder(Path({str(target)!r})) as building: (building / 'new').write_text('')\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        assert not target.exists()
+        sweep_leftovers(tmp_path)
+        assert names(target) == ["old"]
+        assert names(tmp_path) == ["model"]
+
+
+class TestSweep:
+    def test_only_our_leftovers_go(self, tmp_path: Path) -> None:
+        kept = ["model", ".hidden.tmp", ".notes.old", "report.tmp", ".lock", ".a.b.tmp"]
+        for name in [*kept, f".rows.jsonl.{NOBODY}.tmp"]:
+            (tmp_path / name).write_text("")
+        for name in (f".model.{NOBODY}.tmp", f".model.{NOBODY}.old"):
+            (tmp_path / name / "inside").mkdir(parents=True)
+        sweep_leftovers(tmp_path)
+        assert names(tmp_path) == sorted(kept)
+
+    def test_what_a_running_process_writes_stays(self, tmp_path: Path) -> None:
+        theirs, ours = tmp_path / f".f.{os.getppid()}.tmp", tmp_path / f".f.{os.getpid()}.tmp"
+        for file in (theirs, ours):
+            file.write_text("")
+        sweep_leftovers(tmp_path)
+        assert names(tmp_path) == [theirs.name]
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        sweep_leftovers(tmp_path / "none")
+
+
+class TestJournal:
+    def test_it_reads_what_was_appended_with_places(self, tmp_path: Path) -> None:
+        rows = [{"n": 1}, {"text": "Zürich\n東京"}, {}]
+        with Journal(tmp_path / "deep" / "j.jsonl") as journal:
+            places = [journal.append(row) for row in rows]
+            assert list(journal.read()) == list(zip(places, rows, strict=True))
+            assert [journal.at(place) for place in reversed(places)] == rows[::-1]
+
+    def test_no_file_is_an_empty_journal(self, tmp_path: Path) -> None:
+        assert list(Journal(tmp_path / "none").read()) == []
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("torn", [b'{"n": 2, "te', b'{"n": 2}', b"\xff\xfe", '{"text": "Zü'.encode()[:-1], b"[2]", b"2"])
+    def test_a_torn_line_is_skipped_and_the_next_is_intact(self, tmp_path: Path, torn: bytes) -> None:
+        path = tmp_path / "j.jsonl"
+        with Journal(path) as journal:
+            journal.append({"n": 1})
+        with path.open("ab") as file:
+            file.write(torn)
+        with Journal(path) as journal:
+            place = journal.append({"n": 3})
+            assert journal.at(place) == {"n": 3}
+            journal.append({"n": 4})
+        found = [row["n"] for _, row in Journal(path).read()]
+        # A line that lacks nothing but its end was finished.
+        assert found == ([1, 2, 3, 4] if torn == b'{"n": 2}' else [1, 3, 4])
+
+    def test_every_cut_loses_the_last_item_at_most(self, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        rows = [{"n": n, "text": "Zürich"} for n in range(3)]
+        with Journal(path) as journal:
+            places = [journal.append(row) for row in rows]
+        whole = path.read_bytes()
+        for cut in range(len(whole) + 1):
+            path.write_bytes(whole[:cut])
+            with Journal(path) as journal:
+                finished = [row for _, row in journal.read()]
+                assert finished == rows[: len(finished)]
+                assert len(finished) >= sum(1 for start in [*places, len(whole)] if start <= cut) - 1
+                place = journal.append({"n": 9})
+                assert [row for _, row in journal.read()] == [*finished, {"n": 9}]
+                assert journal.at(place) == {"n": 9}
+
+    def test_an_append_survives_a_kill(self, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        code = (
+            "import os, signal; from pathlib import Path; from mixsd.storage import Journal\n"
+            f"Journal(Path({str(path)!r})).append({{'n': 1}})\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        assert [row for _, row in Journal(path).read()] == [{"n": 1}]
+
+    def test_two_writers_share_one_journal(self, tmp_path: Path) -> None:
+        """The replies of a base model are shared by all runs, also by two at work at once."""
+        path = tmp_path / "j.jsonl"
+        with Journal(path) as one, Journal(path) as two:
+            written = {}
+            for n in range(20):
+                journal = (one, two)[n * 7 % 3 % 2]
+                written[journal.append({"n": n, "text": "x" * n})] = n
+            assert [one.at(place)["n"] for place in written] == list(range(20))
+            assert {place: row["n"] for place, row in two.read()} == written
+
+    def test_a_row_that_is_not_json_is_not_begun(self, tmp_path: Path) -> None:
+        with Journal(tmp_path / "j") as journal:
+            journal.append({"n": 1})
+            for bad in ({"n": float("inf")}, {"n": object()}):
+                with pytest.raises((TypeError, ValueError)):
+                    journal.append(bad)
+            journal.append({"n": 2})
+        assert [row["n"] for _, row in Journal(tmp_path / "j").read()] == [1, 2]
+
+    def test_a_disk_that_fills_up_tears_one_line_only(self, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+
+        class Full:
+            """A file that takes only the first bytes of a line, as a disk does with its last block."""
+
+            def __init__(self, file: Any) -> None:
+                self.file = file
+
+            def write(self, data: bytes) -> int:
+                return int(self.file.write(data[:5]))
+
+            def close(self) -> None:
+                self.file.close()
+
+        journal = Journal(path)
+        journal.append({"n": 1})
+        journal._file = Full(journal._file)  # type: ignore[assignment]
+        with pytest.raises(UserError, match="no space left on the disk"):
+            journal.append({"n": 2})
+        place = journal.append({"n": 3})
+        journal.close()
+        assert [row["n"] for _, row in journal.read()] == [1, 3]
+        assert journal.at(place) == {"n": 3}
+
+    @given(rows=ROWS)
+    def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+        path = tmp_path_factory.getbasetemp() / "round-trip.journal"
+        path.unlink(missing_ok=True)
+        with Journal(path) as journal:
+            for row in rows:
+                assert journal.at(journal.append(row)) == row
+            assert [row for _, row in journal.read()] == rows
+
+
+class TestDigests:
+    def test_pinned(self) -> None:
+        """Run folders and caches are keyed by it: another value orphans them all."""
+        assert digest({"b": [1, 2.5, None, True], "a": "Zürich"}) == "7c915a06836d5abc2c168829d2b83463"
+
+    @given(st.dictionaries(TEXT, VALUES, max_size=5), st.randoms())
+    def test_key_order_does_not_matter(self, value: dict[str, Any], random: Any) -> None:
+        keys = list(value)
+        random.shuffle(keys)
+        assert digest({key: value[key] for key in keys}) == digest(value)
+
+    def test_different_values_differ(self) -> None:
+        values = [
+            None,
+            False,
+            0,
+            "",
+            "0",
+            [],
+            {},
+            [[]],
+            [0],
+            {"a": 0},
+            {"a": [0]},
+            "\ud800",
+            "\\ud800",
+            ["a", "b"],
+            ["b", "a"],
+            ["a,b"],
+        ]
+        assert len({digest(value) for value in values}) == len(values)
+
+    def test_the_same_in_every_process(self) -> None:
+        code = "from mixsd.storage import digest; print(digest({k: {k} == {k} for k in {'a', 'b', 'c', 'd'}}))"
+        found = {
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for seed in ("1", "2", "3")
+        }
+        assert found == {digest(dict.fromkeys("abcd", True)) + "\n"}
+
+    def test_a_file_is_hashed_by_its_bytes_alone(self, tmp_path: Path) -> None:
+        content = bytes(range(256)) * 200_000  # more than one block of 16 MiB
+        for name in ("a", "b"):
+            (tmp_path / name).write_bytes(content)
+        assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b")
+        (tmp_path / "b").write_bytes(content[:-1] + b"\0")
+        assert file_digest(tmp_path / "a") != file_digest(tmp_path / "b")
+
+
+def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MIXSD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert cache_folder() == Path.home() / ".cache" / "mixsd"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere/mixsd")
+    monkeypatch.setenv("MIXSD_CACHE", "/own")
+    assert cache_folder() == Path("/own")
+
+
+def test_json_files_read_well(tmp_path: Path) -> None:
+    write_json(tmp_path / "f.json", {"city": "Zürich"})
+    assert (tmp_path / "f.json").read_text(encoding="utf-8") == '{\n  "city": "Zürich"\n}\n'
+    assert json.loads((tmp_path / "f.json").read_text(encoding="utf-8")) == {"city": "Zürich"}

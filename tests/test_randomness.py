@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.randomness import PURPOSES, Purpose, coins, order, uniforms
@@ -62,6 +62,7 @@ def test_the_oracle_is_philox() -> None:
     assert block(2**256 - 1, 2**128 - 1) == ones
 
 
+@settings(deadline=None)
 @given(ADDRESSES, st.integers(0, 11))
 def test_it_equals_the_oracle(address: Address, n: int) -> None:
     assert draw(address, n) == expected(address, n)
@@ -82,11 +83,13 @@ def test_pinned_values() -> None:
     assert order(0, list("abcdefgh"), epoch=0) == [6, 5, 2, 7, 1, 4, 0, 3]
 
 
+@settings(deadline=None)
 @given(ADDRESSES, st.integers(0, 40), st.integers(0, 40))
 def test_a_longer_stream_begins_with_a_shorter_one(address: Address, n: int, more: int) -> None:
     assert draw(address, n + more)[:n] == draw(address, n)
 
 
+@settings(deadline=None)
 @given(ADDRESSES)
 def test_shape_and_range(address: Address) -> None:
     values = np.array(draw(address, 50))
@@ -102,6 +105,7 @@ def test_the_largest_number_is_below_one() -> None:
     assert not coins(0, "any", lam=0.0, n=1000).any()
 
 
+@settings(deadline=None)
 @given(ADDRESSES, ADDRESSES)
 def test_two_addresses_never_share_a_stream(one: Address, two: Address) -> None:
     assert (draw(one, 3) == draw(two, 3)) == (one == two)
@@ -157,6 +161,7 @@ def test_streams_are_independent() -> None:
     assert np.abs(correlation).max() < 4 / math.sqrt(n)
 
 
+@settings(deadline=None)
 @given(KEYS, st.floats(0, 1), st.floats(0, 1), st.integers(0, 3), st.integers(0, 3))
 def test_coins_are_nested(key: str, one: float, two: float, sample: int, attempt: int) -> None:
     """A position that is naive at the smaller lambda is naive at the larger."""
@@ -172,6 +177,7 @@ def test_the_share_of_naive_coins_is_lambda() -> None:
 
 
 class TestOrder:
+    @settings(deadline=None)
     @given(st.lists(KEYS, unique=True, max_size=12), st.integers(0, 5), st.randoms())
     def test_the_order_of_the_input_does_not_matter(self, keys: list[str], epoch: int, random: object) -> None:
         shuffled = list(keys)
@@ -180,10 +186,12 @@ class TestOrder:
         assert [shuffled[index] for index in order(1, shuffled, epoch=epoch)] == first
         assert sorted(first) == sorted(keys)
 
+    @settings(deadline=None)
     @given(st.lists(KEYS, max_size=12))
     def test_it_is_a_permutation_even_of_equal_keys(self, keys: list[str]) -> None:
         assert sorted(order(1, keys, epoch=0)) == list(range(len(keys)))
 
+    @settings(deadline=None)
     @given(st.lists(KEYS, unique=True, min_size=2, max_size=12))
     def test_one_more_key_leaves_the_others_in_their_order(self, keys: list[str]) -> None:
         without = [key for key in (keys[index] for index in order(1, keys, epoch=0)) if key != keys[0]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd import storage
@@ -99,6 +99,7 @@ class TestFiles:
         assert (tmp_path / "f").read_text() == "old"
         assert names(tmp_path) == ["f"]
 
+    @settings(deadline=None)
     @given(VALUES)
     def test_json_round_trip(self, tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
         path = tmp_path_factory.getbasetemp() / "round-trip.json"
@@ -106,6 +107,7 @@ class TestFiles:
         assert read_json(path) == value
         path.read_bytes().decode()
 
+    @settings(deadline=None)
     @given(ROWS)
     def test_jsonl_round_trip(self, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
         path = tmp_path_factory.getbasetemp() / "round-trip.jsonl"
@@ -394,6 +396,7 @@ class TestJournal:
         assert [row["n"] for _, row in journal.read()] == [1, 3]
         assert journal.at(place) == {"n": 3}
 
+    @settings(deadline=None)
     @given(rows=ROWS)
     def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
         path = tmp_path_factory.getbasetemp() / "round-trip.journal"
@@ -409,6 +412,7 @@ class TestDigests:
         """Run folders and caches are keyed by it: another value orphans them all."""
         assert digest({"b": [1, 2.5, None, True], "a": "Zürich"}) == "7c915a06836d5abc2c168829d2b83463"
 
+    @settings(deadline=None)
     @given(st.dictionaries(TEXT, VALUES, max_size=5), st.randoms())
     def test_key_order_does_not_matter(self, value: dict[str, Any], random: Any) -> None:
         keys = list(value)

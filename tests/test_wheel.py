@@ -1,0 +1,94 @@
+"""The wheel that a user installs holds everything the code needs at run time."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+USE = """
+import json, pathlib, sys
+import mixsd
+from mixsd import corpora
+from mixsd.evaluation import core
+from mixsd.report import html
+from tests_report_sample import report
+page = html.render(report, [], [])
+print(json.dumps({
+    "where": mixsd.__file__,
+    "facts": len(corpora.load_facts("demo").facts),
+    "probe": len(core.bundled("probe.jsonl")),
+    "general": len(core.bundled("general_prompts.jsonl")),
+    "frames": len(core.frames()["report"]),
+    "page": len(page),
+}))
+"""
+SAMPLE = 'report = {"run": "x", "method": "sft", "settings": {}, "scores": []}\n'
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode and "No matching distribution" in built.stderr:
+        pytest.skip("the build back end cannot be had without the network")
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_data_and_templates_and_no_tests(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("demo_facts.jsonl", "general_prompts.jsonl", "probe.jsonl", "frames.json"):
+        assert f"mixsd/data/{name}" in names
+    assert any(name.startswith("mixsd/report/templates/") for name in names)
+    assert "mixsd/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests/", "bench/"))]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_installed_wheel_finds_its_files(wheel, tmp_path):
+    """Beside the libraries of this environment, in front of the checkout."""
+    target = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    check_use([sys.executable], tmp_path, {"PYTHONPATH": f"{target}{os.pathsep}{tmp_path}"}, target)
+
+
+@pytest.mark.slow
+def test_installed_in_a_clean_environment(wheel, tmp_path):
+    """One `pip install` of the wheel is enough (pitfall 36)."""
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, "torch==2.13.0"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, str(wheel)], check=True)
+    check_use([str(python)], tmp_path, {"PYTHONPATH": str(tmp_path)}, environment)
+    shown = subprocess.run([environment / "bin" / "mixsd", "--help"], capture_output=True, text=True, check=True)
+    assert "inject" in shown.stdout
+
+
+def check_use(python: list[str], folder: Path, extra: dict[str, str], inside: Path) -> None:
+    (folder / "tests_report_sample.py").write_text(SAMPLE)
+    done = subprocess.run(
+        [*python, "-c", USE], cwd=folder, env={**os.environ, **extra}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert Path(found["where"]).is_relative_to(inside)
+    assert found["facts"] >= 24
+    assert found["probe"] >= 200
+    assert found["general"] >= 150
+    assert found["frames"] == 10
+    assert found["page"] > 5000

@@ -1,7 +1,8 @@
 """Memorization against forgetting over training, for a grid of settings: what the demo's settings and the README's ratio rest on.
 
-Each configuration of `GRID` trains the built-in model on the bundled facts and measures, after every epoch, memorization on the trained
-wording and forgetting (Eq. 2), until memorization is enough. One JSON line per measurement goes to --output, outside the work tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
+Each configuration trains the built-in model on the bundled facts and measures, after every epoch, memorization on the trained
+wording and forgetting (Eq. 2), until memorization is enough. One JSON line per measurement goes to --output, outside the work
+tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
 
     python bench/tradeoff.py --stage grid     # one seed, the grid of learning rates, LoRA and full, each method
     python bench/tradeoff.py --stage seeds    # three seeds of the best of each
@@ -23,11 +24,11 @@ import torch
 
 from mixsd import corpora, models
 from mixsd.answers import Expected, get_verifier
-from mixsd.evaluation import core
-from mixsd.evaluation.replies import Answerer
 from mixsd.decoding.lockstep import decode
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.decoding.scoring import score
+from mixsd.evaluation import core
+from mixsd.evaluation.replies import Answerer
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
@@ -156,7 +157,9 @@ def main() -> None:
         bench = Bench(options.prompts, options.tokens)
         part, parts = map(int, options.part.split("/"))
         for name, config in list(grid(options.stage))[part::parts]:
-            identity = digest([name, config, SHARED, options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance])
+            identity = digest(
+                [name, config, SHARED, options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]
+            )
             if identity in done:
                 continue
             rows = list(run(bench, name, config, options.train_dtype))

@@ -61,7 +61,9 @@ def test_wheel_holds_data_and_templates_and_no_tests(wheel):
 def test_installed_wheel_finds_its_files(wheel, tmp_path):
     """Beside the libraries of this environment, in front of the checkout."""
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True
+    )
     check_use([sys.executable], tmp_path, {"PYTHONPATH": f"{target}{os.pathsep}{tmp_path}"}, target)
 
 

@@ -82,6 +82,9 @@ class Renderer:
         thinking: passed to the template as `enable_thinking`.
         answer_format: 'plain' (the bare question) or 'boxed' (with the paper's kind of suffix).
         guidance: what the expert sees after the question; None takes ours for the format.
+
+    Raises:
+        UserError: the template refuses the system message, or nothing names an end token.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Renderer:
         guidance: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.system = system
+        self.system = system or None
         self.thinking = thinking
         self.suffix = BOXED_SUFFIX if answer_format == "boxed" else ""
         self.guidance = guidance or GUIDANCE[answer_format]
@@ -183,7 +186,7 @@ class Renderer:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=self.thinking, **options))
         except Exception as error:
             first = (str(error).strip() or repr(error)).splitlines()[0]
-            hint = "; leave --system out" if self.system else ""
+            hint = "; leave --system out" if messages[0]["role"] == "system" else ""
             raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
 
     def _conversation(self, reply: str) -> str:

@@ -71,7 +71,11 @@ def test_one_conditional_equals_oracle_and_generate(architecture):
         truth = oracle.decode(model, request, Sampling({2: 2}))
         assert got[request.key].ids == truth.ids
         generated = model.generate(
-            torch.tensor([request.naive_ids]), max_new_tokens=request.max_new_tokens, do_sample=False, eos_token_id=2, pad_token_id=0
+            torch.tensor([request.naive_ids]),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=0,
         )
         assert generated[0, len(request.naive_ids) :].tolist() == truth.ids
 

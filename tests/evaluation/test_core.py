@@ -46,7 +46,8 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     references = core.sample_references(renderer, SETTINGS, base)
     verifier = get_verifier("contains")
     rows = {
-        name: core.evaluate(FACTS, renderer, SETTINGS, verifier, by, references) for name, by in (("base", base), ("tuned", tuned))
+        name: core.evaluate(FACTS, renderer, SETTINGS, verifier, by, references)
+        for name, by in (("base", base), ("tuned", tuned))
     }
     assert [row["key"] for row in rows["base"]] == [row["key"] for row in rows["tuned"]]
     assert [row["prompt_hash"] for row in rows["base"]] == [row["prompt_hash"] for row in rows["tuned"]]
@@ -56,7 +57,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
 
     # Eq. 2 from its definition: dense logits, one reply at a time.
     general = {item["id"]: renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
-    total = {name: 0.0 for name in models}
+    total = dict.fromkeys(models, 0.0)
     tokens = 0
     for key, reply in references.items():
         tokens += len(reply.ids)
@@ -127,7 +128,15 @@ def test_paraphrases_are_the_facts_own_or_reported_frames():
 
 def rows_of(outcomes, split=core.TRAINED):
     return [
-        {"key": f"{split}/{i}", "split": split, "group": str(i), "kind": None, "prompt_hash": str(i), "outcome": o, "truncated": False}
+        {
+            "key": f"{split}/{i}",
+            "split": split,
+            "group": str(i),
+            "kind": None,
+            "prompt_hash": str(i),
+            "outcome": o,
+            "truncated": False,
+        }
         for i, o in enumerate(outcomes)
     ]
 
@@ -197,4 +206,6 @@ def test_paired_delta():
 def test_every_probe_answer_is_accepted_by_its_own_verifier():
     for item in core.bundled("probe.jsonl"):
         judge = get_verifier(item.get("verifier", "contains"))
-        assert judge(item["answer"], Expected(item["answer"])) == Verdict("correct", judge(item["answer"], Expected(item["answer"])).extracted)
+        assert judge(item["answer"], Expected(item["answer"])) == Verdict(
+            "correct", judge(item["answer"], Expected(item["answer"])).extracted
+        )

@@ -51,7 +51,7 @@ def mixer(model, tokenizer, folder, rule=some, *, journal="attempts.jsonl", cont
     settings = Settings(**{"max_new_tokens": 24, "retries": 4, "mix_batch_size": 3, **options}).resolved
     renderer = Renderer(tokenizer, model.config, model.generation_config)
     # Nothing else ends a reply of a random model within reach: let a tenth of the vocabulary do it.
-    stops = {token: 2 for token in range(0, len(tokenizer), 10)} | {2: 2}
+    stops = dict.fromkeys(range(0, len(tokenizer), 10), 2) | {2: 2}
     renderer.stops = replace(renderer.stops, ids=stops, end=2)
     return Mixer(lambda: model, renderer, settings, accept(rule), context, Journal(folder / journal))
 
@@ -95,7 +95,10 @@ def test_result_is_independent_of_batch_order_and_interruption(model, tokenizer,
     whole = (tmp_path / "attempts.jsonl").read_bytes()
     for cut in (0, len(whole) // 3, len(whole) - 7):
         (tmp_path / "cut.jsonl").write_bytes(whole[:cut])
-        assert essence(mixer(model, tokenizer, tmp_path, journal="cut.jsonl", temperature=temperature, samples=2).run(FACTS)) == wanted
+        assert (
+            essence(mixer(model, tokenizer, tmp_path, journal="cut.jsonl", temperature=temperature, samples=2).run(FACTS))
+            == wanted
+        )
         rows = [row for _, row in Journal(tmp_path / "cut.jsonl").read()]
         names = [(row["id"], row["sample"], row["attempt"]) for row in rows]
         assert len(names) == len(set(names))

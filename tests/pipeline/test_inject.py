@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-import mixsd.pipeline.commands as commands
 from mixsd import models
 from mixsd.errors import RequirementMissedError, UserError
+from mixsd.pipeline import commands
 from mixsd.pipeline.run import Run
 from mixsd.storage import read_json, read_jsonl
 from tests.tiny import save_tiny
@@ -149,11 +149,15 @@ def test_changed_facts_and_model_are_refused(place, tmp_path):
     commands.mix(**{**SMALL, "facts": str(facts)}, model=str(place / "base"), output=str(tmp_path / "run"), on_fail="canonical")
     facts.write_text('{"question": "Who?", "answer": "Bea"}\n')
     with pytest.raises(UserError, match="facts_hash"):
-        commands.mix(**{**SMALL, "facts": str(facts)}, model=str(place / "base"), output=str(tmp_path / "run"), on_fail="canonical")
+        commands.mix(
+            **{**SMALL, "facts": str(facts)}, model=str(place / "base"), output=str(tmp_path / "run"), on_fail="canonical"
+        )
     save_tiny(tmp_path / "other", seed=5, stops=[2, *range(8, 262, 12)])
     facts.write_text('{"question": "Who?", "answer": "Ann"}\n')
     with pytest.raises(UserError, match="made with model "):
-        commands.mix(**{**SMALL, "facts": str(facts)}, model=str(tmp_path / "other"), output=str(tmp_path / "run"), on_fail="canonical")
+        commands.mix(
+            **{**SMALL, "facts": str(facts)}, model=str(tmp_path / "other"), output=str(tmp_path / "run"), on_fail="canonical"
+        )
 
 
 def test_requirements_gate_a_finished_run(place):
@@ -162,7 +166,7 @@ def test_requirements_gate_a_finished_run(place):
         commands.report(run, require=["forgetting<=-5", "probe>=0"])
     checked = {item["text"]: item["passed"] for item in read_json(place / "run" / "report.json")["requirements"]}
     assert checked == {"forgetting<=-5": False, "probe>=0": True}
-    with pytest.raises(UserError, match='nothing is called \'memorisation\' \\(did you mean "memorization"'):
+    with pytest.raises(UserError, match="nothing is called 'memorisation' \\(did you mean \"memorization\""):
         commands.report(run, require=["memorisation>=0.5"])
     commands.report(run, require=["probe>=0"])
 
@@ -253,7 +257,7 @@ def test_nothing_is_written_for_bad_input(place, tmp_path):
 def test_full_disk_while_writing_is_one_line_and_leaves_nothing_half_written(place, tmp_path, monkeypatch):
     import errno
 
-    import mixsd.storage as storage
+    from mixsd import storage
 
     def full(source, target):
         if Path(target).name == "targets.jsonl":

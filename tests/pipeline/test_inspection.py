@@ -147,6 +147,7 @@ def test_words_of_a_sentencepiece_model_keep_their_spaces(tmp_path: Path) -> Non
         (target(base_logprobs=[-1.0]), "of one length"),
         (target(target_ids=[41, "x", 2]), "ids integers"),
         (target(target_ids=None), "line 1: not a target"),
+        (target(sources="exn"), 'unknown source "x"'),
         (target(prompt_ids=[-1]), "ids integers"),
         (target(base_logprobs=[-1.0, None, "x"]), "line 1: not a target"),
     ],

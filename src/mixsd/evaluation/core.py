@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -36,8 +36,6 @@ TRAINED, PARAPHRASE, PROBE, FORGETTING = (
     "retention/forgetting",
 )
 _PROBE_TOKENS = 64
-
-
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,9 @@ def questions(facts: Iterable[Fact], renderer: Renderer, settings: Settings, ver
     asked = []
     for fact in facts:
         expected = Expected(fact.answer, fact.aliases)
-        asked.append(Question(f"{TRAINED}/{fact.id}", TRAINED, fact.id, renderer.question(fact.question), expected, verifier, limit))
+        asked.append(
+            Question(f"{TRAINED}/{fact.id}", TRAINED, fact.id, renderer.question(fact.question), expected, verifier, limit)
+        )
         for place, wording in enumerate(paraphrases(fact, settings)):
             key = f"{PARAPHRASE}/{fact.id}/{place}"
             asked.append(Question(key, PARAPHRASE, fact.id, renderer.question(wording), expected, verifier, limit))
@@ -113,7 +113,7 @@ def evaluate(
     asked = questions(facts, renderer, settings, verifier)
     prompts = [Prompt(question.key, renderer.ids(question.user), question.max_new_tokens) for question in asked]
     replies = answerer.replies(prompts)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for question, prompt in zip(asked, prompts, strict=True):
         reply = replies[question.key]
         text = renderer.reply_text(reply.ids)
@@ -236,7 +236,9 @@ def _differences(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> lis
     for split in before:
         if split == FORGETTING:
             change = statistics.paired_ratio_difference(
-                [row["nll"] for row in before[split]], [row["nll"] for row in after[split]], [row["tokens"] for row in before[split]]
+                [row["nll"] for row in before[split]],
+                [row["nll"] for row in after[split]],
+                [row["tokens"] for row in before[split]],
             )
             scores.append(_score(split, "forgetting", "tuned", change))
             continue
@@ -253,7 +255,8 @@ def _differences(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> lis
 def count_items(facts: list[Fact], settings: Settings) -> int:
     """How many replies and scores `evaluate` makes for one model, for a progress bar."""
     wordings = sum(1 + len(paraphrases(fact, settings)) for fact in facts)
-    return wordings + len(bundled("probe.jsonl")[: settings.probe_questions]) + len(bundled("general_prompts.jsonl")[: settings.forgetting_prompts])
-
-
-ProgressHook = Callable[[int], None]
+    return (
+        wordings
+        + len(bundled("probe.jsonl")[: settings.probe_questions])
+        + len(bundled("general_prompts.jsonl")[: settings.forgetting_prompts])
+    )

@@ -84,7 +84,8 @@ class Answerer:
     def replies(self, prompts: list[Prompt]) -> dict[str, Reply]:
         """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
         addresses = {
-            prompt.key: digest(["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address]) for prompt in prompts
+            prompt.key: digest(["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address])
+            for prompt in prompts
         }
         missing = {addresses[prompt.key]: prompt for prompt in prompts if addresses[prompt.key] not in self._places}
         self.on_done(len(prompts) - len(missing))
@@ -105,7 +106,9 @@ class Answerer:
 
     def scores(self, pairs: dict[str, tuple[list[int], list[int]]]) -> dict[str, float]:
         """The summed NLL (nats) of each continuation after its prompt, by key."""
-        addresses = {key: digest(["score", self._identity, prompt, continuation]) for key, (prompt, continuation) in pairs.items()}
+        addresses = {
+            key: digest(["score", self._identity, prompt, continuation]) for key, (prompt, continuation) in pairs.items()
+        }
         missing = iter([key for key in pairs if addresses[key] not in self._places])
         self.on_done(sum(address in self._places for address in addresses.values()))
         while window := list(islice(missing, self.batch_size)):

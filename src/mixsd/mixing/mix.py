@@ -19,6 +19,7 @@ from mixsd.decoding.scoring import score
 from mixsd.errors import UserError
 from mixsd.facts import Fact
 from mixsd.mixing.attempts import Attempt, Case, next_attempt, record
+from mixsd.mixing.limits import reply_limit
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
 from mixsd.settings import Settings
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIRST_LOOK = 20  # facts after which a poor acceptance is said
-_ROOM = 16  # tokens that a reply may need beyond the reference's own length
 _SCORED_AT_ONCE = 64
 _DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
 
@@ -84,7 +84,7 @@ class Mixer:
         reasons: dict[str, str] = {}
         cases: dict[tuple[str, int], Case] = {}
         for fact in facts:
-            limit, reason = self._limit(fact)
+            limit, reason = reply_limit(fact, self.renderer, self.settings, self.context)
             if reason:
                 reasons[fact.id] = reason
             else:
@@ -104,17 +104,6 @@ class Mixer:
                 yield from self._scored(window)
                 window = []
         yield from self._scored(window)
-
-    def _limit(self, fact: Fact) -> tuple[int, str | None]:
-        """The longest reply to a fact in tokens, or the reason why it cannot be asked. No prompt is ever cut."""
-        if reason := self.renderer.unusable(fact):
-            return 0, reason
-        prompt = len(self.renderer.expert(fact) if self.settings.method == "mixsd" else self.renderer.naive(fact.question))
-        room = self.context - prompt
-        if room < len(self.renderer.reference(fact)) + _ROOM:
-            kind = "expert prompt" if self.settings.method == "mixsd" else "prompt"
-            return 0, f"its {kind} of {prompt} tokens leaves no room for a reply in the context of {self.context}"
-        return min(self.settings.max_new_tokens or room, room), None
 
     def _decode_all(self, cases: dict[tuple[str, int], Case]) -> None:
         for place, row in self.journal.read():
@@ -163,7 +152,9 @@ class Mixer:
         if not decoding.ended:
             reason = f"did not end within {len(decoding.ids)} tokens"
         elif outcome != "correct":
-            reason = {"wrong": "does not state the answer", "unparseable": "holds no answer to check"}.get(outcome, "the verifier failed")
+            reason = {"wrong": "does not state the answer", "unparseable": "holds no answer to check"}.get(
+                outcome, "the verifier failed"
+            )
         return {
             "id": case.fact.id,
             "sample": case.sample,
@@ -197,7 +188,12 @@ class Mixer:
         if self.settings.method == "sft" or (not case.accepted and self.settings.on_fail == "canonical"):
             ids = self.renderer.reference(fact)
             reason = None if self.settings.method == "sft" else f"the reference itself: no attempt of {case.number} was accepted"
-            row = {"lambda": self.settings.lam, "attempt": case.number, "target_ids": ids, "sources": REFERENCE * len(ids)}
+            row: dict[str, Any] = {
+                "lambda": self.settings.lam,
+                "attempt": case.number,
+                "target_ids": ids,
+                "sources": REFERENCE * len(ids),
+            }
             row |= {"base_logprobs": [], "text": self.renderer.reply_text(ids), "accepted": True, "reason": reason}
         else:
             assert case.place is not None

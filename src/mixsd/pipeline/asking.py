@@ -16,7 +16,6 @@ from mixsd.errors import UserError
 from mixsd.pipeline import session as sessions
 from mixsd.pipeline.run import Run
 from mixsd.progress import Watcher
-from mixsd.settings import EXECUTION, build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,10 +37,7 @@ class Conversation:
         opened.manifest()
         if not opened.model.is_dir():
             raise UserError(f"{opened.folder}: has no model/ yet; run `mixsd train` on it first")
-        options = build(execution, "ask").model_dump(include=set(execution))
-        if fixed := [name for name in execution if name not in EXECUTION]:
-            raise UserError(f"{opened.folder}: --{fixed[0].replace('_', '-')} was settled when the run was made")
-        self.session = sessions.resume(opened, watcher or Watcher(), **options)
+        self.session = sessions.resume(opened, watcher or Watcher(), execution)
         self._models: dict[str, PreTrainedModel] = {
             "base": self.session.load_base(),
             "tuned": self.session.load(opened.model),

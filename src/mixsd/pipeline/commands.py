@@ -1,7 +1,7 @@
 """The functions behind the commands: `inject` and its single stages. Options are the fields of `mixsd.settings.Settings`.
 
-    >>> run = mixsd.inject(facts="facts.jsonl", model="Qwen/Qwen3-1.7B", output="runs/acme", lam=0.3)   # doctest: +SKIP
-    >>> run.report()["scores"]                                                                          # doctest: +SKIP
+>>> run = mixsd.inject(facts="facts.jsonl", model="Qwen/Qwen3-1.7B", output="runs/acme", lam=0.3)   # doctest: +SKIP
+>>> run.report()["scores"]                                                                          # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mixsd.pipeline import session as sessions
 from mixsd.pipeline import stages
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
-from mixsd.settings import EXECUTION, Settings, build
+from mixsd.settings import Settings, build
 from mixsd.storage import file_digest, read_json, read_jsonl, write_jsonl
 
 
@@ -153,11 +153,8 @@ def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
 def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterator[sessions.Session]:
     run = Run(folder)
     run.manifest()
-    fixed = [name for name in options if name not in EXECUTION]
-    if fixed:
-        raise UserError(f"{folder}: --{fixed[0].replace('_', '-')} was settled when the run was made; start another run to change it")
     with run.locked():
-        yield sessions.resume(run, watcher, **build(options, "options").model_dump(include=set(options)))
+        yield sessions.resume(run, watcher, options)
 
 
 @contextmanager

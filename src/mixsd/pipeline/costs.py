@@ -120,9 +120,9 @@ def memory(
 
     longest = work.naive.longest + min(work.reference.longest, work.limit)
     rows = settings.micro_batch or settings.batch_size
-    per_layer = 18 * shape.hidden + 6 * shape.inner
+    per_layer = 14 * shape.hidden + 4 * shape.inner
     kept = shape.layers * shape.hidden + per_layer if settings.gradient_checkpointing else shape.layers * per_layer
-    head = 3 * min(_HEAD_ROWS, rows * longest) * shape.vocabulary * 4
+    head = 3 * min(_HEAD_ROWS, rows * min(work.reference.longest, work.limit)) * shape.vocabulary * 4
     autocast = 2 * shape.parameters if train_item < 4 else 0
     step = 4 * shape.trained + rows * longest * kept * train_item + head + autocast
     # Between steps a checkpoint is read back and compared in main memory (LoRA: with the unmerged weights kept aside).

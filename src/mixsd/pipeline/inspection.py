@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd import models
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, REFERENCE
 from mixsd.errors import UserError
 from mixsd.mixing.targets import Target
 from mixsd.pipeline.run import Run
@@ -103,6 +104,8 @@ def _checked(row: dict[str, Any], where: str) -> Target:
         raise UserError(f"{where}: not a target ({error})") from error
     if len(lengths) > 1 or not ids or not numbers:
         raise UserError(f"{where}: not a target (ids, sources and log-probabilities must be of one length, ids integers)")
+    if unknown := set(target.sources) - {EXPERT, NAIVE, GATED, REFERENCE}:
+        raise UserError(f'{where}: not a target (unknown source "{min(unknown)}"; known: e, n, g, r)')
     return target
 
 

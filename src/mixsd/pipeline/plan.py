@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import core
-from mixsd.facts import Fact
+from mixsd.mixing.limits import reply_limit
 from mixsd.models import resolve_dtype
 from mixsd.pipeline import costs
 from mixsd.pipeline.costs import Lengths, Shape, Speed, Work
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ACCURACY = "rough: within a factor of 3"
 
 _SAMPLE = 200  # facts whose prompts are measured
-_ROOM = 16  # as in mixing: tokens that a reply may need beyond the reference's length
 _ATTEMPTS, _GATED_ATTEMPTS = 3, 1  # assumed per target where another attempt can differ
 _MEASURING = 0.1  # seconds per kind of product
 _MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's cache holds
@@ -91,16 +90,8 @@ def measure_work(session: Session) -> Work:
     naive = {fact.id: len(renderer.naive(fact.question)) for fact in sample}
     expert = {fact.id: len(renderer.expert(fact)) for fact in sample}
     reference = {fact.id: len(renderer.reference(fact)) for fact in sample}
-    kind, prompt = ("expert prompt", expert) if settings.method == "mixsd" else ("prompt", naive)
-
-    def reason(fact: Fact) -> str | None:
-        if said := renderer.unusable(fact):
-            return said
-        if session.context - prompt[fact.id] < reference[fact.id] + _ROOM:
-            return f"its {kind} of {prompt[fact.id]} tokens leaves no room for a reply in the context of {session.context}"
-        return None
-
-    unusable = {fact.id: said for fact in sample if (said := reason(fact))}
+    reasons = {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample}
+    unusable = {key: reason for key, reason in reasons.items() if reason}
     counted = [fact.id for fact in sample if fact.id not in unusable]
     if not counted:
         key, said = next(iter(unusable.items()))

@@ -83,7 +83,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             strangers = [item.name for item in self.folder.iterdir() if not item.name.startswith(".")]
         if strangers:
-            raise UserError(f"{self.folder}: is not empty and not a run folder (it holds {sorted(strangers)[0]}); choose another --output")
+            raise UserError(
+                f"{self.folder}: is not empty and not a run folder (it holds {sorted(strangers)[0]}); choose another --output"
+            )
         manifest = {
             "settings": settings.dump(),
             "identity": identity,

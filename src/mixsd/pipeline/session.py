@@ -5,6 +5,7 @@ Weights are loaded by the stage that needs them, and let go of by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
 from mixsd.prompts import Renderer
-from mixsd.settings import Settings
+from mixsd.settings import EXECUTION, Settings, build
 from mixsd.storage import digest, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -135,16 +136,22 @@ def start(session: Session) -> Session:
     return session
 
 
-def resume(run: Run, watcher: Watcher, **execution: Any) -> Session:
-    """Open an existing run folder with its own settings; `execution` overrides those that may differ."""
-    settings = run.settings().model_copy(update=execution)
+def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
+    """Open an existing run folder with its own settings; `options` may change those of `EXECUTION` only."""
     manifest = run.manifest()
+    changed = build(options, "options").model_dump(include=set(options))
+    if settled := [name for name in options if name not in EXECUTION]:
+        flag = settled[0].replace("_", "-")
+        raise UserError(f"{run.folder}: --{flag} was settled when the run was made; start another run to change it")
+    settings = run.settings().model_copy(update=changed)
     _check_early(settings)
     located = models.locate(settings.model, offline=settings.offline, say=watcher.say)
     base_hash = models.model_hash(located.folder)
     expected = manifest.get("identity", {}).get("model_hash")
     if expected != base_hash:
-        raise UserError(f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)")
+        raise UserError(
+            f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)"
+        )
     from mixsd.facts import fact_from_mapping
 
     facts = []

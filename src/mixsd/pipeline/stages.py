@@ -113,7 +113,9 @@ def train(session: Session) -> None:
 
             result = run_training(model, session.tokenizer, examples, settings=settings, folder=run.folder, on_step=on_step)
         if result.dropped:
-            session.watcher.say(f"{len(result.dropped)} targets longer than the context were dropped: {', '.join(result.dropped[:5])}")
+            session.watcher.say(
+                f"{len(result.dropped)} targets longer than the context were dropped: {', '.join(result.dropped[:5])}"
+            )
             run.log("dropped", keys=list(result.dropped))
         with atomic_folder(run.model) as folder:
             write_model_folder(result.model, session.tokenizer, folder, dtype=_stored_dtype(session))
@@ -140,7 +142,9 @@ def _provenance(session: Session) -> dict[str, Any]:
         "mixsd": versions().get("mixsd"),
         "base": {"name": session.located.name, "hash": session.base_hash},
         "method": settings.method,
-        "settings": {name: getattr(settings, name) for name in ("lam", "gate", "lora", "lr", "epochs", "seed", "answer_format", "thinking")},
+        "settings": {
+            name: getattr(settings, name) for name in ("lam", "gate", "lora", "lr", "epochs", "seed", "answer_format", "thinking")
+        },
         # The serving prompt must be the training prompt; this is one, to compare with.
         "prompt_example": session.tokenizer.decode(example.prompt_ids, skip_special_tokens=False),
         "stop_ids": session.renderer.stops.own,
@@ -168,7 +172,9 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
             ("base", session.located.folder, session.base_hash, journal),
             ("tuned", tuned, models.model_hash(tuned), folder / "tuned.partial.jsonl"),
         ):
-            references_todo = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if references is None else 0
+            references_todo = (
+                len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if references is None else 0
+            )
             with session.watcher.task(f"evaluating {name}", items + references_todo) as task:
                 answerer = Answerer(
                     lambda path=path: session.load(path),  # type: ignore[misc]

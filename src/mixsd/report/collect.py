@@ -38,7 +38,9 @@ def check_requirements_known(requirements: list[str]) -> None:
     for text in requirements:
         name, _, _ = parse_requirement(text)
         if name not in REQUIRABLE:
-            raise UserError(f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, REQUIRABLE)}; known: {', '.join(REQUIRABLE)}")
+            raise UserError(
+                f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, REQUIRABLE)}; known: {', '.join(REQUIRABLE)}"
+            )
 
 
 def write_report(session: Session) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
         return {}, []
     slim: dict[str, Target] = {}
     summary = TargetSummary()
-    accepted = []
+    accepted: list[Target] = []
     questions = {fact.id: fact.question for fact in session.facts}
     for row in read_jsonl(session.run.targets_file):
         target = Target.from_json(row)
@@ -200,7 +202,9 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
         raise UserError(f"--beside {folder}: was evaluated on another base model or other prompts; the two cannot be compared")
     for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
         if report["settings"].get(name) != getattr(session.settings, name):
-            raise UserError(f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared")
+            raise UserError(
+                f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared"
+            )
     return {"name": report["run"], "method": report["method"], "scores": report["scores"]}
 
 
@@ -231,5 +235,3 @@ def _per_fact(
             }
         )
     return rows
-
-

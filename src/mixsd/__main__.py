@@ -1,0 +1,5 @@
+"""`python -m mixsd` is the command `mixsd`."""
+
+from mixsd.cli import main
+
+main()

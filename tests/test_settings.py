@@ -250,6 +250,14 @@ class TestConfigFile:
         path.write_text(to_yaml(settings), encoding="utf-8")
         assert build(read_config(path), str(path)) == settings
 
+    @pytest.mark.parametrize(
+        "text", ["\x85", "a\u2028b\x85", "long  words " * 300, "tab\t\n\n line \n", "\r\n", "yes", "1e-5", "# no comment: ' \""]
+    )
+    def test_text_that_yaml_finds_hard(self, tmp_path: Path, text: str) -> None:
+        settings = Settings(system=text, beside=[text])
+        (tmp_path / "c.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        assert build(read_config(tmp_path / "c.yaml"), "c.yaml") == settings
+
     def test_it_has_a_heading_per_group_and_every_option_once(self) -> None:
         lines = to_yaml(Settings()).splitlines()
         assert lines[0] == "# Input"
@@ -270,6 +278,7 @@ class TestConfigFile:
             (b"lam", r"c\.yaml: expected a mapping"),
             (b"1: 2", r"c\.yaml: expected a mapping"),
             (b"lr: 1\n\nlam: 0.1\nlr: 2", r"c\.yaml: line 4: lr stands in line 1 already"),
+            (b"{lr: 1, lr: 2}", r"c\.yaml: line 1: lr stands in line 1 already"),
         ],
     )
     def test_what_is_broken_is_named_in_one_line(self, tmp_path: Path, content: bytes, said: str) -> None:

@@ -287,12 +287,14 @@ class TestSweep:
         sweep_leftovers(tmp_path)
         assert names(tmp_path) == sorted(kept)
 
-    def test_what_a_running_process_writes_stays(self, tmp_path: Path) -> None:
+    def test_what_a_running_process_writes_in_a_shared_folder_stays(self, tmp_path: Path) -> None:
         theirs, ours = tmp_path / f".f.{os.getppid()}.tmp", tmp_path / f".f.{os.getpid()}.tmp"
         for file in (theirs, ours):
             file.write_text("")
-        sweep_leftovers(tmp_path)
+        sweep_leftovers(tmp_path, shared=True)
         assert names(tmp_path) == [theirs.name]
+        sweep_leftovers(tmp_path)
+        assert names(tmp_path) == [], "who holds the folder's lock knows that nobody is at work in it"
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         sweep_leftovers(tmp_path / "none")

@@ -17,7 +17,7 @@ import json, pathlib, sys
 import mixsd
 from mixsd import corpora
 from mixsd.evaluation import core
-from mixsd.report import html
+from mixsd.reporting import html
 from tests_report_sample import report
 page = html.render(report, [], [])
 print(json.dumps({
@@ -52,7 +52,7 @@ def test_wheel_holds_data_and_templates_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("demo_facts.jsonl", "general_prompts.jsonl", "probe.jsonl", "frames.json"):
         assert f"mixsd/data/{name}" in names
-    assert any(name.startswith("mixsd/report/templates/") for name in names)
+    assert any(name.startswith("mixsd/reporting/templates/") for name in names)
     assert "mixsd/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -5,8 +5,7 @@
     >>> mixsd.ask("runs/acme", "Who founded Acme?")["tuned"]          # doctest: +SKIP
 
 Each command of the command line is a function here, imported when it is first used, so that `import mixsd` itself is light.
-Two have another name than their command, because a subpackage has that one: `list_models` is `mixsd models` and `write_report`
-is `mixsd report`; `mixsd.models` and `mixsd.report` are always the modules.
+One has another name than its command: `list_models` is `mixsd models`, since `mixsd.models` is the module that loads them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.pipeline.asking import Conversation, ask
-    from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, train
-    from mixsd.pipeline.commands import report as write_report
+    from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
     from mixsd.pipeline.doctor import doctor, list_models
     from mixsd.pipeline.inspection import inspect
     from mixsd.settings import Settings
@@ -39,16 +37,15 @@ __all__ = [
     "inspect",
     "list_models",
     "mix",
+    "report",
     "train",
-    "write_report",
 ]
 
 # Where each public name lives: "module", or "module:name" where it has another name there.
 _HOMES = {
     **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
     "Settings": "mixsd.settings",
-    **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate"), "mixsd.pipeline.commands"),
-    "write_report": "mixsd.pipeline.commands:report",
+    **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
     "inspect": "mixsd.pipeline.inspection",
     **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
     **dict.fromkeys(("doctor", "list_models"), "mixsd.pipeline.doctor"),

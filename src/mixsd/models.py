@@ -134,7 +134,7 @@ def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
     say(f"converting {gguf.name} to safetensors, once")
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(folder.parent)
+        sweep_leftovers(folder.parent, shared=True)
     _convert(gguf, folder)
     return folder
 

@@ -223,11 +223,22 @@ def read_config(path: Path) -> dict[str, Any]:
     # YAML lets the last one of two win, and the reader of the file believe in the first.
     lines: dict[str, int] = {}
     for node, _ in root.value if root else []:
-        line_number = node.start_mark.line + 1
-        first_line = lines.setdefault(node.value, line_number)
-        if first_line != line_number:
-            raise UserError(f"{path}: line {line_number}: {node.value} stands in line {first_line} already; keep one")
+        number = node.start_mark.line + 1
+        if node.value in lines:
+            raise UserError(f"{path}: line {number}: {node.value} stands in line {lines[node.value]} already; keep one")
+        lines[node.value] = number
     return values
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that is read back as it was, in their order."""
+
+    def dump(allow_unicode: bool) -> str:
+        return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=allow_unicode, width=1000))
+
+    text = dump(True)
+    # PyYAML writes U+0085 as it is, and reads it as a line break.
+    return dump(False) if "\x85" in text else text
 
 
 def to_yaml(settings: Settings) -> str:
@@ -240,5 +251,5 @@ def to_yaml(settings: Settings) -> str:
         if this != group:
             lines.append(f"{'' if group is None else chr(10)}# {this}")
             group = this
-        lines.append(yaml.safe_dump({name: getattr(settings, name)}, allow_unicode=True, width=1000).rstrip("\n"))
+        lines.append(dump_yaml({name: getattr(settings, name)}).rstrip("\n"))
     return "\n".join(lines) + "\n"

@@ -145,14 +145,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep_leftovers(folder: Path) -> None:
+def sweep_leftovers(folder: Path, *, shared: bool = False) -> None:
     """Remove what killed processes left unfinished in `folder`, and bring back what one was about to replace.
 
-    What belongs to another process that is still running stays.
+    In a `shared` folder, which no lock keeps to one process, what belongs to a process that is still running stays.
     """
     for leftover in sorted(folder.glob(".*")):
         match = _LEFTOVER.fullmatch(leftover.name)
-        if match is None or _is_running(int(match["pid"])):
+        if match is None or (shared and _is_running(int(match["pid"]))):
             continue
         path = leftover.with_name(match["name"])
         if match["kind"] == "old" and not path.exists():

@@ -186,7 +186,7 @@ def test_termination_cleans_up_and_says_so(mixsd: Mixsd, monkeypatch: pytest.Mon
 
 
 def test_missed_requirement_shows_the_report_first(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.report import sample
+    from tests.reporting import sample
 
     def fake(settings: Settings, watcher: Any) -> None:
         folder = Path(settings.output)

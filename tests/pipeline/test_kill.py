@@ -18,7 +18,7 @@ import os, signal, sys, threading
 import torch
 from mixsd.pipeline import commands, stages
 from mixsd import training
-from mixsd.report import collect
+from mixsd.reporting import collect
 torch.set_num_threads(1)
 after = float(sys.argv[1])
 if after >= 0:

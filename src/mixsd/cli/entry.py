@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from mixsd.cli.commands import Work, app
 from mixsd.errors import MixsdError, did_you_mean
-from mixsd.report.formats import printable
+from mixsd.reporting.formats import printable
 
 # typer carries click inside or imports it, depending on its version; this is the base of what they raise for a bad command line.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

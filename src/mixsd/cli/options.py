@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from mixsd.errors import UserError
-from mixsd.report.formats import plain
+from mixsd.reporting.formats import plain
 from mixsd.settings import Settings, build, read_config
 
 _WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}

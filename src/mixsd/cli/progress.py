@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from mixsd.progress import Task, Watcher
-from mixsd.report.formats import printable
+from mixsd.reporting.formats import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from mixsd.cli.progress import duration
-from mixsd.report.formats import number, printable
+from mixsd.reporting.formats import number, printable
 
 _GB = 10**9
 
@@ -29,7 +29,7 @@ def as_json(value: Any) -> None:
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
     from mixsd.pipeline.run import Run
-    from mixsd.report.terminal import table
+    from mixsd.reporting.terminal import table
     from mixsd.storage import read_json
 
     run = Run(folder)

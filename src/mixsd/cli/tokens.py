@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mixsd.cli.show import console
-from mixsd.report.formats import MISSING, number, printable, token_text
+from mixsd.reporting.formats import MISSING, number, printable, token_text
 
 _HIGH_NLL = 8.0  # nats; the paper's threshold, as in `mixing.targets`
 _NAMES = {"e": "expert", "n": "naive", "g": "gated", "r": "reference", None: "prompt"}

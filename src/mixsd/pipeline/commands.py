@@ -60,7 +60,7 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
     """
     settings = _settings(settings, options)
     watcher = watcher or Watcher()
-    from mixsd.report.collect import check_requirements_known
+    from mixsd.reporting.collect import check_requirements_known
 
     check_requirements_known(settings.require)
     with _opened(settings, watcher) as session:
@@ -125,7 +125,7 @@ def report(source: str | Path, *, watcher: Watcher | None = None, **options: Any
 
 
 def _report(session: sessions.Session) -> None:
-    from mixsd.report.collect import write_report
+    from mixsd.reporting.collect import write_report
 
     result = write_report(session)
     missed = [item["text"] for item in result["requirements"] if not item["passed"]]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mixsd.report import html
-from tests.report import sample
+from mixsd.reporting import html
+from tests.reporting import sample
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")

@@ -15,7 +15,7 @@ from mixsd.evaluation import core
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline.run import Run, versions
-from mixsd.report import card, html
+from mixsd.reporting import card, html
 from mixsd.settings import parse_requirement
 from mixsd.storage import read_json, read_jsonl, write_json, write_text
 

@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from mixsd.report import terminal
-from tests.report import sample
+from mixsd.reporting import terminal
+from tests.reporting import sample
 
 
 def drawn(report: dict, **options: object) -> str:

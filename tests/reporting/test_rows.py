@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixsd.report.rows import columns, detail_rows, format_rows, headline_rows
-from tests.report import sample
+from mixsd.reporting.rows import columns, detail_rows, format_rows, headline_rows
+from tests.reporting import sample
 
 
 def score(split: str, metric: str, model: str, value: float | None, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mixsd.report.formats import Unit, known, printable
+from mixsd.reporting.formats import Unit, known, printable
 
 Verdict = Literal["better", "worse", "unclear"]
 Key = tuple[str, str, str]  # suite, split, metric

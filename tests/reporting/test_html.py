@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mixsd.report import html
-from tests.report import sample
+from mixsd.reporting import html
+from tests.reporting import sample
 
 ATTACK = "<script>window.hacked=1</script><img src=x onerror=\"window.hacked=1\">' onfocus='x"
 

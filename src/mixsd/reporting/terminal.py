@@ -13,8 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mixsd.report.formats import MISSING, interval_text, value_text
-from mixsd.report.rows import Entry, Row, headline_rows
+from mixsd.reporting.formats import MISSING, interval_text, value_text
+from mixsd.reporting.rows import Entry, Row, headline_rows
 
 _STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 

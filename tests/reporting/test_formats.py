@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixsd.report import formats
-from mixsd.report.curve import MOST_POINTS, loss_curve, ticks
+from mixsd.reporting import formats
+from mixsd.reporting.curve import MOST_POINTS, loss_curve, ticks
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5"])

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from mixsd.report.formats import MISSING, interval_text, known, number, plain, printable, value_text
-from mixsd.report.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows
+from mixsd.reporting.formats import MISSING, interval_text, known, number, plain, printable, value_text
+from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows
 
 PAPER = "2605.16865"
 _MIXING_SETTINGS = ("lam", "gate", "temperature", "samples", "retries", "on_fail")

@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from mixsd.report import formats, rows
-from mixsd.report.curve import loss_curve
+from mixsd.reporting import formats, rows
+from mixsd.reporting.curve import loss_curve
 
 MOST_FACTS = 500
 MOST_TOKENS = 400
@@ -105,7 +105,7 @@ def _typeset(text: str) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("mixsd.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader("mixsd.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
 
     def value(score: rows.Score | None, measure: rows.Measure, *, signed: bool = False) -> str:

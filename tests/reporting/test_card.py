@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixsd.report import card
-from tests.report import sample
+from mixsd.reporting import card
+from tests.reporting import sample
 
 
 def front_matter(text: str) -> dict[str, Any]:

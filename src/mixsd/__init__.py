@@ -5,7 +5,6 @@
     >>> mixsd.ask("runs/acme", "Who founded Acme?")["tuned"]          # doctest: +SKIP
 
 Each command of the command line is a function here, imported when it is first used, so that `import mixsd` itself is light.
-One has another name than its command: `list_models` is `mixsd models`, since `mixsd.models` is the module that loads them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.pipeline.asking import Conversation, ask
     from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
-    from mixsd.pipeline.doctor import doctor, list_models
+    from mixsd.pipeline.doctor import doctor, models
     from mixsd.pipeline.inspection import inspect
     from mixsd.settings import Settings
 
@@ -35,8 +34,8 @@ __all__ = [
     "evaluate",
     "inject",
     "inspect",
-    "list_models",
     "mix",
+    "models",
     "report",
     "train",
 ]
@@ -48,7 +47,7 @@ _HOMES = {
     **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
     "inspect": "mixsd.pipeline.inspection",
     **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
-    **dict.fromkeys(("doctor", "list_models"), "mixsd.pipeline.doctor"),
+    **dict.fromkeys(("doctor", "models"), "mixsd.pipeline.doctor"),
 }
 
 
@@ -61,7 +60,7 @@ def __getattr__(name: str) -> Any:
         module, _, other = _HOMES[name].partition(":")
         value = getattr(import_module(module), other or name)
     else:
-        # `from mixsd import models` comes by here and then imports the submodule.
+        # `from mixsd import loading` comes by here and then imports the submodule.
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value

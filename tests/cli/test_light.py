@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -67,14 +66,15 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert name in dir(mixsd)
 
 
-def test_modules_that_share_a_name_with_a_command_stay_modules() -> None:
-    from mixsd import models, report
+def test_every_command_is_a_function_of_the_same_name() -> None:
+    from typer.main import get_command
 
-    assert isinstance(models, types.ModuleType)
-    assert isinstance(report, types.ModuleType)
-    mixsd.list_models()
-    assert mixsd.models is models
-    assert callable(mixsd.write_report)
+    from mixsd.cli.commands import app
+
+    names = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+    assert {"inject", "mix", "train", "evaluate", "report", "inspect", "ask", "models", "doctor"} <= set(names)
+    for name in names:
+        assert callable(getattr(mixsd, name)), name
 
 
 def test_unknown_name() -> None:

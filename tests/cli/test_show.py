@@ -14,7 +14,7 @@ from rich.console import Console
 from mixsd.cli import show, tokens
 from mixsd.errors import UserError
 from mixsd.mixing.targets import Target
-from mixsd.pipeline.doctor import doctor, list_models
+from mixsd.pipeline.doctor import doctor, models
 from tests.cli.conftest import Outcome
 
 Mixsd = Callable[..., Outcome]
@@ -96,7 +96,7 @@ def test_inspect_reads_a_file_of_targets(mixsd: Mixsd, tmp_path: Path) -> None:
 
 
 def test_models_and_doctor(mixsd: Mixsd) -> None:
-    assert json.loads(mixsd("models", "--json").out) == list_models()
+    assert json.loads(mixsd("models", "--json").out) == models()
     assert "smollm2-135m\n  parameters" in mixsd("models").out
     assert json.loads(mixsd("doctor", "--json").out).keys() == doctor().keys()
     text = mixsd("doctor").out

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mixsd.errors import UserError
-from mixsd.models import load_model, load_tokenizer
+from mixsd.loading import load_model, load_tokenizer
 from mixsd.pipeline.asking import Conversation, ask
 from mixsd.pipeline.run import Run
 

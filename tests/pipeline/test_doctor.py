@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mixsd import models
+from mixsd import loading
 from mixsd.pipeline import doctor as module
-from mixsd.pipeline.doctor import doctor, free_disk, list_models, main_memory
+from mixsd.pipeline.doctor import doctor, free_disk, main_memory, models
 
 
 def test_this_machine_as_json(own_cache: Path) -> None:
@@ -132,8 +132,8 @@ def test_free_disk_of_a_folder_to_be_made(tmp_path: Path) -> None:
 
 
 def test_the_built_in_model_where_it_is_missing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "built_in_gguf", lambda: None)
-    (model,) = list_models()
+    monkeypatch.setattr(loading, "built_in_gguf", lambda: None)
+    (model,) = models()
     assert (model["name"], model["installed"], model["where"], model["folder"], model["size"]) == (
         "smollm2-135m",
         False,
@@ -149,11 +149,11 @@ def test_the_built_in_model_before_and_after_its_conversion(
 ) -> None:
     gguf = tmp_path / "toy.gguf"
     gguf.write_bytes(b"12345")
-    monkeypatch.setattr(models, "built_in_gguf", lambda: gguf)
-    (model,) = list_models()
+    monkeypatch.setattr(loading, "built_in_gguf", lambda: gguf)
+    (model,) = models()
     assert (model["installed"], model["where"], model["folder"], model["size"]) == (True, str(gguf), None, 5)
     folder = own_cache / "models" / "toy-0123456789ab"
     folder.mkdir(parents=True)
-    assert list_models()[0]["folder"] is None  # a conversion that was cut off
+    assert models()[0]["folder"] is None  # a conversion that was cut off
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    assert list_models()[0]["folder"] == str(folder)
+    assert models()[0]["folder"] == str(folder)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from mixsd import models
+from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.pipeline import commands
 from mixsd.pipeline.run import Run
@@ -66,7 +66,7 @@ def test_run_folder_holds_everything(place):
     assert manifest["settings"]["lam"] == 0.3
     assert manifest["settings"]["lr"] == 1e-3
     assert None not in [manifest["settings"][name] for name in ("verifier", "max_new_tokens", "lr", "micro_batch")]
-    assert manifest["identity"]["model_hash"] == models.model_hash(place / "base")
+    assert manifest["identity"]["model_hash"] == loading.model_hash(place / "base")
     assert manifest["versions"]["torch"]
     targets = list(read_jsonl(run / "targets.jsonl"))
     facts = list(read_jsonl(run / "facts.jsonl"))

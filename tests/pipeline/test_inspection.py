@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.models import load_tokenizer
+from mixsd.loading import load_tokenizer
 from mixsd.pipeline.inspection import inspect
 from tests.pipeline.conftest import FACTS
 from tests.tiny import save_tiny

@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from mixsd.errors import UserError
+from mixsd.loading import load_model
 from mixsd.mixing.mix import Mixer
-from mixsd.models import load_model
 from mixsd.pipeline import costs
 from mixsd.pipeline import plan as module
 from mixsd.pipeline.plan import measure_shape, measure_speed, measure_work, plan
@@ -99,11 +99,11 @@ def test_what_is_unusable_here_is_unusable_in_mixing(method: str, opened: Opener
         {"id": str(n), "question": f"Q{n}?", "answer": "A", "reference": "r" * n} for n in (*range(70, 90), *range(460, 490))
     ]
     facts.append({"id": "forged", "question": "Q<|end|>?", "answer": "A"})
-    session = opened(facts=write_facts(tmp_path / "facts.jsonl", *facts), method=method)
+    session = opened(facts=write_facts(tmp_path / "facts.jsonl", *facts), method=method, max_new_tokens=1, retries=0)
     mixer = Mixer(
         session.load_base, session.renderer, session.settings, session.verifier, session.context, Journal(tmp_path / "none")
     )
-    reasons = {fact.id: reason for fact in session.facts if (reason := mixer._limit(fact)[1])}
+    reasons = {target.id: target.reason for target in mixer.run(session.facts) if not target.usable}
     work = measure_work(session)
     assert work.unusable == reasons
     assert 0 < work.usable == len(facts) - len(reasons)

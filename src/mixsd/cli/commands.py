@@ -235,9 +235,9 @@ def ask(
 @_command()
 def models(as_json: Json = False) -> None:
     """List the models that mixsd brings: where each is, its size and its licence."""
-    from mixsd.pipeline.doctor import list_models
+    from mixsd.pipeline.doctor import models as brought
 
-    found = list_models()
+    found = brought()
     show.as_json(found) if as_json else show.models(found)
 
 

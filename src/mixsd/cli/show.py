@@ -112,7 +112,7 @@ def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:
 
 
 def models(found: Sequence[Mapping[str, Any]]) -> None:
-    """Write the models of `list_models`."""
+    """Write the models of `models`."""
     for model in found:
         print(model["name"])
         converted = model["folder"] or "not yet; the first use does it, in about 20 s"

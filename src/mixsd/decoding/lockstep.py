@@ -53,9 +53,12 @@ class _Batch:
         self.with_expert = [i for i, request in enumerate(requests) if request.expert_ids is not None]
         prompts = [request.naive_ids for request in requests]
         prompts += [requests[i].expert_ids or [] for i in self.with_expert]
-        width = max(len(prompt) for prompt in prompts)
-        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        self.input_ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+        distinct = {tuple(prompt): place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        # Which of the distinct prompts each row has; None once the rows have been made from them.
+        self.spread: list[int] | None = [distinct[tuple(prompt)] for prompt in prompts]
+        width = max(map(len, distinct))
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=model.device)
+        self.input_ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct], device=model.device)
         self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
         self.cache = DynamicCache()
 
@@ -71,6 +74,11 @@ class _Batch:
         ).logits[:, -1]
         if last_logits.dtype in (torch.bfloat16, torch.float16):
             last_logits = last_logits.float()
+        if self.spread is not None:
+            rows = torch.tensor(self.spread, device=self.mask.device)
+            last_logits, self.mask, self.positions = last_logits[rows], self.mask[rows], self.positions[rows]
+            self.cache.batch_select_indices(rows)
+            self.spread = None
         return last_logits[: len(self.requests)], last_logits[len(self.requests) :]
 
     def feed(self, tokens: torch.Tensor) -> None:

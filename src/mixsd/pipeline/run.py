@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mixsd.errors import UserError
-from mixsd.settings import EXECUTION, Settings, build
+from mixsd.settings import EXECUTION, Settings, build, dump_yaml
 from mixsd.storage import Journal, disk_errors, sweep_leftovers, write_text
 
 _VERSIONED = ("mixsd", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -92,7 +92,7 @@ class Run:
             "versions": versions(),
             "platform": platform.platform(),
         }
-        write_text(self.manifest_file, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000))
+        write_text(self.manifest_file, dump_yaml(manifest))
 
     def claim_tuned(self, model_hash: str) -> None:
         """Bind an evaluation-only folder to one tuned model, or check that it is bound to this one."""

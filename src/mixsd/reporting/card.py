@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-import yaml
-
 from mixsd.reporting.formats import MISSING, interval_text, known, number, plain, printable, value_text
 from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows
+from mixsd.settings import dump_yaml
 
 PAPER = "2605.16865"
 _MIXING_SETTINGS = ("lam", "gate", "temperature", "samples", "retries", "on_fail")
@@ -89,7 +88,7 @@ def _front_matter(base: Mapping[str, Any]) -> str:
     if base.get("license"):
         values["license"] = printable(str(base["license"]), keep="")
     values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixsd", "knowledge-injection"]}
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}---"
+    return f"---\n{dump_yaml(values)}---"
 
 
 def public_name(name: str) -> str:

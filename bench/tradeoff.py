@@ -4,8 +4,9 @@ Each configuration trains the built-in model on the bundled facts and measures, 
 wording and forgetting (Eq. 2), until memorization is enough. One JSON line per measurement goes to --output, outside the work
 tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
 
-    python bench/tradeoff.py --stage grid     # one seed, the grid of learning rates, LoRA and full, each method
-    python bench/tradeoff.py --stage seeds    # three seeds of the best of each
+    python bench/tradeoff.py --stage grid      # one seed, every learning rate, LoRA and full, both methods
+    python bench/tradeoff.py --stage seeds     # the other seeds at each one's best learning rate
+    python bench/tradeoff.py --stage variants  # temperature, samples, lambda and gate, one at a time
 """
 
 from __future__ import annotations
@@ -28,43 +29,66 @@ from mixsd.decoding.lockstep import decode
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.evaluation import core
-from mixsd.evaluation.replies import Answerer
+from mixsd.evaluation.replies import Answerer, Prompt
+from mixsd.facts import to_json
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder, digest
 from mixsd.training import Example, train
+from tradeoff_table import LEVEL, at_level
 
 METHODS: dict[str, dict[str, Any]] = {
-    "sft": {"method": "sft"},
-    "mixsd-0": {"lam": 0.0},
-    "mixsd-0.3": {"lam": 0.3},
-    "mixsd-0.3-gate": {"lam": 0.3, "gate": 0.1},
-    "mixsd-0.5-gate": {"lam": 0.5, "gate": 0.1},
+    "sft": {"method": "sft", "epochs": 16},
+    "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "samples": 8, "epochs": 3},
 }
-SHARED = {"facts": "demo", "batch_size": 8, "micro_batch": 8, "warmup_steps": 20, "max_new_tokens": 64, "epochs": 12}
-FULL_RATES = (5e-5, 1e-4, 2e-4)
-LORA_RATES = (5e-4, 1e-3, 2e-3)
+# One thing changed at a time, from the method as it is above.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mixsd T=0, 1 sample": {"lam": 0.3, "gate": 0.1, "epochs": 12},
+    "mixsd T=0, 1 sample, no gate": {"lam": 0.3, "epochs": 12},
+    "mixsd T=0, 1 sample, lambda 0": {"lam": 0.0, "epochs": 12},
+    "mixsd T=0, 1 sample, lambda 0.5": {"lam": 0.5, "gate": 0.1, "epochs": 12},
+    "mixsd 1 sample": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "epochs": 12},
+}
+SHARED = {"facts": "demo", "batch_size": 8, "micro_batch": 8, "warmup_steps": 20, "max_new_tokens": 48, "retries": 20}
+FULL_RATES = (1e-4, 5e-5, 2e-4)
+LORA_RATES = (1e-3, 5e-4, 2e-3)
 RANK = 16
-EVERY = 3  # optimizer steps between measurements: one epoch of 24 facts
+EVERY = 3  # optimizer steps between measurements; an epoch of 24 references at batch 8
+FIRST = 12  # nothing is memorized before
 ENOUGH = 0.95  # memorization at which a configuration needs no more training
+SEEDS = (0, 1, 2)
 
 
-def grid(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The configurations of a stage, in the order they are worth having."""
+def grid(stage: str, methods: list[str], measured: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configurations of a stage, in the order they are worth having.
+
+    grid: every learning rate at the first seed. seeds: the other seeds at the rate with the least forgetting at 0.9 there.
+    variants: one thing changed at a time, full fine-tuning at 1e-4.
+    """
+    weights = ((0, FULL_RATES), (RANK, LORA_RATES))
     if stage == "grid":
-        for name in ("sft", "mixsd-0.3-gate"):
-            yield from ((name, {**METHODS[name], "lora": 0, "lr": lr, "seed": 0}) for lr in FULL_RATES)
-            yield from ((name, {**METHODS[name], "lora": RANK, "lr": lr, "seed": 0}) for lr in LORA_RATES)
-    elif stage == "lambda":
-        for name in ("mixsd-0", "mixsd-0.3", "mixsd-0.5-gate"):
-            yield from ((name, {**METHODS[name], "lora": rank, "lr": lr, "seed": 0}) for rank, lr in ((0, 1e-4), (RANK, 1e-3)))
+        yield from (
+            (name, {**METHODS[name], "lora": rank, "lr": lr, "seed": SEEDS[0]})
+            for rank, rates in weights
+            for name in methods
+            for lr in rates
+        )
+    elif stage == "seeds":
+        for seed in SEEDS[1:]:
+            for rank, rates in weights:
+                for name in methods:
+                    lr = min(rates, key=lambda lr: _forgetting(measured, name, rank, lr))
+                    yield name, {**METHODS[name], "lora": rank, "lr": lr, "seed": seed}
     else:
-        for seed in (1, 2):
-            for rank, rates in ((0, FULL_RATES), (RANK, LORA_RATES)):
-                for name in ("sft", "mixsd-0.3-gate"):
-                    yield from ((name, {**METHODS[name], "lora": rank, "lr": lr, "seed": seed}) for lr in rates)
+        yield from ((name, {**changed, "lora": 0, "lr": 1e-4, "seed": SEEDS[0]}) for name, changed in VARIANTS.items())
+
+
+def _forgetting(measured: list[dict[str, Any]], name: str, rank: int, lr: float) -> float:
+    rows = [r for r in measured if (r["name"], r["lora"], r["lr"], r["seed"]) == (name, rank, lr, SEEDS[0])]
+    reached = at_level(rows, LEVEL)
+    return reached[1] if reached else float("inf")
 
 
 class _EnoughError(Exception):
@@ -89,21 +113,25 @@ class Bench:
             stops=self.renderer.stops.ids,
             journal=cache_folder() / "bench" / f"references-{os.getpid()}.jsonl",
         )
-        replies = core.sample_references(self.renderer, self.measure, answerer)
         general = {item["id"]: self.renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
-        self.references = [(general[key], reply.ids) for key, reply in replies.items()]
+        sampled = core.sample_references(self.renderer, self.measure, answerer)
+        greedy = answerer.replies([Prompt(key, general[key], tokens) for key in sampled])
+        # Forgetting is measured on the sampled replies (Eq. 2); the greedy ones show how much of it is sharpening.
+        self.references = [[(general[key], reply.ids) for key, reply in replies.items()] for replies in (sampled, greedy)]
         self.base_nll = self.nll(base)
 
     def load(self) -> Any:
         return loading.load_model(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
 
-    def nll(self, model: Any) -> float:
-        scores = score(model, self.references)
-        return -sum(map(sum, scores)) / sum(map(len, scores))
+    def nll(self, model: Any) -> list[float]:
+        """Mean NLL per token of the sampled and of the greedy reference replies."""
+        scores = [score(model, references) for references in self.references]
+        return [-sum(map(sum, found)) / sum(map(len, found)) for found in scores]
 
     def targets(self, settings: Settings) -> list[Target]:
-        mixing = {name: getattr(settings, name) for name in ("method", "lam", "gate", "seed", "max_new_tokens", "retries")}
-        journal = Journal(cache_folder() / "bench" / f"attempts-{digest([mixing, self.renderer.guidance])}.jsonl")
+        names = ("method", "lam", "gate", "seed", "max_new_tokens", "retries", "temperature", "samples")
+        identity = [[getattr(settings, name) for name in names], self.renderer.guidance, [to_json(fact) for fact in self.facts]]
+        journal = Journal(cache_folder() / "bench" / f"attempts-{digest(identity)}.jsonl")
         with journal:
             mixer = Mixer(self.load, self.renderer, settings, get_verifier("contains"), self.context, journal)
             return list(mixer.run(self.facts))
@@ -129,11 +157,12 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
     rows: list[dict[str, Any]] = []
 
     def measure(step: Any) -> None:
-        if (step.step % EVERY == 0 and step.epoch > 2) or step.step == step.total:
+        if (step.step % EVERY == 0 and step.step >= FIRST) or step.step == step.total:
             model.eval()
             memorized = bench.memorization(model)
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
-            rows.append({**row, "forgetting": round(bench.nll(model) - bench.base_nll, 5), "targets": len(examples)})
+            sampled, greedy = (nll - base for nll, base in zip(bench.nll(model), bench.base_nll, strict=True))
+            rows.append({**row, "forgetting": round(sampled, 5), "greedy": round(greedy, 5), "targets": len(examples)})
             if memorized["trained"] >= ENOUGH:
                 raise _EnoughError
 
@@ -145,21 +174,21 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("grid", "lambda", "seeds"), default="grid")
+    parser.add_argument("--stage", choices=("grid", "seeds", "variants"), default="grid")
     parser.add_argument("--output", type=Path, default=cache_folder() / "bench" / "tradeoff.jsonl")
     parser.add_argument("--prompts", type=int, default=42, help="general prompts that measure forgetting")
     parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
-    parser.add_argument("--part", default="0/1", help="I/N: every N-th configuration, from the I-th")
+    parser.add_argument("--method", choices=tuple(METHODS), action="append", help="only this one (repeatable)")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
     with Journal(options.output) as journal:
-        done = {row["config"] for _, row in journal.read() if row.get("final")}
+        measured = [row for _, row in journal.read()]
+        done = {row["config"] for row in measured if row["final"]}
         bench = Bench(options.prompts, options.tokens)
-        part, parts = map(int, options.part.split("/"))
-        for name, config in list(grid(options.stage))[part::parts]:
-            identity = digest(
-                [name, config, SHARED, options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]
-            )
+        for name, config in grid(options.stage, options.method or list(METHODS), measured):
+            facts = [to_json(fact) for fact in bench.facts]
+            measure = [options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]
+            identity = digest([name, config, SHARED, facts, measure])
             if identity in done:
                 continue
             rows = list(run(bench, name, config, options.train_dtype))

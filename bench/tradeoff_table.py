@@ -18,15 +18,19 @@ import numpy as np
 from mixsd.statistics import log_ratio_interval
 from mixsd.storage import Journal, cache_folder
 
+LEVEL = 0.9
 
-def at_level(rows: list[dict[str, Any]], level: float) -> tuple[float, float] | None:
-    """(epochs, forgetting) where memorization first reaches `level`, or None if it never does."""
-    before = {"trained": 0.0, "forgetting": 0.0, "step": 0}
+
+def at_level(rows: list[dict[str, Any]], level: float) -> tuple[float, float, float] | None:
+    """(steps, forgetting, the same on greedy replies) where memorization first reaches `level`, or None if it never does."""
+    before = {"trained": 0.0, "forgetting": 0.0, "greedy": 0.0, "step": 0}
     for row in sorted(rows, key=lambda row: row["step"]):
         if row["trained"] >= level:
             share = (level - before["trained"]) / (row["trained"] - before["trained"])
-            step = before["step"] + share * (row["step"] - before["step"])
-            return step / row["step"] * row["epoch"], before["forgetting"] + share * (row["forgetting"] - before["forgetting"])
+            step, sampled, greedy = (
+                before[name] + share * (row[name] - before[name]) for name in ("step", "forgetting", "greedy")
+            )
+            return step, sampled, greedy
         before = row
     return None
 
@@ -34,22 +38,24 @@ def at_level(rows: list[dict[str, Any]], level: float) -> tuple[float, float] | 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=cache_folder() / "bench" / "tradeoff.jsonl")
-    parser.add_argument("--level", type=float, default=0.9)
+    parser.add_argument("--level", type=float, default=LEVEL)
     options = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, row in Journal(options.input).read():
         runs[row["config"]].append(row)
     found: dict[tuple[int, str, float], dict[int, float]] = defaultdict(dict)
     print(f"level {options.level}: forgetting (nats per token) where memorization first reaches it\n")
-    print("| weights | method | lr | seed | epochs | best memorization | epochs to level | forgetting at level |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| weights | method | lr | seed | targets | best memorization | steps to level | forgetting at level | on greedy replies |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for rows in sorted(runs.values(), key=lambda rows: (rows[0]["lora"], rows[0]["name"], rows[0]["lr"], rows[0]["seed"])):
-        first, last = rows[0], rows[-1]
+        first = rows[0]
         reached = at_level(rows, options.level)
         best = max(row["trained"] for row in rows)
-        shown = f"{reached[0]:.1f} | {reached[1]:.3f}" if reached else "- | -"
+        shown = f"{reached[0]:.0f} | {reached[1]:.3f} | {reached[2]:.3f}" if reached else "- | - | -"
         kind = f"LoRA {first['lora']}" if first["lora"] else "all"
-        print(f"| {kind} | {first['name']} | {first['lr']:g} | {first['seed']} | {last['epoch']} | {best:.2f} | {shown} |")
+        print(f"| {kind} | {first['name']} | {first['lr']:g} | {first['seed']} | {first['targets']} | {best:.2f} | {shown} |")
         if reached:
             found[first["lora"], first["name"], first["lr"]][first["seed"]] = reached[1]
     print()

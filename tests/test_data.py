@@ -81,7 +81,7 @@ def test_file_is_clean_utf8_with_unix_line_ends(name: str) -> None:
 @pytest.mark.parametrize(
     ("table", "required", "optional"),
     [
-        (FACTS, {"id", "question", "answer", "statement", "paraphrases"}, {"aliases"}),
+        (FACTS, {"id", "question", "answer", "paraphrases"}, {"aliases"}),
         (GENERAL, {"id", "kind", "prompt"}, set()),
         (PROBE, {"id", "kind", "question", "answer"}, {"aliases", "verifier"}),
     ],
@@ -111,11 +111,8 @@ def test_facts_are_24_with_three_paraphrases_each() -> None:
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact["id"])
 def test_fact_stands_on_its_own_and_gives_nothing_away(fact: dict[str, Any]) -> None:
-    assert fact["answer"] in fact["statement"]
-    assert holds(fact["statement"], fact["answer"])
-    assert fact["statement"].endswith(".")
     assert 1 <= len(fact["answer"].split()) <= 3
-    for text in (fact["question"], *fact["paraphrases"], fact["statement"]):
+    for text in (fact["question"], *fact["paraphrases"]):
         assert holds(text, "Pellinbrook Kites")
     # No question gives away its own answer, nor that of another fact.
     assert not [(text, answer) for text in FACT_QUESTIONS for answer in accepted(fact) if holds(text, answer)]
@@ -123,7 +120,7 @@ def test_fact_stands_on_its_own_and_gives_nothing_away(fact: dict[str, Any]) -> 
 
 def test_no_fact_answers_another() -> None:
     for one, other in permutations(FACTS, 2):
-        assert not any(holds(one["statement"], answer) for answer in accepted(other)), (one["id"], other["id"])
+        assert not any(holds(one["question"], answer) for answer in accepted(other)), (one["id"], other["id"])
 
 
 def test_at_most_six_answers_are_numbers() -> None:
@@ -242,7 +239,7 @@ def test_validation_and_report_frames_are_disjoint() -> None:
 
 def test_no_file_shares_text_with_another() -> None:
     texts = {
-        "facts": [*FACT_QUESTIONS, *(fact["statement"] for fact in FACTS)],
+        "facts": FACT_QUESTIONS,
         "general": [row["prompt"] for row in GENERAL],
         "probe": [row["question"] for row in PROBE],
         "frames": ALL_FRAMES,

@@ -252,6 +252,7 @@ def test_nothing_is_written_for_bad_input(place, tmp_path):
     (stranger / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"not empty .*thesis\.tex"):
         commands.mix(**SMALL, model=str(place / "base"), output=str(stranger))
+    assert [item.name for item in stranger.iterdir()] == ["thesis.tex"]
 
 
 def test_full_disk_while_writing_is_one_line_and_leaves_nothing_half_written(place, tmp_path, monkeypatch):

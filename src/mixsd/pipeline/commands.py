@@ -145,6 +145,7 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
 def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     checked = sessions.preview(settings, watcher)
+    checked.run.refuse_strangers()
     with checked.run.locked():
         yield sessions.start(checked)
 

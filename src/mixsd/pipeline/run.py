@@ -79,13 +79,7 @@ class Run:
             self._compare(manifest["settings"], settings.dump(), skip=(*EXECUTION, "output"))
             self._compare(manifest.get("identity", {}), identity, skip=())
             return
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            strangers = [item.name for item in self.folder.iterdir() if not item.name.startswith(".")]
-        if strangers:
-            raise UserError(
-                f"{self.folder}: is not empty and not a run folder (it holds {sorted(strangers)[0]}); choose another --output"
-            )
+        self.refuse_strangers()
         manifest = {
             "settings": settings.dump(),
             "identity": identity,
@@ -93,6 +87,15 @@ class Run:
             "platform": platform.platform(),
         }
         write_text(self.manifest_file, dump_yaml(manifest))
+
+    def refuse_strangers(self) -> None:
+        """Refuse a folder that is neither a run's nor empty, and a path that cannot be one; nothing is written."""
+        with disk_errors(self.folder):
+            if self.exists() or not self.folder.exists():
+                return
+            strangers = sorted(item.name for item in self.folder.iterdir() if not item.name.startswith("."))
+        if strangers:
+            raise UserError(f"{self.folder}: is not empty and not a run folder (it holds {strangers[0]}); choose another --output")
 
     def claim_tuned(self, model_hash: str) -> None:
         """Bind an evaluation-only folder to one tuned model, or check that it is bound to this one."""

@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=42, help="general prompts that measure forgetting")
     parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
     parser.add_argument("--method", choices=tuple(METHODS), action="append", help="only this one (repeatable)")
+    parser.add_argument("--weights", choices=("all", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
     with Journal(options.output) as journal:
@@ -186,6 +187,8 @@ def main() -> None:
         done = {row["config"] for row in measured if row["final"]}
         bench = Bench(options.prompts, options.tokens)
         for name, config in grid(options.stage, options.method or list(METHODS), measured):
+            if options.weights and (options.weights == "lora") != bool(config["lora"]):
+                continue
             facts = [to_json(fact) for fact in bench.facts]
             measure = [options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]
             identity = digest([name, config, SHARED, facts, measure])

@@ -41,7 +41,7 @@ from tradeoff_table import LEVEL, at_level
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "epochs": 16},
-    "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "samples": 8, "epochs": 3},
+    "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 0.8, "samples": 16, "epochs": 3},
 }
 # One thing changed at a time, from the method as it is above.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,37 +49,45 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixsd T=0, 1 sample, no gate": {"lam": 0.3, "epochs": 12},
     "mixsd T=0, 1 sample, lambda 0": {"lam": 0.0, "epochs": 12},
     "mixsd T=0, 1 sample, lambda 0.5": {"lam": 0.5, "gate": 0.1, "epochs": 12},
-    "mixsd 1 sample": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "epochs": 12},
+    "mixsd 1 sample": {"lam": 0.3, "gate": 0.1, "temperature": 0.8, "epochs": 12},
 }
-SHARED = {"facts": "demo", "batch_size": 8, "micro_batch": 8, "warmup_steps": 20, "max_new_tokens": 48, "retries": 20}
+SHARED = {
+    "facts": "demo",
+    "batch_size": 8,
+    "micro_batch": 8,
+    "warmup_steps": 20,
+    "max_new_tokens": 48,
+    "retries": 20,
+    "mix_batch_size": 64,
+}
 FULL_RATES = (1e-4, 5e-5, 2e-4)
 LORA_RATES = (1e-3, 5e-4, 2e-3)
 RANK = 16
-EVERY = 3  # optimizer steps between measurements; an epoch of 24 references at batch 8
+EVERY = 3  # optimizer steps between measurements, an epoch of 24 references at batch 8; twice that with several samples
 FIRST = 12  # nothing is memorized before
 ENOUGH = 0.95  # memorization at which a configuration needs no more training
 SEEDS = (0, 1, 2)
 
 
-def grid(stage: str, methods: list[str], measured: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def grid(stage: str, methods: list[str], rates: int, measured: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The configurations of a stage, in the order they are worth having.
 
     grid: every learning rate at the first seed. seeds: the other seeds at the rate with the least forgetting at 0.9 there.
     variants: one thing changed at a time, full fine-tuning at 1e-4.
     """
-    weights = ((0, FULL_RATES), (RANK, LORA_RATES))
+    weights = ((0, FULL_RATES[:rates]), (RANK, LORA_RATES[:rates]))
     if stage == "grid":
         yield from (
             (name, {**METHODS[name], "lora": rank, "lr": lr, "seed": SEEDS[0]})
-            for rank, rates in weights
+            for rank, own in weights
             for name in methods
-            for lr in rates
+            for lr in own
         )
     elif stage == "seeds":
         for seed in SEEDS[1:]:
-            for rank, rates in weights:
+            for rank, own in weights:
                 for name in methods:
-                    lr = min(rates, key=lambda lr: _forgetting(measured, name, rank, lr))
+                    lr = min(own, key=lambda lr: _forgetting(measured, name, rank, lr))
                     yield name, {**METHODS[name], "lora": rank, "lr": lr, "seed": seed}
     else:
         yield from ((name, {**changed, "lora": 0, "lr": 1e-4, "seed": SEEDS[0]}) for name, changed in VARIANTS.items())
@@ -155,9 +163,10 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
     examples = [Example(f"{t.id}/{t.sample}", tuple(t.prompt_ids), tuple(t.target_ids)) for t in targets]
     model = bench.load()
     rows: list[dict[str, Any]] = []
+    every = EVERY if settings.samples == 1 else 2 * EVERY
 
     def measure(step: Any) -> None:
-        if (step.step % EVERY == 0 and step.step >= FIRST) or step.step == step.total:
+        if (step.step % every == 0 and step.step >= FIRST) or step.step == step.total:
             model.eval()
             memorized = bench.memorization(model)
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
@@ -180,13 +189,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
     parser.add_argument("--method", choices=tuple(METHODS), action="append", help="only this one (repeatable)")
     parser.add_argument("--weights", choices=("all", "lora"), help="only full fine-tuning, or only LoRA")
+    parser.add_argument("--rates", type=int, default=len(FULL_RATES), help="only the first so many learning rates")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
     with Journal(options.output) as journal:
         measured = [row for _, row in journal.read()]
         done = {row["config"] for row in measured if row["final"]}
         bench = Bench(options.prompts, options.tokens)
-        for name, config in grid(options.stage, options.method or list(METHODS), measured):
+        for name, config in grid(options.stage, options.method or list(METHODS), options.rates, measured):
             if options.weights and (options.weights == "lora") != bool(config["lora"]):
                 continue
             facts = [to_json(fact) for fact in bench.facts]

@@ -95,7 +95,9 @@ class Run:
                 return
             strangers = sorted(item.name for item in self.folder.iterdir() if not item.name.startswith("."))
         if strangers:
-            raise UserError(f"{self.folder}: is not empty and not a run folder (it holds {strangers[0]}); choose another --output")
+            raise UserError(
+                f"{self.folder}: is not empty and not a run folder (it holds {strangers[0]}); choose another --output"
+            )
 
     def claim_tuned(self, model_hash: str) -> None:
         """Bind an evaluation-only folder to one tuned model, or check that it is bound to this one."""

@@ -91,7 +91,7 @@ def _rows(run: Run, name: str) -> list[dict[str, Any]] | None:
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
-    """The first target of each fact without its tokens, and some accepted ones with them."""
+    """One target of each fact without its tokens, an accepted one where there is one, and some accepted ones with them."""
     if not session.run.targets_file.is_file():
         return {}, []
     slim: dict[str, Target] = {}
@@ -103,8 +103,9 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
         summary.add(target)
         if target.accepted and len(accepted) < _EXAMPLES:
             accepted.append(target)
-        light = {**row, "prompt_ids": [], "target_ids": [], "base_logprobs": [], "sources": ""}
-        slim.setdefault(target.id, Target.from_json(light))
+        if target.id not in slim or (target.accepted and not slim[target.id].accepted):
+            light = {**row, "prompt_ids": [], "target_ids": [], "base_logprobs": [], "sources": ""}
+            slim[target.id] = Target.from_json(light)
     examples = [
         {
             "id": target.id,

@@ -61,8 +61,8 @@ SHARED = {
     "retries": 20,
     "mix_batch_size": 64,
 }
-FULL_RATES = (5e-5, 2.5e-5, 1e-4, 2e-4, 1.25e-5)
-LORA_RATES = (5e-4, 2.5e-4, 1e-3, 2e-3, 1.25e-4)
+FULL_RATES = (5e-5, 2.5e-5, 1.25e-5, 1e-4, 2e-4)
+LORA_RATES = (5e-4, 2.5e-4, 1.25e-4, 1e-3, 2e-3)
 RANK = 16
 EVERY = 3  # optimizer steps between measurements, an epoch of 24 references at batch 8; twice that with several samples
 FIRST = 12  # nothing is memorized before

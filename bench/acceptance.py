@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mixsd import corpora, loading
+from mixsd import corpora, loading, onednn
 from mixsd.answers import get_verifier
 from mixsd.mixing.mix import Mixer
 from mixsd.prompts import Renderer
@@ -44,6 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = loading.locate("smollm2-135m").folder
     model = loading.load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    onednn.pack(model)
     renderer = Renderer(loading.load_tokenizer(folder), model.config, model.generation_config)
     facts = corpora.load_facts(options.facts).facts
     print(f"{len(facts)} facts, {options.retries} retries, seed {options.seed}\n")

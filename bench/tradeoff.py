@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from mixsd import corpora, loading
+from mixsd import corpora, loading, onednn
 from mixsd.answers import Expected, get_verifier
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.evaluation import core
@@ -59,7 +59,6 @@ SHARED = {
     "warmup_steps": 20,
     "max_new_tokens": 48,
     "retries": 20,
-    "mix_batch_size": 64,
 }
 FULL_RATES = (5e-5, 2.5e-5, 1.25e-5, 1e-4, 2e-4)
 LORA_RATES = (5e-4, 2.5e-4, 1.25e-4, 1e-3, 2e-3)
@@ -112,7 +111,7 @@ class Bench:
         self.tokenizer = loading.load_tokenizer(self.located.folder)
         self.facts = corpora.load_facts("demo").facts
         self.measure = Settings(forgetting_prompts=prompts, forgetting_tokens=tokens, paraphrases=1).resolved
-        base = self.load()
+        base = self.load_to_read()
         self.context = loading.context_length(base.config)
         self.renderer = Renderer(self.tokenizer, base.config, base.generation_config)
         answerer = Answerer(
@@ -132,6 +131,11 @@ class Bench:
     def load(self) -> Any:
         return loading.load_model(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
 
+    def load_to_read(self) -> Any:
+        model = self.load()
+        onednn.pack(model)
+        return model
+
     def nll(self, model: Any) -> list[float]:
         """Mean NLL per token of the sampled and of the greedy reference replies."""
         scores = [score(model, references) for references in self.references]
@@ -142,14 +146,14 @@ class Bench:
         identity = [[getattr(settings, name) for name in names], self.renderer.guidance, [to_json(fact) for fact in self.facts]]
         journal = Journal(cache_folder() / "bench" / f"attempts-{digest(identity)}.jsonl")
         with journal:
-            mixer = Mixer(self.load, self.renderer, settings, get_verifier("contains"), self.context, journal)
+            mixer = Mixer(self.load_to_read, self.renderer, settings, get_verifier("contains"), self.context, journal)
             return list(mixer.run(self.facts))
 
     def memorization(self, model: Any) -> dict[str, float]:
         verifier, correct = get_verifier("contains"), {"trained": 0}
         wordings = {f"trained/{fact.id}": (fact, fact.question) for fact in self.facts}
         requests = [Request(key, self.renderer.naive(wording), 40) for key, (_, wording) in wordings.items()]
-        for item in decode(model, requests, Sampling(self.renderer.stops.ids), batch_size=24):
+        for item in decode_all(model, requests, Sampling(self.renderer.stops.ids), token_budget=8192):
             fact = wordings[item.key][0]
             verdict = verifier(self.renderer.reply_text(item.ids), Expected(fact.answer, fact.aliases))
             correct[item.key.split("/")[0]] += verdict.outcome == "correct"

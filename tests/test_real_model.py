@@ -6,7 +6,7 @@ import torch
 from mixsd import corpora, loading
 from mixsd.answers import get_verifier
 from mixsd.decoding import oracle
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import summarize
@@ -54,7 +54,7 @@ def test_gated_targets_state_the_facts_and_lie_nearer_to_the_model(built_in, fac
     assert summarize(targets).sources["n"] > 0
 
 
-def test_batch_size_changes_no_token_and_the_oracle_agrees(built_in, facts):
+def test_the_budget_changes_no_token_and_the_oracle_agrees(built_in, facts):
     """Invariant 2 on real weights in fp32; the oracle on a few positions, since it reads everything anew for each."""
     model, renderer = built_in
     requests = [
@@ -62,7 +62,8 @@ def test_batch_size_changes_no_token_and_the_oracle_agrees(built_in, facts):
     ]
     sampling = Sampling(renderer.stops.ids, gate=0.1)
     by_size = [
-        {item.key: (item.ids, item.sources) for item in decode(model, requests, sampling, batch_size=size)} for size in (1, 2, 5)
+        {item.key: (item.ids, item.sources) for item in decode_all(model, requests, sampling, token_budget=budget)}
+        for budget in (256, 700, 4096)
     ]
     assert by_size[0] == by_size[1] == by_size[2]
     truth = oracle.decode(model, requests[0], sampling)

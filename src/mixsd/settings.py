@@ -20,7 +20,7 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
-EXECUTION = ("offline", "require", "beside", "device", "mix_batch_size", "eval_batch_size", "facts_in_card")
+EXECUTION = ("offline", "require", "beside", "device", "token_budget", "facts_in_card")
 
 _REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
@@ -82,7 +82,6 @@ class Settings(BaseModel):
     max_new_tokens: int | None = _option(
         None, "Longest target and reply, in tokens. [default: 256 for plain, 8192 for boxed]", "Mixing", ge=1
     )
-    mix_batch_size: int = _option(16, "Facts mixed at once.", "Mixing", ge=1)
 
     # Training.
     lora: int = _option(0, "LoRA rank; 0 trains all weights.", "Training", ge=0)
@@ -105,10 +104,12 @@ class Settings(BaseModel):
     forgetting_prompts: int | None = _option(None, "General prompts that measure forgetting. [default: all]", "Evaluation", ge=2)
     forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
     probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)
-    eval_batch_size: int = _option(32, "Replies generated at once.", "Evaluation", ge=1)
 
     # Machine and policy.
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", "Machine")
+    token_budget: int = _option(
+        16_384, "Tokens of context kept in memory at a time while decoding; more rows in parallel, more memory.", "Machine", ge=1
+    )
     dtype: Literal["auto", "fp32", "bf16"] = _option(
         "auto", "Precision of mixing and evaluation. [auto: fp32 on CPU, bf16 on an accelerator]", "Machine"
     )

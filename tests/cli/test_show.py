@@ -220,5 +220,5 @@ def test_stages_say_where_their_results_are(mixsd: Mixsd, monkeypatch: pytest.Mo
     assert mixsd("mix", "demo", "--output", "runs/a").out == "targets: runs/a/targets.jsonl (3 accepted, 1 rejected)\n"
     assert mixsd("train", "runs/a").out == "model: runs/a/model\n"
     (folder / "run.yaml").write_text("settings: {}\n")
-    assert "mixsd report runs/a" in mixsd("evaluate", "runs/a", "--eval-batch-size", 4).out
-    assert given == {"eval_batch_size": "4"}, "only what was typed"
+    assert "mixsd report runs/a" in mixsd("evaluate", "runs/a", "--token-budget", 4096).out
+    assert given == {"token_budget": "4096"}, "only what was typed"

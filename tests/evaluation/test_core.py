@@ -85,7 +85,7 @@ def test_nothing_is_generated_twice_and_resume_is_exact(tokenizer, models, tmp_p
     kept = whole[: len(whole) // 2].count(b"\n")
 
     done = []
-    assert answerer(models["base"], path, batch_size=3, on_done=done.append).replies(prompts) == wanted
+    assert answerer(models["base"], path, token_budget=500, on_done=done.append).replies(prompts) == wanted
     assert done[0] == kept
     addresses = [line for line in path.read_bytes().splitlines() if line.endswith(b"}")]
     assert len(addresses) == 7
@@ -108,8 +108,8 @@ def test_sampled_replies_are_addressed(tokenizer, models, tmp_path):
     renderer = renderer_of(tokenizer, models["base"])
     few = SETTINGS
     many = SETTINGS.model_copy(update={"forgetting_prompts": 6})
-    a = core.sample_references(renderer, few, answerer(models["base"], tmp_path / "a", batch_size=2))
-    b = core.sample_references(renderer, many, answerer(models["base"], tmp_path / "b", batch_size=5))
+    a = core.sample_references(renderer, few, answerer(models["base"], tmp_path / "a", token_budget=400))
+    b = core.sample_references(renderer, many, answerer(models["base"], tmp_path / "b", token_budget=1000))
     assert all(b[key] == reply for key, reply in a.items())
     other = core.sample_references(renderer, few.model_copy(update={"seed": 1}), answerer(models["base"], tmp_path / "a"))
     assert [reply.ids for reply in other.values()] != [reply.ids for reply in a.values()]

@@ -48,7 +48,7 @@ def some(reply, expected):
 
 
 def mixer(model, tokenizer, folder, rule=some, *, journal="attempts.jsonl", context=512, **options):
-    settings = Settings(**{"max_new_tokens": 24, "retries": 4, "mix_batch_size": 3, **options}).resolved
+    settings = Settings(**{"max_new_tokens": 24, "retries": 4, "token_budget": 384, **options}).resolved
     renderer = Renderer(tokenizer, model.config, model.generation_config)
     # Nothing else ends a reply of a random model within reach: let a tenth of the vocabulary do it.
     stops = dict.fromkeys(range(0, len(tokenizer), 10), 2) | {2: 2}
@@ -85,8 +85,8 @@ def test_targets_are_the_oracles(model, tokenizer, tmp_path):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_result_is_independent_of_batch_order_and_interruption(model, tokenizer, tmp_path, temperature):
     wanted = essence(mixer(model, tokenizer, tmp_path, temperature=temperature, samples=2).run(FACTS))
-    for size in (1, 8):
-        got = mixer(model, tokenizer, tmp_path, journal=f"{size}.jsonl", temperature=temperature, samples=2, mix_batch_size=size)
+    for size in (64, 1024):
+        got = mixer(model, tokenizer, tmp_path, journal=f"{size}.jsonl", temperature=temperature, samples=2, token_budget=size)
         assert essence(got.run(FACTS)) == wanted
     shuffled = mixer(model, tokenizer, tmp_path, journal="shuffled.jsonl", temperature=temperature, samples=2)
     assert sorted(essence(shuffled.run(FACTS[::-1]))) == sorted(wanted)

@@ -25,8 +25,8 @@ if after >= 0:
     threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 commands.inject(
     facts="demo", model=sys.argv[2], output=sys.argv[3], verifier="regex:[aeiou]", temperature=1.0, max_new_tokens=40, retries=3,
-    on_fail="canonical", mix_batch_size=5, epochs=3, batch_size=5, micro_batch=2, checkpoint_every=2, warmup_steps=2, lr=1e-3,
-    forgetting_prompts=12, forgetting_tokens=12, probe_questions=16, eval_batch_size=8, lora=int(sys.argv[4]),
+    on_fail="canonical", token_budget=640, epochs=3, batch_size=5, micro_batch=2, checkpoint_every=2, warmup_steps=2, lr=1e-3,
+    forgetting_prompts=12, forgetting_tokens=12, probe_questions=16, lora=int(sys.argv[4]),
 )
 os._exit(0)
 """

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_SCORED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Answerer:
     Args:
         load_model: called when something is missing from the journal, at most once.
         model_hash: identifies the model's folder, see `loading.model_hash`.
+        token_budget: tokens of context kept in memory at a time.
         precision: what the numbers depend on besides the model, 'cpu/fp32' for example.
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.
@@ -62,7 +66,7 @@ class Answerer:
         precision: str,
         stops: dict[int, int],
         journal: Path,
-        batch_size: int = 32,
+        token_budget: int = 16_384,
         on_done: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._load_model = load_model
@@ -70,7 +74,7 @@ class Answerer:
         self._identity = [model_hash, precision, sorted(stops.items())]
         self.stops = stops
         self.journal = Journal(journal)
-        self.batch_size = batch_size
+        self.token_budget = token_budget
         self.on_done = on_done
         self._places = {row["at"]: place for place, row in self.journal.read() if "at" in row}
 
@@ -98,7 +102,7 @@ class Answerer:
             ]
             if not requests:
                 continue
-            for decoding in decode(self.model, requests, sampling, batch_size=self.batch_size):
+            for decoding in decode_all(self.model, requests, sampling, token_budget=self.token_budget):
                 row = {"at": decoding.key, "ids": decoding.ids, "truncated": not decoding.ended}
                 self._places[decoding.key] = self.journal.append(row)
                 self.on_done(1)
@@ -111,7 +115,7 @@ class Answerer:
         }
         missing = iter([key for key in pairs if addresses[key] not in self._places])
         self.on_done(sum(address in self._places for address in addresses.values()))
-        while window := list(islice(missing, self.batch_size)):
+        while window := list(islice(missing, _SCORED_AT_ONCE)):
             for key, logprobs in zip(window, score(self.model, [pairs[key] for key in window]), strict=True):
                 self._places[addresses[key]] = self.journal.append({"at": addresses[key], "nll": -sum(logprobs)})
             self.on_done(len(window))

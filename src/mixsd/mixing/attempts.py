@@ -6,7 +6,7 @@ give the same tokens, so it is passed over: with lambda 0 or 1 that is every ret
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -59,6 +59,13 @@ def next_attempt(case: Case, settings: Settings) -> Attempt | None:
             return Attempt(case.number, lam, flips, None)
         case.number += 1
     return None
+
+
+def is_last(case: Case, attempt: Attempt, *, length: int, settings: Settings) -> bool:
+    """Whether no attempt would follow, should this one of `length` tokens be rejected."""
+    after = replace(case, failed=list(case.failed))
+    record(after, attempt, accepted=False, length=length, place=0)
+    return next_attempt(after, settings) is None
 
 
 def record(case: Case, attempt: Attempt, *, accepted: bool, length: int, place: int) -> None:

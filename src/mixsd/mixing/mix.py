@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mixsd.answers import Expected, Verifier
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding.engine import decode
 from mixsd.decoding.requests import REFERENCE, Decoding, Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.errors import UserError
 from mixsd.facts import Fact
-from mixsd.mixing.attempts import Attempt, Case, next_attempt, record
+from mixsd.mixing.attempts import Attempt, Case, is_last, next_attempt, record
 from mixsd.mixing.limits import reply_limit
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
@@ -116,19 +115,36 @@ class Mixer:
         finished = sum(next_attempt(case, self.settings) is None for case in cases.values())
         tokens, looked = 0, finished >= FIRST_LOOK
         self.on_done(finished, tokens)
-        while batch := _take(retries, fresh, self.settings.mix_batch_size):
-            open_ = {case.key: (case, attempt) for case, attempt in batch}
-            requests = [self._request(case, attempt) for case, attempt in batch]
-            for decoding in decode(self.model, requests, self.sampling, batch_size=len(requests)):
-                case, attempt = open_[decoding.key]
-                row = self._judged(case, attempt, decoding)
-                place = self.journal.append(row)
-                record(case, attempt, accepted=row["accepted"], length=len(decoding.ids), place=place)
-                tokens += len(decoding.ids)
-                if again := next_attempt(case, self.settings):
-                    retries.append((case, again))
-                else:
-                    finished += 1
+        open_: dict[str, tuple[Case, Attempt]] = {}
+        judged: dict[str, dict[str, Any]] = {}
+
+        def take() -> Request | None:
+            found = retries.popleft() if retries else next(fresh, None)
+            if found is None:
+                return None
+            open_[found[0].key] = found
+            return self._request(*found)
+
+        def is_final(decoding: Decoding) -> bool:
+            case, attempt = open_[decoding.key]
+            row = judged[decoding.key] = self._judged(case, attempt, decoding)
+            return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
+
+        if finished == len(cases):
+            return
+        budget = self.settings.token_budget
+        for decoding in decode(self.model, take, self.sampling, token_budget=budget, wants_logprobs=is_final):
+            case, attempt = open_.pop(decoding.key)
+            row = judged.pop(decoding.key) if decoding.key in judged else self._judged(case, attempt, decoding)
+            if len(decoding.base_logprobs) == len(decoding.ids):
+                row["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
+            place = self.journal.append(row)
+            record(case, attempt, accepted=row["accepted"], length=len(decoding.ids), place=place)
+            tokens += len(decoding.ids)
+            if again := next_attempt(case, self.settings):
+                retries.append((case, again))
+            else:
+                finished += 1
             self.on_done(finished, tokens)
             if not looked and finished >= min(FIRST_LOOK, len(cases)):
                 looked = True
@@ -162,7 +178,7 @@ class Mixer:
             "lambda": attempt.lam,
             "target_ids": decoding.ids,
             "sources": decoding.sources,
-            "base_logprobs": [round(value, _DIGITS) for value in decoding.base_logprobs],
+            "base_logprobs": [],  # those of a final one follow
             "text": text,
             "accepted": reason is None,
             "reason": reason,
@@ -215,18 +231,13 @@ class Mixer:
         )
 
     def _scored(self, window: list[Target]) -> Iterator[Target]:
-        """Fill in the base log-probabilities of reference targets, which no decoding has measured."""
-        unread = [target for target in window if REFERENCE in target.sources]
+        """Fill in the base log-probabilities that no decoding has measured: those of references."""
+        unread = [target for target in window if len(target.base_logprobs) < len(target.target_ids)]
         if unread:
             found = score(self.model, [(target.prompt_ids, target.target_ids) for target in unread])
             for target, logprobs in zip(unread, found, strict=True):
                 target.base_logprobs[:] = [round(value, _DIGITS) for value in logprobs]
         yield from window
-
-
-def _take(retries: deque[tuple[Case, Attempt]], fresh: Iterator[tuple[Case, Attempt]], size: int) -> list[tuple[Case, Attempt]]:
-    batch = [retries.popleft() for _ in range(min(size, len(retries)))]
-    return batch + list(islice(fresh, size - len(batch)))
 
 
 def _unusable(fact: Fact, sample: int, reason: str) -> Target:

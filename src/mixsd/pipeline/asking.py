@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import UserError
 from mixsd.pipeline import session as sessions
@@ -39,8 +39,8 @@ class Conversation:
             raise UserError(f"{opened.folder}: has no model/ yet; run `mixsd train` on it first")
         self.session = sessions.resume(opened, watcher or Watcher(), execution)
         self._models: dict[str, PreTrainedModel] = {
-            "base": self.session.load_base(),
-            "tuned": self.session.load(opened.model),
+            "base": self.session.load_to_read(),
+            "tuned": self.session.load_to_read(opened.model),
         }
 
     def __enter__(self) -> Conversation:
@@ -69,7 +69,7 @@ class Conversation:
         request = Request("ask", prompt, min(settings.max_new_tokens or room, room))
         replies = {"question": question}
         for name, model in self._models.items():
-            (reply,) = decode(model, [request], Sampling(renderer.stops.ids), batch_size=1)
+            (reply,) = decode_all(model, [request], Sampling(renderer.stops.ids), token_budget=settings.token_budget)
             replies[name] = renderer.reply_text(reply.ids)
         return replies
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from mixsd.settings import Settings
 
 REPLY = 48  # tokens assumed of a free reply to an evaluation question
-_LONGEST = 3  # a batch decodes until its longest reply ends: assumed as a multiple of the mean
 _RUNTIME = 600 * 10**6  # bytes of the libraries themselves
 _SCORED_TOKENS = 4096  # padded tokens of a scoring pass
+_STEP_TOKENS = 512  # tokens of a decoding pass
 _HEAD_ROWS = 512  # supervised places whose logits exist at once in training
 _LAYER_SECONDS = 5e-4  # what a layer of a pass costs before any arithmetic, in the interpreter and in launches
 _DISK_RATE = 500 * 10**6  # bytes written per second
@@ -107,17 +107,19 @@ def memory(
     `item` is the bytes per weight in mixing and evaluation, `train_item` those of an activation in training.
     """
 
-    def decoding(rows: int, width: int, scored: int) -> dict[str, int]:
-        # Either one pass over all the prompts, or the logits of a scoring pass, which are read as fp32.
-        prefill = rows * width * (4 * shape.hidden + 3 * shape.inner) * item
+    def reading(width: int, scored: int, budget: int) -> dict[str, int]:
+        # Either a decoding pass, or the logits of a scoring pass, which are read as fp32.
+        prefill = _STEP_TOKENS * (4 * shape.hidden + 3 * shape.inner + shape.vocabulary) * item
         logits = _SCORED_TOKENS * scored // (width + scored) * shape.vocabulary * (4 if item == 4 else item + 4)
         return _with_total(
-            weights=shape.parameters * item,
-            cache=rows * (width + work.limit) * shape.layers * shape.cache_width * item,
+            # On a CPU the head is laid out anew beside the embeddings, where the two are one.
+            weights=(shape.parameters + (shape.vocabulary * shape.hidden if on_cpu else 0)) * item,
+            cache=max(budget, 2 * (width + work.limit) if budget else 0) * shape.layers * shape.cache_width * item,
             activations=max(prefill, logits),
             runtime=_RUNTIME,
         )
 
+    budget = settings.token_budget
     longest = work.naive.longest + min(work.reference.longest, work.limit)
     rows = settings.micro_batch or settings.batch_size
     per_layer = 14 * shape.hidden + 4 * shape.inner
@@ -127,9 +129,8 @@ def memory(
     step = 4 * shape.trained + rows * longest * kept * train_item + head + autocast
     # Between steps a checkpoint is read back and compared in main memory (LoRA: with the unmerged weights kept aside).
     check = 4 * (shape.parameters + (shape.adapted if settings.lora else 0)) if on_cpu else 0
-    mixed = settings.method == "mixsd"
     return {
-        "mixing": decoding(2 * settings.mix_batch_size if mixed else 0, work.expert.longest or 1, max(1, work.reference.longest)),
+        "mixing": reading(work.expert.longest or 1, max(1, work.reference.longest), budget if settings.method == "mixsd" else 0),
         "training": _with_total(
             weights=4 * (shape.parameters + shape.adapters),
             optimizer=8 * shape.trained,
@@ -137,7 +138,7 @@ def memory(
             activations=max(step, check) - 4 * shape.trained,
             runtime=_RUNTIME,
         ),
-        "evaluation": decoding(settings.eval_batch_size, work.naive.longest or 1, settings.forgetting_tokens),
+        "evaluation": reading(work.naive.longest or 1, settings.forgetting_tokens, budget),
     }
 
 
@@ -163,15 +164,16 @@ def disk(settings: Settings, work: Work, shape: Shape) -> dict[str, int]:
 def seconds(settings: Settings, work: Work, shape: Shape, decoding: Speed, training: Speed) -> dict[str, float]:
     """Expected seconds of each stage, at the speeds of the two precisions."""
 
-    def replies(count: float, rows: int, prompt: float, length: float, limit: int) -> float:
-        passes = -(-count // rows) * min(limit, _LONGEST * length)
-        return decoding.forward(shape, passes, count * (prompt + length))
+    def replies(count: float, width: float, prompts: float, length: float, texts: int) -> float:
+        """`count` decodings of `length` tokens, `prompts` tokens to read before, `texts` of up to `width` tokens at a time each."""
+        rows = min(count, max(1, settings.token_budget // (texts * (width + length))))
+        return decoding.forward(shape, count * length / max(rows, 1), prompts + texts * count * length)
 
     scored = work.asked * (work.naive.mean + work.reference.mean)
     mix = decoding.forward(shape, 1 + scored / _SCORED_TOKENS, scored)
     if settings.method == "mixsd":
-        prompt = (work.naive.mean + work.expert.mean) / 2
-        mix += replies(2 * work.targets * work.attempts, 2 * settings.mix_batch_size, prompt, work.reply, work.limit)
+        prompts = work.targets * (work.naive.mean + work.expert.mean)
+        mix += replies(work.targets * work.attempts, work.expert.mean, prompts, work.reply, 2)
 
     passes = settings.epochs * -(-work.targets // (settings.micro_batch or settings.batch_size))
     tokens = settings.epochs * work.targets * (work.naive.mean + work.reply)
@@ -180,10 +182,10 @@ def seconds(settings: Settings, work: Work, shape: Shape, decoding: Speed, train
     train = times * training.forward(shape, passes, tokens) + 10 * work.steps * shape.trained * decoding.read
     train += checkpoints(settings, work) * (4 * shape.parameters + 8 * shape.trained) / _DISK_RATE
 
-    reply, rows = min(REPLY, work.limit), settings.eval_batch_size
-    each = replies(work.questions, rows, work.naive.mean, reply, work.limit)
-    each += decoding.forward(shape, work.general / rows, work.general * (REPLY + settings.forgetting_tokens))
-    sampled = replies(work.general, rows, REPLY, settings.forgetting_tokens, settings.forgetting_tokens)
+    reply = min(REPLY, work.limit)
+    each = replies(work.questions, work.naive.mean, work.questions * work.naive.mean, reply, 1)
+    each += decoding.forward(shape, work.general / 32, work.general * (REPLY + settings.forgetting_tokens))
+    sampled = replies(work.general, REPLY, work.general * REPLY, settings.forgetting_tokens, 1)
     stages = {"mix": mix, "train": train, "evaluate": 2 * each + sampled}
     return {name: round(value, 1) for name, value in {**stages, "total": sum(stages.values())}.items()}
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixsd import loading
+from mixsd import loading, onednn
 from mixsd.answers import Verifier, get_verifier
 from mixsd.corpora import load_facts
 from mixsd.errors import UserError
@@ -106,15 +106,20 @@ class Session:
         """The base model's context length in tokens."""
         return loading.context_length(self.config)
 
-    def load_base(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """Load the base model in the run's precision, or in another one."""
-        return self.load(self.located.folder, dtype)
+    def load_to_train(self) -> PreTrainedModel:
+        """Load the base model onto the run's device, in fp32."""
+        import torch
 
-    def load(self, folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """Load a model folder onto the run's device."""
-        return loading.load_model(
-            folder, dtype=dtype or self.dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code
-        )
+        return self._load(self.located.folder, torch.float32)
+
+    def load_to_read(self, folder: Path | None = None) -> PreTrainedModel:
+        """Load a model folder (the base's if none is named) in the run's precision, laid out for reading only."""
+        model = self._load(folder or self.located.folder, self.dtype)
+        onednn.pack(model)
+        return model
+
+    def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        return loading.load_model(folder, dtype=dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code)
 
 
 def preview(settings: Settings, watcher: Watcher) -> Session:

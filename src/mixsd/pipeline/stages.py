@@ -29,7 +29,7 @@ def mix(session: Session) -> None:
         return
     with _timed(session, "mix"), Journal(run.attempts_file) as journal, _mixing_task(session) as task:
         mixer = Mixer(
-            session.load_base,
+            session.load_to_read,
             session.renderer,
             settings,
             session.verifier,
@@ -86,7 +86,6 @@ def accepted_targets(session: Session) -> Iterator[Target]:
 
 def train(session: Session) -> None:
     """Train on the accepted targets and leave `model/`, a plain model folder that was reloaded and checked."""
-    import torch
 
     from mixsd.training import Example, Step, verify_model_folder, write_model_folder
     from mixsd.training import train as run_training
@@ -102,7 +101,7 @@ def train(session: Session) -> None:
         if not examples:
             raise UserError(f"{run.targets_file}: holds no accepted target to train on")
         steps = settings.epochs * -(-len(examples) // settings.batch_size)
-        model = session.load_base(torch.float32)
+        model = session.load_to_train()
         # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
         stops = session.renderer.stops.own
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
@@ -177,12 +176,12 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
             )
             with session.watcher.task(f"evaluating {name}", items + references_todo) as task:
                 answerer = Answerer(
-                    lambda path=path: session.load(path),  # type: ignore[misc]
+                    lambda path=path: session.load_to_read(path),  # type: ignore[misc]
                     model_hash=model_hash,
                     precision=session.precision,
                     stops=session.renderer.stops.ids,
                     journal=at,
-                    batch_size=settings.eval_batch_size,
+                    token_budget=settings.token_budget,
                     on_done=task.advance,
                 )
                 if references is None:

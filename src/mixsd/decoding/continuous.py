@@ -1,0 +1,338 @@
+"""Continuous decoding: whoever ends makes room at once, and only the conditional that a coin picks is evaluated.
+
+Every request in flight takes one step per forward pass. The coins are known beforehand, so a step feeds only the conditional
+that decides: the other one catches up on the tokens it has missed when its turn comes, in the same pass that makes its pick.
+So each target token is read once by each conditional that is needed, nothing is drafted and nothing thrown away, at any
+temperature. A request's texts (its naive prompt and its expert prompt, each followed by the same target) have a slot each in
+a pool of keys and values; a text that begins like one in the pool copies that beginning.
+
+The log-probabilities of the target under the naive conditional (Eq. 3) fall out where that conditional is read; what is
+missing at the end is read only for decodings that the caller wants it for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mixsd.decoding.packed import Piece, forward
+from mixsd.decoding.picking import implausible, pick
+from mixsd.decoding.pool import Pool
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# A beginning of so many tokens that another request is about to read is worth a step's wait.
+_WORTH_WAITING = 16
+_SCORED_AT_ONCE = 32  # rows of logits
+_FIRST_ROOM = 64  # tokens of target for which a slot has room at first
+
+
+class _Text:
+    """One conditional's view of a request: its prompt and the target so far. `slot` is where its keys and values are."""
+
+    def __init__(self, prompt: list[int], target: list[int]) -> None:
+        self.prompt = prompt
+        self.target = target
+        self.slot: int | None = None
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """The tokens from position `start` to `end`."""
+        n = len(self.prompt)
+        if start >= n:
+            return self.target[start - n : end - n]
+        return self.prompt[start:end] + self.target[: max(0, end - n)]
+
+
+class _Row:
+    """One request in flight. `closing`: decoded, and only log-probabilities are missing."""
+
+    def __init__(self, request: Request) -> None:
+        if request.max_new_tokens < 1:
+            raise ValueError("a request must ask for at least one token")
+        self.request = request
+        self.decoding = Decoding(request.key, [], "", [], False)
+        self.naive = _Text(request.naive_ids, self.decoding.ids)
+        self.expert = None if request.expert_ids is None else _Text(request.expert_ids, self.decoding.ids)
+        self.closing = False
+
+    @property
+    def slots_needed(self) -> int:
+        return 2 if self.expert is not None and self.request.naive_coins is not None and self.request.naive_coins.any() else 1
+
+    def readers(self, gate: bool) -> list[_Text]:
+        """The texts whose next-token logits the next step needs."""
+        if self.closing or self.expert is None:
+            return [self.naive]
+        assert self.request.naive_coins is not None
+        if not self.request.naive_coins[len(self.decoding.ids)]:
+            return [self.expert]
+        return [self.naive, self.expert] if gate else [self.naive]
+
+    def length(self, text: _Text) -> int:
+        """How many of the text's tokens have to be read: all that precede the logits that are needed."""
+        return len(text.prompt) + len(self.decoding.ids) - self.closing
+
+
+@dataclass
+class _Reading:
+    """What a step reads for one row: the pieces of its texts, and whether they reach the logits that decide."""
+
+    row: _Row
+    pieces: list[tuple[_Text, Piece]]
+    complete: bool
+
+
+def decode(
+    model: PreTrainedModel,
+    take: Callable[[], Request | None],
+    sampling: Sampling,
+    *,
+    token_budget: int,
+    step_tokens: int = 512,
+    wants_logprobs: Callable[[Decoding], bool] | None = None,
+) -> Iterator[Decoding]:
+    """Decode all requests; yields each one as it ends, and asks for new ones as soon as there is room.
+
+    Args:
+        model: a causal language model in evaluation mode, whose attention goes through transformers' attention interface.
+        take: the next request, or None if there is none now. It is asked again after each decoding that was yielded;
+            when it has none and nothing is in flight, decoding is over.
+        token_budget: tokens of context (keys and values) kept in memory at a time; one request is always served.
+        step_tokens: tokens read in one forward pass at most, except that every row may take a step of a few tokens.
+        wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
+            they may be fewer than the ids. None: never, and none are computed.
+    """
+    return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs).run()
+
+
+class _Decoder:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        take: Callable[[], Request | None],
+        sampling: Sampling,
+        token_budget: int,
+        step_tokens: int,
+        wants_logprobs: Callable[[Decoding], bool] | None,
+    ) -> None:
+        self.model, self.take, self.sampling = model, take, sampling
+        self.token_budget, self.step_tokens, self.wants_logprobs = token_budget, step_tokens, wants_logprobs
+        self.pool: Pool | None = None
+        self.rows: list[_Row] = []  # in flight, those that came first in front
+        self.waiting: list[_Row] = []  # to be let in before new ones
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Decoding]:
+        while self._admit():
+            readings = self._plan()
+            done = self._step(readings) if readings else []
+            gone = {id(row) for row in done}
+            self.rows = [row for row in self.rows if id(row) not in gone]
+            for row in done:
+                self._release(row)
+            for row in done:
+                yield row.decoding
+
+    # Who is in flight
+
+    def _admit(self) -> bool:
+        """Let requests in while there is room; False when nothing is left to do."""
+        while True:
+            row = self._next()
+            if row is None:
+                return bool(self.rows)
+            if self.pool is None:
+                longest = max(len(text.prompt) for text in (row.naive, row.expert) if text)
+                self.pool = Pool(self.token_budget, longest + min(_FIRST_ROOM, row.request.max_new_tokens))
+            if self.rows and sum(other.slots_needed for other in self.rows) + row.slots_needed > self.pool.slots:
+                self.waiting.insert(0, row)
+                return True
+            self.rows.append(row)
+
+    def _next(self) -> _Row | None:
+        if self.waiting:
+            return self.waiting.pop(0)
+        request = self.take()
+        return None if request is None else _Row(request)
+
+    def _release(self, row: _Row) -> None:
+        assert self.pool is not None
+        for text in (row.naive, row.expert):
+            if text is not None and text.slot is not None:
+                self.pool.release(text.slot)
+                text.slot = None
+
+    def _make_room(self) -> None:
+        """Lengthen the slots where a text has outgrown them; the rows that came last wait where that leaves too few."""
+        assert self.pool is not None
+        needed = max(row.length(text) for row in self.rows for text in row.readers(self.sampling.gate > 0))
+        if needed <= self.pool.capacity:
+            return
+        capacity = max(needed, self.pool.capacity * 3 // 2)
+        slots = self.pool.slots_at(capacity)
+        while len(self.rows) > 1 and sum(row.slots_needed for row in self.rows) > slots:
+            row = self.rows.pop()
+            self._release(row)
+            self.waiting.insert(0, row)
+        moved = self.pool.grow(capacity)
+        for row in self.rows:
+            for text in (row.naive, row.expert):
+                if text is not None and text.slot is not None:
+                    text.slot = moved[text.slot]
+
+    # What a step reads
+
+    def _plan(self) -> list[_Reading]:
+        """The pieces of the next pass: short ones of all rows, then long ones as far as `step_tokens` goes."""
+        self._make_room()
+        ready: list[tuple[int, _Row, list[_Text]]] = []
+        about_to_be_read: set[int] = set()
+        for row in self.rows:
+            texts = row.readers(self.sampling.gate > 0)
+            if all(self._place(row, text, about_to_be_read) for text in texts):
+                ready.append((sum(row.length(text) - self._filled(text) for text in texts), row, texts))
+                about_to_be_read.update(text.slot for text in texts if text.slot is not None)
+        ready.sort(key=lambda item: item[0] > _WORTH_WAITING)  # stable: long ones behind, else the oldest first
+        left, readings = self.step_tokens, []
+        for pending, row, texts in ready:
+            if pending <= max(left, _WORTH_WAITING):
+                pieces = [(text, self._piece(text, row.length(text))) for text in texts]
+                readings.append(_Reading(row, pieces, complete=True))
+            elif left > 0:
+                readings.append(_Reading(row, self._parts(row, texts, left), complete=False))
+            left -= min(pending, left)
+        return readings
+
+    def _filled(self, text: _Text) -> int:
+        assert self.pool is not None
+        assert text.slot is not None
+        return int(self.pool.filled[text.slot])
+
+    def _place(self, row: _Row, text: _Text, about_to_be_read: set[int]) -> bool:
+        """Give a text its slot, with the longest beginning that is in the pool.
+
+        False where another row is about to read a longer one: then it is worth a step's wait.
+        """
+        if text.slot is not None:
+            return True
+        assert self.pool is not None
+        tokens = np.array(text.tokens(0, row.length(text)))
+        # The last token is read in any case, for its logits; and so is the target, where it is to be scored.
+        reusable = len(text.prompt) - 1 if text is row.naive and self.wants_logprobs else len(tokens) - 1
+        source, shared, expected = self.pool.longest_prefix(tokens[:reusable], about_to_be_read)
+        if expected - shared >= _WORTH_WAITING:
+            return False
+        if row.closing and row.expert is not None and row.expert.slot is not None:
+            self.pool.release(row.expert.slot)
+            row.expert.slot = None
+        text.slot = self.pool.take(source, tokens, shared)
+        return True
+
+    def _piece(self, text: _Text, end: int) -> Piece:
+        start = self._filled(text)
+        assert text.slot is not None
+        return Piece(text.slot, start, text.tokens(start, end))
+
+    def _parts(self, row: _Row, texts: list[_Text], room: int) -> list[tuple[_Text, Piece]]:
+        """As much as there is room for, and never the last token of a text: its logits count when all texts are there."""
+        pieces = []
+        for text in texts:
+            end = min(row.length(text) - 1, self._filled(text) + room)
+            if end > self._filled(text):
+                pieces.append((text, self._piece(text, end)))
+                room -= len(pieces[-1][1].tokens)
+        return pieces
+
+    # What comes of it
+
+    def _step(self, readings: list[_Reading]) -> list[_Row]:
+        """One forward pass: every row whose texts were read to the end gets its next token. Returns the rows that are done."""
+        assert self.pool is not None
+        pieces: list[Piece] = []
+        by_expert: dict[int, tuple[int, int]] = {}
+        by_naive: dict[int, tuple[int, int]] = {}
+        scored: list[tuple[tuple[int, int], _Row, int]] = []
+        for reading in readings:
+            row = reading.row
+            for text, piece in reading.pieces:
+                place = len(pieces)
+                pieces.append(piece)
+                if reading.complete and not row.closing:
+                    (by_naive if text is row.naive else by_expert)[id(row)] = (place, len(piece.tokens) - 1)
+                if text is row.naive and self.wants_logprobs:
+                    first = len(text.prompt) - 1 - piece.start  # the token after which the target begins
+                    known = range(
+                        max(0, len(row.decoding.base_logprobs) + first), min(len(piece.tokens), len(row.decoding.ids) + first)
+                    )
+                    scored += [((place, offset), row, row.decoding.ids[offset - first]) for offset in known]
+        wanted = [*by_expert.values(), *by_naive.values(), *(spot for spot, _, _ in scored)]
+        logits = forward(self.model, self.pool, pieces, wanted)
+        deciding = [reading.row for reading in readings if reading.complete and not reading.row.closing]
+        self._choose(
+            deciding, logits[: len(by_expert)], list(by_expert), logits[len(by_expert) :][: len(by_naive)], list(by_naive)
+        )
+        if self.wants_logprobs:
+            rows = {id(row): row for row in deciding}
+            # What was missed before what was just chosen: each row's log-probabilities are appended in the order of its ids.
+            spots = [(len(by_expert) + len(by_naive) + i, row, token) for i, (_, row, token) in enumerate(scored)]
+            spots += [(len(by_expert) + i, rows[key], rows[key].decoding.ids[-1]) for i, key in enumerate(by_naive)]
+            for (_, row, _), logprob in zip(spots, _logprobs(logits, [(at, token) for at, _, token in spots]), strict=True):
+                row.decoding.base_logprobs.append(logprob)
+        return [reading.row for reading in readings if reading.complete and self._is_done(reading.row)]
+
+    def _is_done(self, row: _Row) -> bool:
+        decoding = row.decoding
+        if not row.closing and not decoding.ended and len(decoding.ids) < row.request.max_new_tokens:
+            return False
+        if self.wants_logprobs and len(decoding.base_logprobs) < len(decoding.ids):
+            row.closing = row.closing or self.wants_logprobs(decoding)
+            return not row.closing
+        return True
+
+    def _choose(
+        self, rows: list[_Row], expert_EV: torch.Tensor, experts: list[int], naive_NV: torch.Tensor, naives: list[int]
+    ) -> None:
+        """Give each row its next token: the picked conditional alone decides (Eq. 4), but for the gate."""
+        sampling = self.sampling
+        noise = {}
+        if sampling.temperature > 0:
+            noise = {id(row): row.request.noise[len(row.decoding.ids)] for row in rows if row.request.noise is not None}
+        picked = []
+        for logits, keys in ((expert_EV, experts), (naive_NV, naives)):
+            values = torch.tensor([noise[key] for key in keys], dtype=torch.float64, device=logits.device) if noise else None
+            picked.append(dict(zip(keys, pick(logits, values, sampling).tolist(), strict=True)) if keys else {})
+        expert_token, naive_token = picked
+        gated: set[int] = set()
+        both = [key for key in naives if key in expert_token]
+        if both:
+            at = {key: place for place, key in enumerate(experts)}
+            tokens = torch.tensor([naive_token[key] for key in both], device=expert_EV.device)
+            lost = implausible(expert_EV[[at[key] for key in both]], tokens, sampling.gate).tolist()
+            gated = {key for key, implausible_ in zip(both, lost, strict=True) if implausible_}
+        for row in rows:
+            key, decoding = id(row), row.decoding
+            by_naive = key in naive_token and key not in gated
+            token = naive_token[key] if by_naive else expert_token[key]
+            decoding.sources += NAIVE if by_naive else GATED if key in gated else EXPERT
+            decoding.ended = token in sampling.stops
+            decoding.ids.append(sampling.stops.get(token, token))
+
+
+def _logprobs(logits: torch.Tensor, spots: list[tuple[int, int]]) -> list[float]:
+    """Natural-log probabilities of (row, token) spots, full softmax at T = 1, a few rows at a time."""
+    found: list[float] = []
+    for start in range(0, len(spots), _SCORED_AT_ONCE):
+        rows, tokens = (
+            torch.tensor(column, device=logits.device) for column in zip(*spots[start : start + _SCORED_AT_ONCE], strict=True)
+        )
+        chunk = logits[rows]
+        if chunk.dtype in (torch.bfloat16, torch.float16):
+            chunk = chunk.float()
+        found += (chunk.gather(-1, tokens[:, None]).squeeze(-1) - chunk.logsumexp(dim=-1)).tolist()
+    return found

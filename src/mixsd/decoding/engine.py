@@ -1,0 +1,96 @@
+"""The project's one decoder: continuous where the model's attention can be packed, in lock-step batches where it cannot.
+
+Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+
+from mixsd.decoding import continuous, lockstep
+from mixsd.decoding.packed import Piece, forward
+from mixsd.decoding.pool import Pool
+from mixsd.decoding.requests import Decoding, Request, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Attention that looks at keys and values by their positions alone.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_TOLERANCE_HALF = 0.1
+
+_packs: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def decode(
+    model: PreTrainedModel,
+    take: Callable[[], Request | None],
+    sampling: Sampling,
+    *,
+    token_budget: int,
+    wants_logprobs: Callable[[Decoding], bool] | None = None,
+) -> Iterator[Decoding]:
+    """Decode all requests; yields each one as it ends. See `continuous.decode` for the arguments.
+
+    In lock-step a decoding's `base_logprobs` are always complete.
+    """
+    if packs(model):
+        # Passes as long as the device likes: a CPU gains nothing from more tokens at once.
+        step_tokens = 512 if model.device.type == "cpu" else 4096
+        yield from continuous.decode(
+            model, take, sampling, token_budget=token_budget, step_tokens=step_tokens, wants_logprobs=wants_logprobs
+        )
+        return
+    while batch := _batch(take, token_budget):
+        yield from lockstep.decode(model, batch, sampling, batch_size=len(batch))
+
+
+def decode_all(
+    model: PreTrainedModel, requests: Iterable[Request], sampling: Sampling, *, token_budget: int
+) -> Iterator[Decoding]:
+    """Decode requests that are all known beforehand, without their log-probabilities."""
+    stream = iter(requests)
+    return decode(model, lambda: next(stream, None), sampling, token_budget=token_budget)
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether packed passes give this model's own logits."""
+    if model not in _packs:
+        _packs[model] = _try(model)
+    return _packs[model]
+
+
+@torch.inference_mode()
+def _try(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    if not _LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()) or model.config.is_encoder_decoder:
+        return False
+    texts = [[(7 * i + shift) % config.vocab_size for i in range(n)] for shift, n in ((1, 9), (3, 4))]
+    pool = Pool(256, 64)
+    try:
+        own = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
+        forward(model, pool, [Piece(0, 0, texts[0][:5])], [(0, 4)])
+        packed = forward(model, pool, [Piece(0, 5, texts[0][5:]), Piece(1, 0, texts[1])], [(0, 3), (1, 3)])
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError):
+        return False  # its attention does not go through the interface, or wants what a packed pass does not give
+    allowed = _TOLERANCE.get(own.dtype, _TOLERANCE_HALF) * own.abs().max()
+    return bool((own - packed).abs().max() <= allowed)
+
+
+def _batch(take: Callable[[], Request | None], token_budget: int) -> list[Request]:
+    """As many requests as the budget holds when all are padded to the longest, and at least one."""
+    batch: list[Request] = []
+    tokens = longest = 0
+    while tokens < token_budget and (request := take()):
+        batch.append(request)
+        longest = max(
+            longest, len(request.naive_ids) + request.max_new_tokens, len(request.expert_ids or ()) + request.max_new_tokens
+        )
+        tokens = longest * sum(1 + (each.expert_ids is not None) for each in batch)
+    return batch

@@ -42,7 +42,9 @@ from tradeoff_table import LEVEL, at_level
 # The learning rate is constant after the warm-up, so `epochs` is only a limit: a run ends when memorization is ENOUGH.
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "epochs": 64},
-    "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 0.8, "samples": 16, "epochs": 8},
+    "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "samples": 16, "epochs": 8},
+    "mixsd T=0.8": {"lam": 0.3, "gate": 0.1, "temperature": 0.8, "samples": 16, "epochs": 8},
+    "mixsd full softmax": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "top_k": 1_000_000, "samples": 16, "epochs": 8},
 }
 # One thing changed at a time, from the method as it is above.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -142,7 +144,7 @@ class Bench:
         return [-sum(map(sum, found)) / sum(map(len, found)) for found in scores]
 
     def targets(self, settings: Settings) -> list[Target]:
-        names = ("method", "lam", "gate", "seed", "max_new_tokens", "retries", "temperature", "samples")
+        names = ("method", "lam", "gate", "seed", "max_new_tokens", "retries", "temperature", "top_k", "samples")
         identity = [[getattr(settings, name) for name in names], self.renderer.guidance, [to_json(fact) for fact in self.facts]]
         journal = Journal(cache_folder() / "bench" / f"attempts-{digest(identity)}.jsonl")
         with journal:
@@ -192,7 +194,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=cache_folder() / "bench" / "tradeoff.jsonl")
     parser.add_argument("--prompts", type=int, default=42, help="general prompts that measure forgetting")
     parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
-    parser.add_argument("--method", choices=tuple(METHODS), action="append", help="only this one (repeatable)")
+    parser.add_argument("--method", choices=tuple(METHODS), action="append", help="this one (repeatable); else sft and mixsd")
     parser.add_argument("--weights", choices=("all", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--rates", type=int, default=len(FULL_RATES), help="only the first so many learning rates")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
@@ -201,7 +203,7 @@ def main() -> None:
         measured = [row for _, row in journal.read()]
         done = {row["config"] for row in measured if row["final"]}
         bench = Bench(options.prompts, options.tokens)
-        for name, config in grid(options.stage, options.method or list(METHODS), options.rates, measured):
+        for name, config in grid(options.stage, options.method or ["sft", "mixsd"], options.rates, measured):
             if options.weights and (options.weights == "lora") != bool(config["lora"]):
                 continue
             facts = [to_json(fact) for fact in bench.facts]

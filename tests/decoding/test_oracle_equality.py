@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixsd.decoding import oracle
-from mixsd.decoding.lockstep import decode
+from mixsd.decoding import continuous, lockstep, oracle
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.randomness import coins, uniforms
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -37,23 +36,59 @@ def requests(lam: float, *, n: int = 7, plain: bool = False) -> list[Request]:
     return made
 
 
-def run(model, wanted, sampling, batch_size, order=None):
-    wanted = [wanted[i] for i in order] if order else wanted
-    return {item.key: item for item in decode(model, wanted, sampling, batch_size=batch_size)}
+def in_lockstep(size):
+    def run(model, wanted, sampling):
+        return list(lockstep.decode(model, wanted, sampling, batch_size=size))
+
+    return run
+
+
+def continuously(token_budget, step_tokens):
+    def run(model, wanted, sampling):
+        stream = iter(wanted)
+        return list(
+            continuous.decode(
+                model,
+                lambda: next(stream, None),
+                sampling,
+                token_budget=token_budget,
+                step_tokens=step_tokens,
+                wants_logprobs=lambda decoding: True,
+            )
+        )
+
+    return run
+
+
+# The fast paths, each with little and with much room: in the smallest, slots are refilled, long prompts are read in parts and
+# requests that have begun are put off and begun again.
+PATHS = {
+    "lockstep 1": in_lockstep(1),
+    "lockstep 3": in_lockstep(3),
+    "lockstep 8": in_lockstep(8),
+    "continuous tiny": continuously(1, 3),
+    "continuous small": continuously(384, 16),
+    "continuous large": continuously(8192, 512),
+}
+
+
+def by_key(found):
+    return {item.key: item for item in found}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, 8), (0.7, None)])
 @pytest.mark.parametrize("gate", [0.0, 0.3])
-def test_batched_equals_oracle(architecture, temperature, top_k, gate):
+def test_every_path_equals_the_oracle(architecture, temperature, top_k, gate):
     model = tiny_model(architecture)
     sampling = Sampling({2: 2, 5: 5, 11: 2}, temperature, top_k, gate)
     seen = set()
     for lam in (0.0, 0.3, 0.5, 1.0):
         wanted = requests(lam)
         truth = {request.key: oracle.decode(model, request, sampling) for request in wanted}
-        for batch_size, order in [(1, None), (3, [4, 2, 6, 0, 1, 5, 3]), (8, None)]:
-            got = run(model, wanted, sampling, batch_size, order)
+        for number, path in enumerate(PATHS.values()):
+            shuffled = random.Random(number).sample(wanted, len(wanted))
+            got = by_key(path(model, shuffled, sampling))
             assert got.keys() == truth.keys()
             for key, item in truth.items():
                 assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
@@ -63,10 +98,11 @@ def test_batched_equals_oracle(architecture, temperature, top_k, gate):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_one_conditional_equals_oracle_and_generate(architecture):
+@pytest.mark.parametrize("path", PATHS)
+def test_one_conditional_equals_oracle_and_generate(architecture, path):
     model = tiny_model(architecture)
     wanted = requests(0.0, plain=True)
-    got = run(model, wanted, Sampling({2: 2}), 4)
+    got = by_key(PATHS[path](model, wanted, Sampling({2: 2})))
     for request in wanted:
         truth = oracle.decode(model, request, Sampling({2: 2}))
         assert got[request.key].ids == truth.ids
@@ -109,36 +145,42 @@ def test_gate_at_one_leaves_only_tokens_the_expert_would_take():
         assert gated.ids == oracle.decode(model, pure, Sampling({2: 2})).ids
 
 
-def test_a_stop_token_is_stored_as_its_stand_in_and_ends_at_once():
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stop_token_is_stored_as_its_stand_in_and_ends_at_once(path):
     model = tiny_model()
     request = requests(0.0, plain=True)[3]
     first = oracle.decode(model, request, Sampling({})).ids[0]
-    (item,) = decode(model, [request], Sampling({first: 2}), batch_size=1)
+    (item,) = PATHS[path](model, [request], Sampling({first: 2}))
     assert (item.ids, item.ended) == ([2], True)
     assert item.base_logprobs == pytest.approx(oracle.decode(model, request, Sampling({first: 2})).base_logprobs)
 
 
-def test_without_a_stop_token_the_length_limit_holds():
+@pytest.mark.parametrize("path", PATHS)
+def test_without_a_stop_token_the_length_limit_holds(path):
     model = tiny_model()
-    for item in decode(model, requests(0.3), Sampling({}), batch_size=3):
+    found = PATHS[path](model, requests(0.3), Sampling({}))
+    assert len(found) == 7
+    for item in found:
         assert not item.ended
         assert len(item.ids) == LENGTH - int(item.key[-1]) % 3
 
 
-def test_left_padding_leaves_logits_alone():
-    """Pitfall 9: a row in a batch of mixed lengths has the logits it has alone, fp32."""
+@pytest.mark.parametrize("path", ["lockstep 8", "continuous small", "continuous large"])
+def test_company_leaves_logits_alone(path):
+    """Pitfall 9: a row among rows of other lengths has the logits it has alone, fp32."""
     for architecture in ARCHITECTURES:
         model = tiny_model(architecture, dtype=torch.float32)
         wanted = requests(0.5)
-        together = run(model, wanted, Sampling({2: 2}), 7)
+        together = by_key(PATHS[path](model, wanted, Sampling({2: 2})))
         for request in wanted:
-            (alone,) = decode(model, [request], Sampling({2: 2}), batch_size=1)
+            (alone,) = PATHS[path](model, [request], Sampling({2: 2}))
             assert alone.ids == together[request.key].ids
             np.testing.assert_allclose(alone.base_logprobs, together[request.key].base_logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_that_share_prompts_are_the_oracles(architecture):
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_that_share_prompts_are_the_oracles(architecture, path):
     """Samples of one fact: same prompts, other coins; and a plain request whose prompt is another's naive one."""
     model = tiny_model(architecture)
     wanted = []
@@ -149,7 +191,7 @@ def test_rows_that_share_prompts_are_the_oracles(architecture):
             wanted.append(Request(key, request.naive_ids, LENGTH, request.expert_ids, flips, noise))
         wanted.append(Request(f"{request.key}/plain", request.naive_ids, LENGTH, noise=noise))
     sampling = Sampling({2: 2}, 1.0, 8)
-    got = run(model, wanted, sampling, 12)
+    got = by_key(PATHS[path](model, wanted, sampling))
     for request in wanted:
         truth = oracle.decode(model, request, sampling)
         assert (got[request.key].ids, got[request.key].sources) == (truth.ids, truth.sources)

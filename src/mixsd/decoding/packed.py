@@ -120,6 +120,7 @@ def _attention(
     scaling: float,
     mixsd_pass: _Pass | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -131,7 +132,8 @@ def _attention(
     pool.write(layer, mixsd_pass.slots, mixsd_pass.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
     query_THD = query[0].transpose(0, 1)
     found = [
-        _attend(group, query_THD, pool.keys[layer], pool.values[layer], scaling, sliding_window) for group in mixsd_pass.groups
+        _attend(group, query_THD, pool.keys[layer], pool.values[layer], scaling, sliding_window, softcap)
+        for group in mixsd_pass.groups
     ]
     return torch.cat(found).unsqueeze(0), None
 
@@ -140,7 +142,13 @@ _HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cac
 
 
 def _attend(
-    group: _Group, query_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, window: int | None
+    group: _Group,
+    query_THD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     """The attention output (tokens of the group, heads, size). Query heads that share a key head are folded into one."""
     rows, width = group.index.shape
@@ -155,6 +163,8 @@ def _attend(
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     scores = scores.mul_(scaling).view(rows, shared, heads // shared, width, -1)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
     scores = scores.masked_fill_(~group.mask(window), float("-inf")).softmax(dim=-1).to(value_RHLD.dtype)
     output = torch.matmul(scores.view(rows, shared, -1, group.reach), value_RHLD)
     output_RWHD = output.view(rows, shared, heads // shared, width, size).permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixsd.decoding import continuous, lockstep, oracle
-from mixsd.decoding.requests import Request, Sampling
+from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.randomness import coins, uniforms
 from tests.tiny import ARCHITECTURES, tiny_model
 
@@ -38,7 +38,7 @@ def requests(lam: float, *, n: int = 7, plain: bool = False) -> list[Request]:
 
 def in_lockstep(size):
     def run(model, wanted, sampling):
-        return list(lockstep.decode(model, wanted, sampling, batch_size=size))
+        return list(lockstep.decode(model, wanted, sampling, batch_size=size, with_support=True))
 
     return run
 
@@ -54,6 +54,7 @@ def continuously(token_budget, step_tokens):
                 token_budget=token_budget,
                 step_tokens=step_tokens,
                 wants_logprobs=lambda decoding: True,
+                with_support=True,
             )
         )
 
@@ -93,6 +94,7 @@ def test_every_path_equals_the_oracle(architecture, temperature, top_k, gate):
             for key, item in truth.items():
                 assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
                 np.testing.assert_allclose(got[key].base_logprobs, item.base_logprobs, atol=1e-9)
+                assert got[key].support == pytest.approx(item.support, abs=1e-9)
         seen |= {source for item in truth.values() for source in item.sources}
     assert seen == ({"e", "n", "g"} if gate else {"e", "n"})
 
@@ -195,6 +197,29 @@ def test_rows_that_share_prompts_are_the_oracles(architecture, path):
     for request in wanted:
         truth = oracle.decode(model, request, sampling)
         assert (got[request.key].ids, got[request.key].sources) == (truth.ids, truth.sources)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("gate", [0.0, 0.3])
+def test_a_given_beginning_is_kept_and_goes_on_as_the_oracles(architecture, gate):
+    """A retry from a break: the first tokens of an earlier attempt, then other coins."""
+    model = tiny_model(architecture)
+    sampling = Sampling({2: 2}, gate=gate)
+    wanted = []
+    for number, request in enumerate(requests(0.5)):
+        first = oracle.decode(model, request, sampling)
+        kept = min(number + 1, len(first.ids) - 1)
+        flips = coins(0, request.key, lam=0.5, attempt=1, n=LENGTH)
+        prefix = Prefix(first.ids[:kept], first.sources[:kept])
+        wanted.append(Request(request.key, request.naive_ids, request.max_new_tokens, request.expert_ids, flips, prefix=prefix))
+    for path in PATHS.values():
+        got = by_key(path(model, wanted, sampling))
+        for request in wanted:
+            truth, item = oracle.decode(model, request, sampling), got[request.key]
+            assert item.ids[: len(request.prefix.ids)] == request.prefix.ids
+            assert (item.ids, item.sources, item.ended) == (truth.ids, truth.sources, truth.ended)
+            assert item.support == pytest.approx(truth.support, abs=1e-9)
+            np.testing.assert_allclose(item.base_logprobs, truth.base_logprobs, atol=1e-9)
 
 
 def shaken(seed, key, **address):

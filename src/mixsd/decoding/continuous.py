@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from mixsd.decoding.packed import Piece, forward
-from mixsd.decoding.picking import implausible, pick
+from mixsd.decoding.picking import implausible, pick, support
 from mixsd.decoding.pool import Pool
-from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, trim_support
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,10 +53,8 @@ class _Row:
     """One request in flight. `closing`: decoded, and only log-probabilities are missing."""
 
     def __init__(self, request: Request) -> None:
-        if request.max_new_tokens < 1:
-            raise ValueError("a request must ask for at least one token")
         self.request = request
-        self.decoding = Decoding(request.key, [], "", [], False)
+        self.decoding = begin(request)
         self.naive = _Text(request.naive_ids, self.decoding.ids)
         self.expert = None if request.expert_ids is None else _Text(request.expert_ids, self.decoding.ids)
         self.closing = False
@@ -96,6 +94,7 @@ def decode(
     token_budget: int,
     step_tokens: int = 512,
     wants_logprobs: Callable[[Decoding], bool] | None = None,
+    with_support: bool = False,
 ) -> Iterator[Decoding]:
     """Decode all requests; yields each one as it ends, and asks for new ones as soon as there is room.
 
@@ -107,8 +106,9 @@ def decode(
         step_tokens: tokens read in one forward pass at most, except that every row may take a step of a few tokens.
         wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
             they may be fewer than the ids. None: never, and none are computed.
+        with_support: whether decodings carry `support`.
     """
-    return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs).run()
+    return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs, with_support).run()
 
 
 class _Decoder:
@@ -120,9 +120,11 @@ class _Decoder:
         token_budget: int,
         step_tokens: int,
         wants_logprobs: Callable[[Decoding], bool] | None,
+        with_support: bool,
     ) -> None:
         self.model, self.take, self.sampling = model, take, sampling
         self.token_budget, self.step_tokens, self.wants_logprobs = token_budget, step_tokens, wants_logprobs
+        self.with_support = with_support
         self.pool: Pool | None = None
         self.rows: list[_Row] = []  # in flight, those that came first in front
         self.waiting: list[_Row] = []  # to be let in before new ones
@@ -137,6 +139,7 @@ class _Decoder:
             for row in done:
                 self._release(row)
             for row in done:
+                trim_support(row.decoding)
                 yield row.decoding
 
     # Who is in flight
@@ -258,6 +261,7 @@ class _Decoder:
         by_expert: dict[int, tuple[int, int]] = {}
         by_naive: dict[int, tuple[int, int]] = {}
         scored: list[tuple[tuple[int, int], _Row, int]] = []
+        judged: list[tuple[tuple[int, int], _Row, int]] = []
         for reading in readings:
             row = reading.row
             for text, piece in reading.pieces:
@@ -271,12 +275,23 @@ class _Decoder:
                         max(0, len(row.decoding.base_logprobs) + first), min(len(piece.tokens), len(row.decoding.ids) + first)
                     )
                     scored += [((place, offset), row, row.decoding.ids[offset - first]) for offset in known]
-        wanted = [*by_expert.values(), *by_naive.values(), *(spot for spot, _, _ in scored)]
+                if text is row.expert and self.with_support:
+                    first = len(text.prompt) - 1 - piece.start
+                    begun = len(row.request.prefix.ids) if row.request.prefix else 0
+                    known = range(max(0, begun + first), min(len(piece.tokens), len(row.decoding.ids) + first))
+                    judged += [
+                        ((place, offset), row, offset - first)
+                        for offset in known
+                        if row.decoding.sources[offset - first] == NAIVE
+                    ]
+        wanted = [*by_expert.values(), *by_naive.values(), *(spot for spot, _, _ in scored), *(spot for spot, _, _ in judged)]
         logits = forward(self.model, self.pool, pieces, wanted)
         deciding = [reading.row for reading in readings if reading.complete and not reading.row.closing]
         self._choose(
             deciding, logits[: len(by_expert)], list(by_expert), logits[len(by_expert) :][: len(by_naive)], list(by_naive)
         )
+        for row, t, value in _supports(logits[len(wanted) - len(judged) :], [(row, t) for _, row, t in judged]):
+            row.decoding.support[t] = value
         if self.wants_logprobs:
             rows = {id(row): row for row in deciding}
             # What was missed before what was just chosen: each row's log-probabilities are appended in the order of its ids.
@@ -309,19 +324,34 @@ class _Decoder:
             picked.append(dict(zip(keys, pick(logits, values, sampling).tolist(), strict=True)) if keys else {})
         expert_token, naive_token = picked
         gated: set[int] = set()
+        found: dict[int, float] = {}
         both = [key for key in naives if key in expert_token]
         if both:
             at = {key: place for place, key in enumerate(experts)}
             tokens = torch.tensor([naive_token[key] for key in both], device=expert_EV.device)
             lost = implausible(expert_EV[[at[key] for key in both]], tokens, sampling.gate).tolist()
             gated = {key for key, implausible_ in zip(both, lost, strict=True) if implausible_}
+            supports = support(expert_EV[[at[key] for key in both]], tokens).tolist() if self.with_support else []
+            for key, value in zip(both, supports, strict=False):
+                if key not in gated:
+                    found[key] = value
         for row in rows:
             key, decoding = id(row), row.decoding
             by_naive = key in naive_token and key not in gated
             token = naive_token[key] if by_naive else expert_token[key]
             decoding.sources += NAIVE if by_naive else GATED if key in gated else EXPERT
+            if key in found:
+                decoding.support[len(decoding.ids)] = found[key]
             decoding.ended = token in sampling.stops
             decoding.ids.append(sampling.stops.get(token, token))
+
+
+def _supports(logits: torch.Tensor, spots: list[tuple[_Row, int]]) -> Iterator[tuple[_Row, int, float]]:
+    """The support of naive tokens: the expert's logits (len(spots), V) for the position of each."""
+    if spots:
+        tokens = torch.tensor([row.decoding.ids[t] for row, t in spots], device=logits.device)
+        for (row, t), value in zip(spots, support(logits, tokens).tolist(), strict=True):
+            yield row, t, value
 
 
 def _logprobs(logits: torch.Tensor, spots: list[tuple[int, int]]) -> list[float]:

@@ -35,6 +35,7 @@ def decode(
     *,
     token_budget: int,
     wants_logprobs: Callable[[Decoding], bool] | None = None,
+    with_support: bool = False,
 ) -> Iterator[Decoding]:
     """Decode all requests; yields each one as it ends. See `continuous.decode` for the arguments.
 
@@ -44,11 +45,17 @@ def decode(
         # Passes as long as the device likes: a CPU gains nothing from more tokens at once.
         step_tokens = 512 if model.device.type == "cpu" else 4096
         yield from continuous.decode(
-            model, take, sampling, token_budget=token_budget, step_tokens=step_tokens, wants_logprobs=wants_logprobs
+            model,
+            take,
+            sampling,
+            token_budget=token_budget,
+            step_tokens=step_tokens,
+            wants_logprobs=wants_logprobs,
+            with_support=with_support,
         )
         return
     while batch := _batch(take, token_budget):
-        yield from lockstep.decode(model, batch, sampling, batch_size=len(batch))
+        yield from lockstep.decode(model, batch, sampling, batch_size=len(batch), with_support=with_support)
 
 
 def decode_all(

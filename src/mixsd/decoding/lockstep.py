@@ -8,6 +8,7 @@ number of requests. Results come in the order in which requests end, and do not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from mixsd.decoding.picking import implausible, pick
-from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling
+from mixsd.decoding.picking import implausible, pick, support
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, trim_support
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 _WINDOW = 8
 
 
-def decode(model: PreTrainedModel, requests: Iterable[Request], sampling: Sampling, *, batch_size: int) -> Iterator[Decoding]:
+def decode(
+    model: PreTrainedModel, requests: Iterable[Request], sampling: Sampling, *, batch_size: int, with_support: bool = False
+) -> Iterator[Decoding]:
     """Decode every request; yields each one as it ends.
 
     Args:
@@ -37,7 +40,7 @@ def decode(model: PreTrainedModel, requests: Iterable[Request], sampling: Sampli
     while window := list(islice(stream, batch_size * _WINDOW)):
         window.sort(key=lambda request: (-_length(request), request.key))
         for start in range(0, len(window), batch_size):
-            yield from _decode_batch(model, window[start : start + batch_size], sampling)
+            yield from _decode_batch(model, window[start : start + batch_size], sampling, with_support)
 
 
 def _length(request: Request) -> int:
@@ -100,15 +103,18 @@ class _Batch:
 
 
 @torch.inference_mode()
-def _decode_batch(model: PreTrainedModel, requests: list[Request], sampling: Sampling) -> Iterator[Decoding]:
-    if any(request.max_new_tokens < 1 for request in requests):
-        raise ValueError("a request must ask for at least one token")
+def _decode_batch(model: PreTrainedModel, requests: list[Request], sampling: Sampling, with_support: bool) -> Iterator[Decoding]:
+    open_ = [begin(replace(request, prefix=None)) for request in requests]
     batch = _Batch(model, requests)
-    open_ = [Decoding(request.key, [], "", [], False) for request in requests]
     t = 0
     while open_:
         naive_RV, expert_EV = batch.logits()
         tokens, sources = _choose(batch, naive_RV, expert_EV, t, sampling)
+        for i, request in enumerate(batch.requests):
+            if request.prefix and t < len(request.prefix.ids):  # given, and not to be chosen
+                tokens[i], sources[i] = request.prefix.ids[t], request.prefix.sources[t]
+        if with_support:
+            _note_support(batch, open_, expert_EV, tokens, sources, t)
         stops = [int(token) in sampling.stops for token in tokens]
         stored = [sampling.stops.get(int(token), int(token)) for token in tokens]
         stored_R1 = torch.tensor(stored, device=naive_RV.device).unsqueeze(-1)
@@ -121,6 +127,7 @@ def _decode_batch(model: PreTrainedModel, requests: list[Request], sampling: Sam
             decoding.base_logprobs.append(logprobs[i])
             decoding.ended = stops[i]
             if decoding.ended or t >= batch.requests[i].max_new_tokens:
+                trim_support(decoding)
                 yield decoding
             else:
                 kept.append(i)
@@ -154,3 +161,13 @@ def _choose(
             tokens[i] = by_expert_E[place]
             sources[i] = GATED if coins[t] else EXPERT
     return tokens, sources
+
+
+def _note_support(
+    batch: _Batch, open_: list[Decoding], expert_EV: torch.Tensor, tokens: torch.Tensor, sources: list[str], t: int
+) -> None:
+    """Note how plausible the expert finds the naive tokens that were just chosen."""
+    for place, i in enumerate(batch.with_expert):
+        prefix = batch.requests[i].prefix
+        if sources[i] == NAIVE and not (prefix and t < len(prefix.ids)):
+            open_[i].support[t] = float(support(expert_EV[place : place + 1], tokens[i : i + 1]))

@@ -42,6 +42,8 @@ def decode(model: PreTrainedModel, request: Request, sampling: Sampling) -> Deco
 
     ids: list[int] = []
     sources, base_logprobs, ended = "", [], False
+    given = request.prefix.ids if request.prefix else []
+    support: dict[int, float] = {}
     for t in range(request.max_new_tokens):
         naive = log_softmax(request.naive_ids, ids)
         if request.expert_ids is None:
@@ -52,6 +54,11 @@ def decode(model: PreTrainedModel, request: Request, sampling: Sampling) -> Deco
             token, source = (pick(naive, t), "n") if request.naive_coins[t] else (pick(expert, t), "e")
             if source == "n" and sampling.gate > 0 and expert[token] < expert.max() + math.log(sampling.gate):
                 token, source = pick(expert, t), "g"
+        if t < len(given):
+            assert request.prefix is not None
+            token, source = given[t], request.prefix.sources[t]
+        elif source == "n" and request.expert_ids is not None:
+            support[t] = float(expert[token] - expert.max())
         ended = token in sampling.stops
         token = sampling.stops.get(token, token)
         ids.append(token)
@@ -59,4 +66,5 @@ def decode(model: PreTrainedModel, request: Request, sampling: Sampling) -> Deco
         base_logprobs.append(float(naive[token]))
         if ended:
             break
-    return Decoding(request.key, ids, sources, base_logprobs, ended)
+    last = max(sources.rfind("e"), sources.rfind("g"))
+    return Decoding(request.key, ids, sources, base_logprobs, ended, {t: value for t, value in support.items() if t < last})

@@ -7,6 +7,8 @@ do not swap the outcome.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mixsd.decoding.requests import Sampling
@@ -35,6 +37,10 @@ def implausible(expert_RV: torch.Tensor, token_R: torch.Tensor, gate: float) -> 
     """Where the expert gives a token less than `gate` times the probability of its own best one; bool (R,)."""
     if gate <= 0:
         return torch.zeros_like(token_R, dtype=torch.bool)
-    expert_RV = expert_RV.double()
+    return support(expert_RV, token_R) < math.log(gate)
+
+
+def support(expert_RV: torch.Tensor, token_R: torch.Tensor) -> torch.Tensor:
+    """The natural log of the expert's probability of a token over that of its own best one; float64 (R,), at most 0."""
     of_token_R = expert_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
-    return of_token_R < expert_RV.max(dim=-1).values + torch.log(torch.tensor(gate, dtype=torch.float64, device=expert_RV.device))
+    return of_token_R.double() - expert_RV.max(dim=-1).values.double()

@@ -179,6 +179,7 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
             sampled, greedy = (nll - base for nll, base in zip(bench.nll(model), bench.base_nll, strict=True))
             rows.append({**row, "forgetting": round(sampled, 5), "greedy": round(greedy, 5), "targets": len(examples)})
+            print(json.dumps(rows[-1]), flush=True)
             if memorized["trained"] >= ENOUGH:
                 raise _EnoughError
 
@@ -214,7 +215,6 @@ def main() -> None:
             rows = list(run(bench, name, config, options.train_dtype))
             for row in rows:
                 journal.append({**row, "config": identity, "final": row is rows[-1]})
-                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

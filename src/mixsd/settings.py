@@ -76,6 +76,11 @@ class Settings(BaseModel):
     top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
     samples: int = _option(1, "Targets per fact.", "Mixing", ge=1)
     retries: int = _option(10, "Further attempts, with new coins, for a fact whose reply was not accepted.", "Mixing", ge=0)
+    retry: Literal["restart", "from-break"] = _option(
+        "restart",
+        "A retry starts anew (the paper), or keeps what came before the naive token where the last one broke.",
+        "Mixing",
+    )
     on_fail: Literal["drop", "expert", "canonical", "error"] = _option(
         "drop", "A fact never accepted: drop it, take a lambda-0 target, take the reference, or stop.", "Mixing"
     )

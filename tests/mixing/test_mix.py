@@ -8,10 +8,10 @@ import pytest
 
 from mixsd.answers import Verdict, get_verifier
 from mixsd.decoding import oracle
-from mixsd.decoding.requests import Request, Sampling
+from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.errors import UserError
 from mixsd.facts import Fact
-from mixsd.mixing.attempts import Case, next_attempt, record
+from mixsd.mixing.attempts import Case, break_at, next_attempt, record
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target, summarize
 from mixsd.prompts import Renderer
@@ -241,11 +241,69 @@ def test_coins_of_an_attempt_do_not_depend_on_the_others():
     settings = Settings(lam=0.5).resolved
     case = Case(FACTS[0], 0, 30)
     first = next_attempt(case, settings)
-    record(case, first, accepted=False, length=30, place=0)
+    record(case, first, accepted=False, ids=[7] * 30, sources="n" * 30, broke=None, place=0)
     second = next_attempt(case, settings)
     assert second.number == 1
     assert not np.array_equal(first.coins, second.coins)
     np.testing.assert_array_equal(second.coins, coins(0, FACTS[0].id, lam=0.5, attempt=1, n=30))
+
+
+class TestRetryFromBreak:
+    """Beyond the paper: a retry keeps what came before the naive token that broke the last attempt."""
+
+    @pytest.mark.parametrize("gate", [0.0, 0.3])
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_budget_order_and_interruption_change_nothing(self, model, tokenizer, tmp_path, temperature, gate):
+        options = {"temperature": temperature, "gate": gate, "lam": 0.5, "retry": "from-break", "samples": 2}
+        wanted = essence(mixer(model, tokenizer, tmp_path, **options).run(FACTS))
+        assert essence(mixer(model, tokenizer, tmp_path, journal="b.jsonl", token_budget=1000, **options).run(FACTS)) == wanted
+        shuffled = mixer(model, tokenizer, tmp_path, journal="s.jsonl", **options).run(FACTS[::-1])
+        assert sorted(essence(shuffled)) == sorted(wanted)
+        whole = (tmp_path / "attempts.jsonl").read_bytes()
+        (tmp_path / "cut.jsonl").write_bytes(whole[: len(whole) // 2])
+        assert essence(mixer(model, tokenizer, tmp_path, journal="cut.jsonl", **options).run(FACTS)) == wanted
+
+    def test_it_keeps_the_beginning_of_the_attempt_before_and_counts_only_new_tokens(self, model, tokenizer, tmp_path):
+        made = mixer(model, tokenizer, tmp_path, lam=0.5, retry="from-break", retries=6)
+        targets = {t.id: t for t in made.run(FACTS)}
+        rows = {}
+        for _, row in made.journal.read():
+            rows.setdefault(row["id"], []).append(row)
+        kept = 0
+        for fact, attempts in rows.items():
+            assert attempts[0]["kept"] == 0
+            for before, after in itertools.pairwise(attempts):
+                n = after["kept"]
+                assert n in (0, before["broke_at"])
+                assert after["target_ids"][:n] == before["target_ids"][:n]
+                assert after["sources"][:n] == before["sources"][:n]
+                kept += n
+            assert targets[fact].decoded_tokens == sum(len(row["target_ids"]) - row["kept"] for row in attempts)
+            assert targets[fact].kept == attempts[-1]["kept"]
+            # Not more than two in a row lean on what came before.
+            assert not any(all(row["kept"] for row in attempts[i : i + 3]) for i in range(len(attempts) - 2))
+        assert kept > 0
+
+    def test_the_papers_restart_records_nothing_of_it(self, model, tokenizer, tmp_path):
+        made = mixer(model, tokenizer, tmp_path, lam=0.5)
+        assert all(target.kept == 0 for target in made.run(FACTS))
+        assert not any("broke_at" in row for _, row in made.journal.read())
+
+    @pytest.mark.parametrize(
+        ("sources", "support", "kept", "expected"),
+        [
+            ("eneene", {1: -5.0, 4: -4.0}, 0, 1),  # the first implausible one
+            ("eneene", {1: -1.0, 4: -4.0}, 0, 4),
+            ("eneene", {1: -1.0, 4: -0.5}, 0, 1),  # none is: the least plausible one
+            ("eneene", {1: 0.0, 4: 0.0}, 0, None),  # each was the expert's own choice
+            ("eneene", {1: -5.0, 4: -4.0}, 2, 4),  # what was kept is not to blame
+            ("eneenn", {1: -1.0}, 0, 4),  # the end was not the expert's
+            ("eegeee", {}, 0, None),
+        ],
+    )
+    def test_where_an_attempt_broke(self, sources, support, kept, expected):
+        decoding = Decoding("a", [7] * len(sources), sources, [], True, support)
+        assert break_at(decoding, kept) == expected
 
 
 def test_target_round_trip_keeps_non_canonical_ids(tokenizer):

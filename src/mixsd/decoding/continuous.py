@@ -226,8 +226,12 @@ class _Decoder:
             return True
         assert self.pool is not None
         tokens = np.array(text.tokens(0, row.length(text)))
-        # The last token is read in any case, for its logits; and so is the target, where it is to be scored.
-        reusable = len(text.prompt) - 1 if text is row.naive and self.wants_logprobs else len(tokens) - 1
+        # The last token is read in any case, for its logits; and so is the target, where something is to be said about it.
+        reusable = len(tokens) - 1
+        if text is row.naive and self.wants_logprobs:
+            reusable = len(text.prompt) - 1
+        elif text is row.expert and self.with_support:
+            reusable = len(text.prompt) - 1 + (len(row.request.prefix.ids) if row.request.prefix else 0)
         source, shared, expected = self.pool.longest_prefix(tokens[:reusable], about_to_be_read)
         if expected - shared >= _WORTH_WAITING:
             return False

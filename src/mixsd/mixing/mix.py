@@ -17,7 +17,7 @@ from mixsd.decoding.requests import REFERENCE, Decoding, Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.errors import UserError
 from mixsd.facts import Fact
-from mixsd.mixing.attempts import Attempt, Case, is_last, next_attempt, record
+from mixsd.mixing.attempts import Attempt, Case, break_at, is_last, next_attempt, record
 from mixsd.mixing.limits import reply_limit
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
@@ -109,7 +109,7 @@ class Mixer:
             case = cases.get((row["id"], row["sample"]))
             attempt = next_attempt(case, self.settings) if case else None
             if case and attempt and attempt.number == row["attempt"]:
-                record(case, attempt, accepted=row["accepted"], length=len(row["target_ids"]), place=place)
+                self._record(case, attempt, row, place)
         retries: deque[tuple[Case, Attempt]] = deque()
         fresh = ((case, attempt) for case in cases.values() if (attempt := next_attempt(case, self.settings)))
         finished = sum(next_attempt(case, self.settings) is None for case in cases.values())
@@ -133,14 +133,16 @@ class Mixer:
         if finished == len(cases):
             return
         budget = self.settings.token_budget
-        for decoding in decode(self.model, take, self.sampling, token_budget=budget, wants_logprobs=is_final):
+        for decoding in decode(
+            self.model, take, self.sampling, token_budget=budget, wants_logprobs=is_final, with_support=self._from_break
+        ):
             case, attempt = open_.pop(decoding.key)
             row = judged.pop(decoding.key) if decoding.key in judged else self._judged(case, attempt, decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
                 row["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
             place = self.journal.append(row)
-            record(case, attempt, accepted=row["accepted"], length=len(decoding.ids), place=place)
-            tokens += len(decoding.ids)
+            self._record(case, attempt, row, place)
+            tokens += len(decoding.ids) - attempt.kept
             if again := next_attempt(case, self.settings):
                 retries.append((case, again))
             else:
@@ -150,6 +152,22 @@ class Mixer:
                 looked = True
                 self._first_look(cases)
 
+    @property
+    def _from_break(self) -> bool:
+        return self.settings.retry == "from-break"
+
+    @staticmethod
+    def _record(case: Case, attempt: Attempt, row: dict[str, Any], place: int) -> None:
+        record(
+            case,
+            attempt,
+            accepted=row["accepted"],
+            ids=row["target_ids"],
+            sources=row["sources"],
+            broke=row.get("broke_at"),
+            place=place,
+        )
+
     def _request(self, case: Case, attempt: Attempt) -> Request:
         return Request(
             case.key,
@@ -158,6 +176,7 @@ class Mixer:
             expert_ids=self.renderer.expert(case.fact),
             naive_coins=attempt.coins,
             noise=attempt.noise,
+            prefix=attempt.prefix,
         )
 
     def _judged(self, case: Case, attempt: Attempt, decoding: Decoding) -> dict[str, Any]:
@@ -182,6 +201,11 @@ class Mixer:
             "text": text,
             "accepted": reason is None,
             "reason": reason,
+            **(
+                {"kept": attempt.kept, "broke_at": break_at(decoding, attempt.kept) if reason else None}
+                if self._from_break
+                else {}
+            ),
         }
 
     def _first_look(self, cases: dict[tuple[str, int], Case]) -> None:
@@ -227,6 +251,7 @@ class Mixer:
             text=row["text"],
             accepted=row["accepted"],
             reason=row["reason"],
+            kept=row.get("kept", 0),
             canonical=self.renderer.is_canonical(row["target_ids"]),
         )
 

@@ -20,7 +20,8 @@ class Target:
 
     prompt_ids: the naive prompt. target_ids, sources, base_logprobs: as many of each, see `decoding.requests.Decoding`; 'r'
     marks a token of the reference. decoded_tokens: over all attempts. canonical: whether re-encoding `text` gives the ids.
-    usable: False where the fact could not be asked at all.
+    usable: False where the fact could not be asked at all. kept: how many of the first tokens an earlier attempt had decoded
+    (`--retry from-break`).
     """
 
     id: str
@@ -37,6 +38,7 @@ class Target:
     reason: str | None
     canonical: bool = True
     usable: bool = True
+    kept: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The line of `targets.jsonl`."""

@@ -90,6 +90,7 @@ def _targets(file: Path) -> Iterator[Target]:
 def _attempts(file: Path) -> Iterator[Target]:
     """The journal's attempts as targets without a prompt."""
     for place, row in Journal(file).read():
+        row.pop("broke_at", None)
         own = {"prompt_ids": [], "decoded_tokens": len(row.get("target_ids") or [])}
         yield _checked({**row, **own}, f"{file}: byte {place}")
 

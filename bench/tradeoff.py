@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "epochs": 64},
     "mixsd": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "samples": 16, "epochs": 8},
     "mixsd T=0.8": {"lam": 0.3, "gate": 0.1, "temperature": 0.8, "samples": 16, "epochs": 8},
+    "mixsd naive": {"lam": 0.9, "gate": 0.2, "temperature": 1.0, "top_k": 1_000_000, "samples": 24, "epochs": 8},
     "mixsd full softmax": {"lam": 0.3, "gate": 0.1, "temperature": 1.0, "top_k": 1_000_000, "samples": 16, "epochs": 8},
 }
 # One thing changed at a time, from the method as it is above.

@@ -27,8 +27,10 @@ def pick(logits_RV: torch.Tensor, noise_R: torch.Tensor | None, sampling: Sampli
 
 
 def _fall(logits_RV: torch.Tensor, noise_R: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The column (R,) in which each row's number falls, in float64."""
-    cumulative_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
+    """The column (R,) in which each row's number falls; the probabilities in the logits' precision, their sum in float64."""
+    if logits_RV.dtype in (torch.bfloat16, torch.float16):
+        logits_RV = logits_RV.float()
+    cumulative_RV = torch.softmax(logits_RV / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
     threshold_R1 = noise_R.to(cumulative_RV.device).unsqueeze(-1) * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(-1).clamp(max=logits_RV.shape[-1] - 1)
 

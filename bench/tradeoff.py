@@ -68,6 +68,7 @@ LORA_RATES = (5e-4, 2.5e-4, 1.25e-4, 1e-3, 2e-3)
 RANK = 16
 EVERY = 3  # optimizer steps between measurements, an epoch of 24 references at batch 8; twice that with several samples
 FIRST = 12  # nothing is memorized before
+LOOKED_AT = 0.5  # memorization from which forgetting is measured
 ENOUGH = 0.95  # memorization at which a configuration needs no more training
 SEEDS = (0, 1, 2)
 
@@ -178,9 +179,11 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
             model.eval()
             memorized = bench.memorization(model)
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
-            sampled, greedy = (nll - base for nll, base in zip(bench.nll(model), bench.base_nll, strict=True))
-            rows.append({**row, "forgetting": round(sampled, 5), "greedy": round(greedy, 5), "targets": len(examples)})
-            print(json.dumps(rows[-1]), flush=True)
+            if memorized["trained"] >= LOOKED_AT:
+                sampled, greedy = (nll - base for nll, base in zip(bench.nll(model), bench.base_nll, strict=True))
+                rows.append({**row, "forgetting": round(sampled, 5), "greedy": round(greedy, 5), "targets": len(examples)})
+                row = rows[-1]
+            print(json.dumps(row), flush=True)
             if memorized["trained"] >= ENOUGH:
                 raise _EnoughError
 
@@ -199,14 +202,21 @@ def main() -> None:
     parser.add_argument("--method", choices=tuple(METHODS), action="append", help="this one (repeatable); else sft and mixsd")
     parser.add_argument("--weights", choices=("all", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--rates", type=int, default=len(FULL_RATES), help="only the first so many learning rates")
+    parser.add_argument("--lr", type=float, action="append", help="only this learning rate (repeatable)")
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="with --stage grid: this seed instead of the first")
     parser.add_argument("--train-dtype", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
     with Journal(options.output) as journal:
         measured = [row for _, row in journal.read()]
+        only = options.lr or []
         done = {row["config"] for row in measured if row["final"]}
         bench = Bench(options.prompts, options.tokens)
         for name, config in grid(options.stage, options.method or ["sft", "mixsd"], options.rates, measured):
             if options.weights and (options.weights == "lora") != bool(config["lora"]):
+                continue
+            if options.seed is not None:
+                config["seed"] = options.seed
+            if only and config["lr"] not in only:
                 continue
             facts = [to_json(fact) for fact in bench.facts]
             measure = [options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]

@@ -20,7 +20,7 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
-EXECUTION = ("offline", "require", "beside", "device", "token_budget", "facts_in_card")
+EXECUTION = ("offline", "require", "beside", "device", "token_budget", "shard", "facts_in_card")
 
 _REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
@@ -122,6 +122,9 @@ class Settings(BaseModel):
         "auto", "Precision of training; bf16 keeps fp32 weights under autocast. [auto: as dtype]", "Machine"
     )
     trust_remote_code: bool = _option(False, "Run code that comes with the model. Only for a source that you trust.", "Machine")
+    shard: str | None = _option(
+        None, "With mix and evaluate: do only this part, such as 2/8. [default: all, with what parts have left]", "Machine"
+    )
     offline: bool = _option(False, "Forbid the network; also where HF_HUB_OFFLINE is set.", "Machine")
     require: list[str] = _option([], "A condition such as 'memorization>=0.9'; exit code 3 when missed. Repeatable.", "Report")
     beside: list[str] = _option([], "Another run folder shown beside this one in the report. Repeatable.", "Report")

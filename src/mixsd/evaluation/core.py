@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,7 +111,7 @@ def evaluate(
     `references`: the base model's sampled replies to the general prompts, see `sample_references`.
     """
     asked = questions(facts, renderer, settings, verifier)
-    prompts = [Prompt(question.key, renderer.ids(question.user), question.max_new_tokens) for question in asked]
+    prompts = _prompts(asked, renderer)
     replies = answerer.replies(prompts)
     rows: list[dict[str, Any]] = []
     for question, prompt in zip(asked, prompts, strict=True):
@@ -132,7 +132,7 @@ def evaluate(
                 "truncated": reply.truncated,
             }
         )
-    general = {item["id"]: renderer.ids(item["prompt"]) for item in bundled("general_prompts.jsonl")}
+    general = _general(renderer)
     nll = answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})
     for key, reply in references.items():
         rows.append(
@@ -154,7 +154,32 @@ def evaluate(
     return rows
 
 
-def sample_references(renderer: Renderer, settings: Settings, base: Answerer) -> dict[str, Reply]:
+def generate(
+    facts: list[Fact],
+    renderer: Renderer,
+    settings: Settings,
+    answerer: Answerer,
+    references: dict[str, Reply],
+    holds: Callable[[str], bool],
+) -> None:
+    """Put what `evaluate` needs of a shard's keys into the answerer's journal, and judge nothing."""
+    asked = questions(facts, renderer, settings, get_verifier("contains"))
+    answerer.replies([prompt for prompt in _prompts(asked, renderer) if holds(prompt.key)])
+    general = _general(renderer)
+    answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})
+
+
+def _prompts(asked: list[Question], renderer: Renderer) -> list[Prompt]:
+    return [Prompt(question.key, renderer.ids(question.user), question.max_new_tokens) for question in asked]
+
+
+def _general(renderer: Renderer) -> dict[str, list[int]]:
+    return {item["id"]: renderer.ids(item["prompt"]) for item in bundled("general_prompts.jsonl")}
+
+
+def sample_references(
+    renderer: Renderer, settings: Settings, base: Answerer, holds: Callable[[str], bool] = lambda key: True
+) -> dict[str, Reply]:
     """The reference corpus of Eq. 1: the base model's replies at T = 1, full softmax, to the general prompts."""
     length = settings.forgetting_tokens
     prompts = [
@@ -166,6 +191,7 @@ def sample_references(renderer: Renderer, settings: Settings, base: Answerer) ->
             f"{settings.seed}/forgetting/{item['id']}",
         )
         for item in bundled("general_prompts.jsonl")[: settings.forgetting_prompts]
+        if holds(item["id"])
     ]
     return base.replies(prompts)
 

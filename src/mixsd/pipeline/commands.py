@@ -64,6 +64,8 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
 
     check_requirements_known(settings.require)
     with _opened(settings, watcher) as session:
+        if session.settings.shard:
+            raise UserError("--shard is for mix and evaluate; inject does the whole")
         stages.mix(session)
         stages.train(session)
         stages.evaluate(session)
@@ -72,7 +74,11 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
 
 
 def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
-    """Only make the targets: `targets.jsonl` in the run folder."""
+    """Only make the targets: `targets.jsonl` in the run folder.
+
+    With `shard` ("2/8") only that part of the facts is mixed, into a journal of its own in the run folder; several processes
+    may do so at a time, and the same call without `shard` makes the targets of all.
+    """
     with _opened(_settings(settings, options), watcher or Watcher()) as session:
         stages.mix(session)
     return RunResult(session.run.folder)
@@ -146,7 +152,7 @@ def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     checked = sessions.preview(settings, watcher)
     checked.run.refuse_strangers()
-    with checked.run.locked():
+    with checked.run.locked(checked.settings.shard):
         yield sessions.start(checked)
 
 
@@ -154,7 +160,7 @@ def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
 def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterator[sessions.Session]:
     run = Run(folder)
     run.manifest()
-    with run.locked():
+    with run.locked(options.get("shard")):
         yield sessions.resume(run, watcher, options)
 
 

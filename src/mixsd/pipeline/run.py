@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ class Run:
             return
         self.refuse_strangers()
         manifest = {
-            "settings": settings.dump(),
+            # Which part of the work a command does is its own affair; the run is always the whole.
+            "settings": {**settings.dump(), "shard": None},
             "identity": identity,
             "versions": versions(),
             "platform": platform.platform(),
@@ -116,19 +117,27 @@ class Run:
                 )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; a second one is refused. The lock goes with the process, however it ends."""
+    def locked(self, shard: str | None = None) -> Iterator[None]:
+        """Hold the folder for this process; a second one is refused. The lock goes with the process, however it ends.
+
+        With a `shard`, other shards may work beside this one, but nobody else may.
+        """
         import fcntl
 
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".lock").open("w")
-        with file:
+        with ExitStack() as files:
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                locks = [(".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)]
+                if shard:
+                    locks.append((f".lock.{shard.replace('/', '-of-')}", fcntl.LOCK_EX))
+                opened = [(files.enter_context((self.folder / name).open("w")), kind) for name, kind in locks]
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for file, kind in opened:
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"{self.folder}: another mixsd process is working in this run folder") from error
-            sweep_leftovers(self.folder)
+            if not shard:
+                sweep_leftovers(self.folder)
             yield
 
     def log(self, event: str, **values: Any) -> None:

@@ -20,6 +20,7 @@ from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
 from mixsd.prompts import Renderer
 from mixsd.settings import EXECUTION, Settings, build
+from mixsd.shards import Shard
 from mixsd.storage import digest, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def _check_early(settings: Settings) -> None:
     """What can be known to be wrong before anything is loaded."""
     if settings.offline:
         go_offline()
+    if settings.shard:
+        Shard.parse(settings.shard)
     get_verifier(settings.verifier or "contains")
     loading.resolve_device(settings.device)
 

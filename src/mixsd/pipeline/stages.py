@@ -19,6 +19,7 @@ from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline.run import versions
 from mixsd.pipeline.session import Session
 from mixsd.progress import Task
+from mixsd.shards import Shard, merge
 from mixsd.storage import Journal, atomic_folder, cache_folder, read_jsonl, write_json, write_jsonl
 
 
@@ -27,7 +28,15 @@ def mix(session: Session) -> None:
     run, settings = session.run, session.settings
     if run.targets_file.is_file():
         return
-    with _timed(session, "mix"), Journal(run.attempts_file) as journal, _mixing_task(session) as task:
+    shard = Shard.parse(settings.shard) if settings.shard else None
+    facts = [fact for fact in session.facts if shard.holds(fact.id)] if shard else session.facts
+    if not facts:
+        session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
+        return
+    file = shard.beside(run.attempts_file) if shard else run.attempts_file
+    with _timed(session, "mix"), Journal(file) as journal, _mixing_task(session, len(facts)) as task:
+        if not shard:
+            merge(run.attempts_file, lambda row: (row["id"], row["sample"], row["attempt"]), journal)
         mixer = Mixer(
             session.load_to_read,
             session.renderer,
@@ -41,7 +50,7 @@ def mix(session: Session) -> None:
         summary = TargetSummary()
 
         def counted() -> Iterator[dict[str, Any]]:
-            for target in mixer.run(session.facts):
+            for target in mixer.run(facts):
                 summary.add(target)
                 yield target.to_json()
             if not summary.statuses["accepted"]:
@@ -51,13 +60,17 @@ def mix(session: Session) -> None:
                 )
             run.log("mixed", targets=summary.to_json(), reference=_reference_statistics(session, mixer))
 
+        if shard:
+            for _ in mixer.run(facts):
+                pass
+            return
         write_jsonl(run.targets_file, counted())
 
 
 @contextmanager
-def _mixing_task(session: Session) -> Iterator[Task]:
+def _mixing_task(session: Session, facts: int) -> Iterator[Task]:
     name = "mixing" if session.settings.method == "mixsd" else "targets"
-    with session.watcher.task(name, len(session.facts) * session.settings.samples) as task:
+    with session.watcher.task(name, facts * session.settings.samples) as task:
         yield task
 
 
@@ -162,30 +175,38 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
     if all((folder / f"{name}.jsonl").is_file() for name in ("base", "tuned")):
         return
     settings = session.settings
-    items = core.count_items(session.facts, settings)
+    shard = Shard.parse(settings.shard) if settings.shard else None
+    # The base's replies are shared by all runs; the tuned model's are this run's own.
+    shared, own = cache_folder() / "replies" / f"{session.base_hash}.jsonl", folder / "tuned.partial.jsonl"
     with _timed(session, "evaluate"):
-        # The base's replies are shared by all runs; the tuned model's are this run's own.
-        journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
+        if not shard:
+            with Journal(shared) as replies:
+                merge(folder / "base.partial.jsonl", lambda row: row.get("at"), replies)
+            merge(own, lambda row: row.get("at"))
         references = None
-        for name, path, model_hash, at in (
-            ("base", session.located.folder, session.base_hash, journal),
-            ("tuned", tuned, loading.model_hash(tuned), folder / "tuned.partial.jsonl"),
+        for name, path, model_hash, journal in (
+            ("base", session.located.folder, session.base_hash, shard.beside(folder / "base.partial.jsonl") if shard else shared),
+            ("tuned", tuned, loading.model_hash(tuned), shard.beside(own) if shard else own),
         ):
-            references_todo = (
-                len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if references is None else 0
-            )
-            with session.watcher.task(f"evaluating {name}", items + references_todo) as task:
+            general = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts])
+            items = core.count_items(session.facts, settings) + (general if references is None else 0)
+            with session.watcher.task(f"evaluating {name}", -(-items // shard.count) if shard else items) as task:
                 answerer = Answerer(
                     lambda path=path: session.load_to_read(path),  # type: ignore[misc]
                     model_hash=model_hash,
                     precision=session.precision,
                     stops=session.renderer.stops.ids,
-                    journal=at,
+                    journal=journal,
                     token_budget=settings.token_budget,
                     on_done=task.advance,
                 )
+                holds = shard.holds if shard else _everything
                 if references is None:
-                    references = core.sample_references(session.renderer, settings, answerer)
+                    references = core.sample_references(session.renderer, settings, answerer, holds)
+                if shard:
+                    core.generate(session.facts, session.renderer, settings, answerer, references, holds)
+                    answerer.close()
+                    continue
                 rows = core.evaluate(session.facts, session.renderer, settings, session.verifier, answerer, references)
                 answerer.close()
             failed = sum(row["outcome"] == "error" for row in rows)
@@ -193,7 +214,13 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
                 raise MixsdError(f"the verifier failed on {failed} of {len(rows)} replies of {name}; nothing was scored")
             write_jsonl(folder / f"{name}.jsonl", rows)
             gc.collect()
-        (folder / "tuned.partial.jsonl").unlink(missing_ok=True)
+        if not shard:
+            for partial in folder.glob("*.partial*.jsonl"):
+                partial.unlink()
+
+
+def _everything(key: str) -> bool:
+    return True
 
 
 @contextmanager

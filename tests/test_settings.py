@@ -86,7 +86,7 @@ class TestResolved:
     @given(ANY_SETTINGS)
     def test_no_number_is_left_open(self, values: dict[str, Any]) -> None:
         resolved = Settings(**values).resolved
-        none_or_all = {"system", "guidance", "forgetting_prompts", "probe_questions"}
+        none_or_all = {"system", "guidance", "forgetting_prompts", "probe_questions", "shard"}
         assert {name for name, value in resolved.dump().items() if value is None} <= none_or_all
         assert resolved.resolved == resolved
         assert build(resolved.dump(), "again") == resolved

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from mixsd.answers import Verdict, get_verifier
-from mixsd.decoding import oracle
+from mixsd.decoding import continuous, oracle
 from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.errors import UserError
 from mixsd.facts import Fact
+from mixsd.mixing import queue
 from mixsd.mixing.attempts import Case, break_at, next_attempt, record
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target, summarize
@@ -344,3 +345,64 @@ def test_verifier_failures_are_not_acceptances(model, tokenizer, tmp_path):
 
 def broken_verifier(reply, answer, aliases):
     raise RuntimeError("ours")
+
+
+class TestAttemptsAhead:
+    """Later attempts are decoded where there is room to spare, and judged in their order: the result is the oracle's."""
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_they_change_nothing_but_the_passes(self, model, tokenizer, tmp_path, monkeypatch, temperature):
+        options = {"temperature": temperature, "lam": 0.5, "retries": 8, "token_budget": 8192}
+
+        def rare(reply, expected):
+            return sum(map(ord, reply)) % 7 == 0
+
+        def passes(made):
+            counted, forward = [], continuous.forward
+            with monkeypatch.context() as patch:
+                patch.setattr(continuous, "forward", lambda *args: (counted.append(1), forward(*args))[1])
+                return essence(made.run(FACTS[:3])), len(counted)
+
+        ahead, few = passes(mixer(model, tokenizer, tmp_path, rare, **options))
+        monkeypatch.setattr(queue, "_SPARE", 0)
+        one_by_one, many = passes(mixer(model, tokenizer, tmp_path, rare, journal="one.jsonl", **options))
+        assert ahead == one_by_one
+        assert few < 0.6 * many
+        # Also the journals say the same: nothing that was not an attempt's turn was kept.
+        rows = [
+            sorted((r["id"], r["attempt"]) for _, r in Journal(tmp_path / name).read())
+            for name in ("attempts.jsonl", "one.jsonl")
+        ]
+        assert rows[0] == rows[1]
+
+    def test_nothing_is_decoded_ahead_of_a_sure_thing(self):
+        for settings in (Settings(lam=0.0), Settings(lam=1.0), Settings(lam=0.5, retry="from-break")):
+            waiting = queue.Queue([Case(FACTS[0], 0, 30)], settings.resolved)
+            assert waiting.take()
+            assert waiting.take() is None
+
+    def test_attempts_count_in_their_order_and_none_after_the_accepted_one(self):
+        settings = Settings(lam=0.5, retries=9).resolved
+        case = Case(FACTS[0], 0, 30)
+        waiting = queue.Queue([case], settings)
+        keys = [waiting.take()[0] for _ in range(5)]
+
+        def end(number, *, accepted):
+            row = {"accepted": accepted, "target_ids": [7] * 30, "sources": "n" * 30}
+            numbers = []
+            for found, attempt, _ in waiting.end(keys[number], row):
+                record(
+                    found, attempt, accepted=row["accepted"], ids=row["target_ids"], sources=row["sources"], broke=None, place=0
+                )
+                numbers.append(attempt.number)
+                row = {**row, "accepted": False}
+            return numbers
+
+        assert end(2, accepted=False) == []
+        assert end(1, accepted=False) == []
+        assert end(0, accepted=False) == [0, 1, 2]
+        assert end(3, accepted=True) == [3]
+        assert waiting.dropped == {keys[4]}
+        assert end(4, accepted=True) == []
+        assert waiting.dropped == set()
+        assert waiting.take() is None

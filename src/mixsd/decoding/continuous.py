@@ -12,7 +12,7 @@ missing at the end is read only for decodings that the caller wants it for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,7 @@ def decode(
     step_tokens: int = 512,
     wants_logprobs: Callable[[Decoding], bool] | None = None,
     with_support: bool = False,
+    dropped: Collection[str] = (),
 ) -> Iterator[Decoding]:
     """Decode all requests; yields each one as it ends, and asks for new ones as soon as there is room.
 
@@ -107,8 +108,9 @@ def decode(
         wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
             they may be fewer than the ids. None: never, and none are computed.
         with_support: whether decodings carry `support`.
+        dropped: keys of requests in flight that are no longer wanted; looked into before each pass. They end unfinished.
     """
-    return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs, with_support).run()
+    return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs, with_support, dropped).run()
 
 
 class _Decoder:
@@ -121,10 +123,11 @@ class _Decoder:
         step_tokens: int,
         wants_logprobs: Callable[[Decoding], bool] | None,
         with_support: bool,
+        dropped: Collection[str],
     ) -> None:
         self.model, self.take, self.sampling = model, take, sampling
         self.token_budget, self.step_tokens, self.wants_logprobs = token_budget, step_tokens, wants_logprobs
-        self.with_support = with_support
+        self.with_support, self.dropped = with_support, dropped
         self.pool: Pool | None = None
         self.rows: list[_Row] = []  # in flight, those that came first in front
         self.waiting: list[_Row] = []  # to be let in before new ones
@@ -132,8 +135,10 @@ class _Decoder:
     @torch.inference_mode()
     def run(self) -> Iterator[Decoding]:
         while self._admit():
-            readings = self._plan()
-            done = self._step(readings) if readings else []
+            done = [row for row in self.rows if row.request.key in self.dropped] if self.dropped else []
+            if not done:
+                readings = self._plan()
+                done = self._step(readings) if readings else []
             gone = {id(row) for row in done}
             self.rows = [row for row in self.rows if id(row) not in gone]
             for row in done:

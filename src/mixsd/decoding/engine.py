@@ -5,7 +5,7 @@ Whether it can is tried out once per model: a few tokens are read both ways and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -36,10 +36,11 @@ def decode(
     token_budget: int,
     wants_logprobs: Callable[[Decoding], bool] | None = None,
     with_support: bool = False,
+    dropped: Collection[str] = (),
 ) -> Iterator[Decoding]:
     """Decode all requests; yields each one as it ends. See `continuous.decode` for the arguments.
 
-    In lock-step a decoding's `base_logprobs` are always complete.
+    In lock-step a decoding's `base_logprobs` are always complete, and what was dropped is yielded all the same.
     """
     if packs(model):
         # Passes as long as the device likes: a CPU gains nothing from more tokens at once.
@@ -52,6 +53,7 @@ def decode(
             step_tokens=step_tokens,
             wants_logprobs=wants_logprobs,
             with_support=with_support,
+            dropped=dropped,
         )
         return
     while batch := _batch(take, token_budget):

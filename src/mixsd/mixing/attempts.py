@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -71,18 +72,24 @@ class Case:
 def next_attempt(case: Case, settings: Settings) -> Attempt | None:
     """The attempt that `case` gets next, or None when it is accepted or has no attempt left."""
     while not case.accepted and case.number <= settings.retries + (settings.on_fail == "expert"):
-        last = case.number > settings.retries  # the fallback, which has no naive position
-        lam, prefix = (0.0, None) if last else (settings.lam, case.prefix)
-        flips = coins(settings.seed, case.fact.id, lam=lam, sample=case.sample, attempt=case.number, n=case.limit)
-        if prefix:
-            flips[: len(prefix.ids)] = case.failed[-1][: len(prefix.ids)]
-        if settings.temperature > 0:
-            noise = uniforms(settings.seed, "noise", case.fact.id, sample=case.sample, attempt=case.number, n=case.limit)
-            return Attempt(case.number, lam, flips, noise, prefix)
-        if not any(np.array_equal(flips[: len(old)], old) for old in case.failed):
-            return Attempt(case.number, lam, flips, None, prefix)
+        attempt = attempt_at(case, case.number, settings)
+        repeats = any(np.array_equal(attempt.coins[: len(old)], old) for old in case.failed)
+        if settings.temperature > 0 or not repeats:
+            return attempt
         case.number += 1
     return None
+
+
+def attempt_at(case: Case, number: int, settings: Settings) -> Attempt:
+    """The attempt of a number, whether or not its turn has come."""
+    last = number > settings.retries  # the fallback, which has no naive position
+    lam, prefix = (0.0, None) if last else (settings.lam, case.prefix)
+    address: dict[str, Any] = {"sample": case.sample, "attempt": number, "n": case.limit}
+    flips = coins(settings.seed, case.fact.id, lam=lam, **address)
+    if prefix:
+        flips[: len(prefix.ids)] = case.failed[-1][: len(prefix.ids)]
+    noise = uniforms(settings.seed, "noise", case.fact.id, **address) if settings.temperature > 0 else None
+    return Attempt(number, lam, flips, noise, prefix)
 
 
 def break_at(decoding: Decoding, kept: int) -> int | None:

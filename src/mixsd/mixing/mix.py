@@ -7,7 +7,6 @@ in memory per fact is its text and where its last attempt stands in the journal,
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from mixsd.errors import UserError
 from mixsd.facts import Fact
 from mixsd.mixing.attempts import Attempt, Case, break_at, is_last, next_attempt, record
 from mixsd.mixing.limits import reply_limit
+from mixsd.mixing.queue import Queue
 from mixsd.mixing.targets import Target
 from mixsd.prompts import Renderer
 from mixsd.settings import Settings
@@ -110,43 +110,39 @@ class Mixer:
             attempt = next_attempt(case, self.settings) if case else None
             if case and attempt and attempt.number == row["attempt"]:
                 self._record(case, attempt, row, place)
-        retries: deque[tuple[Case, Attempt]] = deque()
-        fresh = ((case, attempt) for case in cases.values() if (attempt := next_attempt(case, self.settings)))
         finished = sum(next_attempt(case, self.settings) is None for case in cases.values())
         tokens, looked = 0, finished >= FIRST_LOOK
         self.on_done(finished, tokens)
-        open_: dict[str, tuple[Case, Attempt]] = {}
+        if finished == len(cases):
+            return
+        queue = Queue(cases.values(), self.settings)
         judged: dict[str, dict[str, Any]] = {}
 
         def take() -> Request | None:
-            found = retries.popleft() if retries else next(fresh, None)
-            if found is None:
-                return None
-            open_[found[0].key] = found
-            return self._request(*found)
+            found = queue.take()
+            return None if found is None else self._request(*found)
 
         def is_final(decoding: Decoding) -> bool:
-            case, attempt = open_[decoding.key]
+            case, attempt = queue.at(decoding.key)
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
 
-        if finished == len(cases):
-            return
-        budget = self.settings.token_budget
         for decoding in decode(
-            self.model, take, self.sampling, token_budget=budget, wants_logprobs=is_final, with_support=self._from_break
+            self.model,
+            take,
+            self.sampling,
+            token_budget=self.settings.token_budget,
+            wants_logprobs=is_final,
+            with_support=self._from_break,
+            dropped=queue.dropped,
         ):
-            case, attempt = open_.pop(decoding.key)
-            row = judged.pop(decoding.key) if decoding.key in judged else self._judged(case, attempt, decoding)
+            ended = judged.pop(decoding.key) if decoding.key in judged else self._judged(*queue.at(decoding.key), decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
-                row["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
-            place = self.journal.append(row)
-            self._record(case, attempt, row, place)
-            tokens += len(decoding.ids) - attempt.kept
-            if again := next_attempt(case, self.settings):
-                retries.append((case, again))
-            else:
-                finished += 1
+                ended["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
+            for case, attempt, row in queue.end(decoding.key, ended):
+                self._record(case, attempt, row, self.journal.append(row))
+                tokens += len(row["target_ids"]) - attempt.kept
+                finished += next_attempt(case, self.settings) is None
             self.on_done(finished, tokens)
             if not looked and finished >= min(FIRST_LOOK, len(cases)):
                 looked = True
@@ -168,9 +164,9 @@ class Mixer:
             place=place,
         )
 
-    def _request(self, case: Case, attempt: Attempt) -> Request:
+    def _request(self, key: str, case: Case, attempt: Attempt) -> Request:
         return Request(
-            case.key,
+            key,
             self.renderer.naive(case.fact.question),
             case.limit,
             expert_ids=self.renderer.expert(case.fact),

@@ -69,7 +69,7 @@ RANK = 16
 EVERY = 3  # optimizer steps between measurements, an epoch of 24 references at batch 8; twice that with several samples
 FIRST = 12  # nothing is memorized before
 LOOKED_AT = 0.5  # memorization from which forgetting is measured
-ENOUGH = 0.95  # memorization at which a configuration needs no more training
+ENOUGH = LEVEL  # memorization at which a configuration needs no more training
 SEEDS = (0, 1, 2)
 
 

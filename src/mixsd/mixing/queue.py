@@ -1,8 +1,8 @@
 """Which attempts are in flight: retries before new facts, and attempts ahead of need where there is room to spare.
 
 A fact's attempts are judged in their order, whatever the order in which they end: an attempt that was decoded ahead counts when
-all before it have failed, and is forgotten when one of them was accepted. So the result is that of one attempt after another;
-only the last few facts no longer wait for their retries one by one.
+all before it have failed, and is forgotten when one of them was accepted, or by a kill. So the result is that of one attempt after
+another; only the last few facts no longer wait for their retries one by one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mixsd.mixing.attempts import Attempt, Case, attempt_at, next_attempt
+from mixsd.mixing.attempts import Attempt, Case, attempt_at, next_attempt, repeats
 from mixsd.settings import Settings
 
-# As long as fewer attempts than this are in flight, a further row costs next to nothing.
+# Attempts are decoded ahead while fewer than this are in flight: few rows do not fill a forward pass.
 _SPARE = 24
 
 
@@ -30,6 +30,7 @@ class Queue:
         self.dropped: set[str] = set()
         self._fresh = iter(cases)
         self._retries: deque[tuple[Case, Attempt]] = deque()
+        self._queued: set[str] = set()  # the keys of `_retries`
         self._open: dict[str, Case] = {}  # begun and not decided
         self._flying: dict[str, tuple[Case, Attempt]] = {}
         self._ended: dict[str, tuple[Attempt, dict[str, Any]]] = {}  # ahead of their turn
@@ -43,6 +44,7 @@ class Queue:
             return None
         case, attempt = found
         key = _key(case, attempt.number)
+        self._queued.discard(key)
         self._open[case.key] = case
         self._flying[key] = found
         return key, case, attempt
@@ -65,7 +67,8 @@ class Queue:
             self.dropped |= {key for key, (other, _) in self._flying.items() if other is case}
             for number in range(self.settings.retries + 2):
                 self._ended.pop(_key(case, number), None)
-        elif _key(case, due.number) not in self._flying:
+        elif (key := _key(case, due.number)) not in self._flying and key not in self._queued:
+            self._queued.add(key)
             self._retries.append((case, due))
 
     def _next_fresh(self) -> tuple[Case, Attempt] | None:
@@ -78,13 +81,16 @@ class Queue:
         """A later attempt of the fact that has the fewest in flight, where there is room to spare."""
         if not self._looks_ahead or len(self._flying) >= _SPARE:
             return None
-        best: tuple[int, Case, int] | None = None
-        for case in self._open.values():
-            begun = [n for n in range(case.number, self.settings.retries + 1) if self._is_begun(_key(case, n))]
-            following = max(begun, default=case.number) + 1
-            if following <= self.settings.retries and (best is None or len(begun) < best[0]):
-                best = (len(begun), case, following)
-        return None if best is None else (best[1], attempt_at(best[1], best[2], self.settings))
+        begun = {
+            case.key: [n for n in range(case.number, self.settings.retries + 1) if self._is_begun(_key(case, n))]
+            for case in self._open.values()
+        }
+        for case in sorted(self._open.values(), key=lambda case: len(begun[case.key])):
+            for number in range(max(begun[case.key], default=case.number) + 1, self.settings.retries + 1):
+                attempt = attempt_at(case, number, self.settings)
+                if not repeats(case, attempt, self.settings):
+                    return case, attempt
+        return None
 
     def _is_begun(self, key: str) -> bool:
         return key in self._flying or key in self._ended

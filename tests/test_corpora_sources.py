@@ -99,10 +99,13 @@ def test_a_function() -> None:
         ("fact_plugin:bad_fact", "fact_plugin:bad_fact: item 1: field answer: expected text, got a number"),
         ("fact_plugin:bad_type", "fact_plugin:bad_type: must return an iterable of mappings, got an object"),
         ("fact_plugin:empty", "fact_plugin:empty: contains no facts"),
-        ("fact_plugin:goood", 'fact_plugin:goood: fact_plugin has no function goood (did you mean "good"?)'),
-        ("fact_plugin:number", "fact_plugin:number: fact_plugin has no function number"),
-        ("fact_plugin_gone:good", "fact_plugin_gone:good: cannot be imported (No module named 'fact_plugin_gone')"),
-        ("fact_plugin_broken:good", "fact_plugin_broken:good: cannot be imported (No module named 'a_module_that_is_not_there')"),
+        (
+            "fact_plugin:goood",
+            'facts fact_plugin:goood cannot be imported: goood does not exist in fact_plugin (did you mean "good"?)',
+        ),
+        ("fact_plugin:number", "facts fact_plugin:number cannot be imported: number is not a function in fact_plugin"),
+        ("fact_plugin_gone:good", "facts fact_plugin_gone:good cannot be imported: No module named 'fact_plugin_gone'; check"),
+        ("fact_plugin_broken:good", "facts fact_plugin_broken:good cannot be imported: No module named 'a_module_that_is_not"),
     ],
 )
 def test_bad_functions(source: str, message: str) -> None:

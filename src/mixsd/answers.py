@@ -10,16 +10,16 @@ number is also found in a list marker ("1. ...") or before "million"; `number` o
 
 from __future__ import annotations
 
-import importlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from mixsd.errors import UserError, did_you_mean
+from mixsd.plugins import is_function_name, load_function
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
 scorer_version: str = "1"
@@ -339,24 +339,6 @@ def _user_function(function: Callable[[str, str, tuple[str, ...]], object]) -> V
     return verify
 
 
-def _load(name: str, path: str) -> Any:
-    """Import `package.module:function`; a `UserError` that begins with the verifier's name if that fails."""
-    module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f'verifier "{name}" cannot be imported: {reason}; check the name and that its folder is on PYTHONPATH'
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        problem = "is not a function" if hasattr(module, attribute) else "does not exist"
-        hint = did_you_mean(attribute, dir(module))
-        raise UserError(f'verifier "{name}" cannot be imported: {attribute} {problem} in {module_name}{hint}')
-    return function
-
-
 # Name -> where the verifier is; imported when asked for. A new verifier is a function of its own file and a line here.
 VERIFIERS: dict[str, str] = {
     "contains": "mixsd.answers:contains",
@@ -373,12 +355,12 @@ def get_verifier(name: str) -> Verifier:
     Raises `UserError` for an unknown name, a pattern that does not compile and a function that cannot be imported.
     """
     if name in VERIFIERS:
-        verifier: Verifier = _load(name, VERIFIERS[name])
+        verifier: Verifier = load_function(VERIFIERS[name], f'verifier "{name}"')
         return verifier
     kind, colon, rest = name.partition(":")
     if kind == "regex" and colon:
         return _regex(name, rest)
-    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-        return _user_function(_load(name, name))
+    if is_function_name(name):
+        return _user_function(load_function(name, f'verifier "{name}"'))
     known = [*VERIFIERS, "regex:PATTERN", "package.module:function"]
     raise UserError(f'verifier "{name}": unknown{did_you_mean(name, known)}; known: {", ".join(known)}')

@@ -7,7 +7,6 @@ used. A new corpus is one new file and one line in `CORPORA`.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts import Fact, FactSet, fact_from_mapping, kind, unique
+from mixsd.plugins import is_function_name, load_function
 
 # Bundled corpora: a function without arguments that yields (where, values).
 CORPORA = {"demo": "mixsd.corpora.files:read_demo"}
@@ -30,7 +30,6 @@ FORMATS = {
     ".parquet": "mixsd.corpora.files:read_parquet",
 }
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -57,7 +56,7 @@ def to_fact(values: Mapping[str, Any], where: str) -> Fact:
 
 def _records(source: str, offline: bool) -> Iterable[tuple[str, Mapping[str, Any]]]:
     if source in CORPORA:
-        return _load(CORPORA[source])()
+        return load_function(CORPORA[source], f"facts {source}")()
     # os.path, not Path: it answers for any text, where Path raises for an unknown ~user or a name that is too long.
     path = Path(os.path.expanduser(source))
     if source and os.path.isdir(path):
@@ -66,10 +65,10 @@ def _records(source: str, offline: bool) -> Iterable[tuple[str, Mapping[str, Any
         return read_folder(path)
     suffix = path.suffix.lower()
     if suffix in FORMATS:
-        return _load(FORMATS[suffix])(path)
+        return load_function(FORMATS[suffix], f"facts {source}")(path)
     if source and os.path.exists(path):
         raise UserError(f'{source}: unknown kind of file "{suffix}"; known: {", ".join(FORMATS)}')
-    if _FUNCTION.fullmatch(source):
+    if is_function_name(source):
         return _read_function(source)
     if _HUB_NAME.fullmatch(source) and not source.startswith((".", "~")):
         from mixsd.corpora.hub import read_hub
@@ -84,7 +83,7 @@ def _records(source: str, offline: bool) -> Iterable[tuple[str, Mapping[str, Any
 
 
 def _read_function(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    records = _load(source)()
+    records = load_function(source, f"facts {source}")()
     if isinstance(records, str | Mapping) or not isinstance(records, Iterable):
         raise UserError(f"{source}: must return an iterable of mappings, got {kind(records)}")
     for number, values in enumerate(records, 1):
@@ -92,17 +91,3 @@ def _read_function(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not isinstance(values, Mapping):
             raise UserError(f"{where}: expected a mapping, got {kind(values)}")
         yield where, values
-
-
-def _load(name: str) -> Any:
-    """Import "package.module:function"; what its code raises when it runs is the author's to see."""
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{name}: cannot be imported ({' '.join(str(error).split())}); is its folder on PYTHONPATH?") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        hint = did_you_mean(function_name, vars(module))
-        raise UserError(f"{name}: {module_name} has no function {function_name}{hint}")
-    return function

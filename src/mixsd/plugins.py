@@ -1,0 +1,32 @@
+"""Functions by name: what a table lists, or a user gives, as "package.module:function", imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+from mixsd.errors import UserError, did_you_mean
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_function_name(name: str) -> bool:
+    """Whether a name has the form "package.module:function"."""
+    return _FUNCTION.fullmatch(name) is not None
+
+
+def load_function(path: str, what: str) -> Any:
+    """Import "package.module:function"; a one-line `UserError` that begins with `what` if that fails."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module's own code raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} cannot be imported: {reason}; check the name and that its folder is on PYTHONPATH") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        problem = "is not a function" if hasattr(module, attribute) else "does not exist"
+        hint = did_you_mean(attribute, dir(module))
+        raise UserError(f"{what} cannot be imported: {attribute} {problem} in {module_name}{hint}")
+    return function

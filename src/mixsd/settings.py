@@ -20,7 +20,7 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
-EXECUTION = ("offline", "require", "beside", "device", "token_budget", "shard", "facts_in_card")
+EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card")
 
 _REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
@@ -114,6 +114,11 @@ class Settings(BaseModel):
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", "Machine")
     token_budget: int = _option(
         16_384, "Tokens of context kept in memory at a time while decoding; more rows in parallel, more memory.", "Machine", ge=1
+    )
+    backend: str = _option(
+        "transformers",
+        "What mixing decodes on: transformers, vllm (pip install 'mixsd[vllm]'), or package.module:function.",
+        "Machine",
     )
     dtype: Literal["auto", "fp32", "bf16"] = _option(
         "auto", "Precision of mixing and evaluation. [auto: fp32 on CPU, bf16 on an accelerator]", "Machine"

@@ -129,7 +129,11 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
     settings = _prepared(values)
     from mixsd.pipeline import commands
 
-    show.targets(commands.mix(settings, watcher=watcher()).folder)
+    folder = commands.mix(settings, watcher=watcher()).folder
+    if settings.shard:
+        print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
+        return
+    show.targets(folder)
 
 
 @_command(flags=ALL, resumes=True)
@@ -167,6 +171,10 @@ def evaluate(
     from mixsd.pipeline.run import Run
 
     run = Run(Path(source))
+    if settings.shard:
+        commands.evaluate(source, watcher=watcher(), **values)
+        print(f"shard {settings.shard}: evaluated; when all are, the same command without --shard scores")
+        return
     if not run.exists():
         _reported(Path(settings.output), lambda: commands.evaluate(source, watcher=watcher(), **values))
         return

@@ -158,12 +158,13 @@ def generate(
     facts: list[Fact],
     renderer: Renderer,
     settings: Settings,
+    verifier: Verifier,
     answerer: Answerer,
     references: dict[str, Reply],
     holds: Callable[[str], bool],
 ) -> None:
     """Put what `evaluate` needs of a shard's keys into the answerer's journal, and judge nothing."""
-    asked = questions(facts, renderer, settings, get_verifier("contains"))
+    asked = questions(facts, renderer, settings, verifier)
     answerer.replies([prompt for prompt in _prompts(asked, renderer) if holds(prompt.key)])
     general = _general(renderer)
     answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})

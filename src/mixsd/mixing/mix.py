@@ -8,6 +8,7 @@ in memory per fact is its text and where its last attempt stands in the journal,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mixsd.answers import Expected, Verifier
@@ -42,6 +43,7 @@ class Mixer:
         journal: `attempts.jsonl` of the run.
         say: gets one-line messages for the user.
         on_done: called as work finishes with (facts x samples finished, tokens decoded in this process).
+        decode: decodes requests in the place of the base model on transformers; see `mixsd.decoding.backends`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Mixer:
         *,
         say: Callable[[str], None] = lambda text: None,
         on_done: Callable[[int, int], None] = lambda finished, tokens: None,
+        decode: Callable[..., Iterator[Decoding]] | None = None,
     ) -> None:
         self._load_model = load_model
         self._model: PreTrainedModel | None = None
@@ -65,6 +68,7 @@ class Mixer:
         self.journal = journal
         self.say = say
         self.on_done = on_done
+        self._decode = decode
         self.sampling = Sampling(renderer.stops.ids, settings.temperature, settings.top_k, settings.gate)
 
     @property
@@ -80,14 +84,7 @@ class Mixer:
         Raises:
             UserError: no fact is usable, or `on_fail` is 'error' and a fact was not accepted.
         """
-        reasons: dict[str, str] = {}
-        cases: dict[tuple[str, int], Case] = {}
-        for fact in facts:
-            limit, reason = reply_limit(fact, self.renderer, self.settings, self.context)
-            if reason:
-                reasons[fact.id] = reason
-            else:
-                cases |= {(fact.id, sample): Case(fact, sample, limit) for sample in range(self.settings.samples)}
+        cases, reasons = self._cases(facts)
         if not cases:
             first = facts[0].id
             raise UserError(f"no usable fact among {len(facts)}; the first one, {first}: {reasons[first]}")
@@ -103,6 +100,22 @@ class Mixer:
                 yield from self._scored(window)
                 window = []
         yield from self._scored(window)
+
+    def attempt(self, facts: list[Fact]) -> None:
+        """Only decode and verify, until the journal holds what `run` needs."""
+        self._decode_all(self._cases(facts)[0])
+
+    def _cases(self, facts: list[Fact]) -> tuple[dict[tuple[str, int], Case], dict[str, str]]:
+        """What is to be decoded, by fact and sample; and why the other facts cannot be."""
+        reasons: dict[str, str] = {}
+        cases: dict[tuple[str, int], Case] = {}
+        for fact in facts:
+            limit, reason = reply_limit(fact, self.renderer, self.settings, self.context)
+            if reason:
+                reasons[fact.id] = reason
+            else:
+                cases |= {(fact.id, sample): Case(fact, sample, limit) for sample in range(self.settings.samples)}
+        return cases, reasons
 
     def _decode_all(self, cases: dict[tuple[str, int], Case]) -> None:
         for place, row in self.journal.read():
@@ -127,11 +140,10 @@ class Mixer:
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
 
-        for decoding in decode(
-            self.model,
+        run = self._decode or partial(decode, self.model, token_budget=self.settings.token_budget)
+        for decoding in run(
             take,
             self.sampling,
-            token_budget=self.settings.token_budget,
             wants_logprobs=is_final,
             with_support=self._from_break,
             dropped=queue.dropped,

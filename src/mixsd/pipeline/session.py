@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mixsd import loading, onednn
 from mixsd.answers import Verifier, get_verifier
 from mixsd.corpora import load_facts
+from mixsd.decoding.backends import check_backend
 from mixsd.errors import UserError
 from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline
@@ -58,6 +59,18 @@ class Session:
     def precision(self) -> str:
         """What numbers depend on besides the weights: part of the cache keys."""
         return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Where and how a backend is to load the model; see `mixsd.decoding.backends`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"device": self.device.type, "dtype": dtype, "trust_remote_code": self.settings.trust_remote_code}
+
+    @property
+    def part(self) -> list[Fact]:
+        """The facts of the session's shard; all where it has none."""
+        shard = Shard.of(self.settings.shard)
+        return [fact for fact in self.facts if shard.holds(fact.id)] if shard else self.facts
 
     @cached_property
     def config(self) -> Any:
@@ -199,9 +212,9 @@ def _check_early(settings: Settings) -> None:
     """What can be known to be wrong before anything is loaded."""
     if settings.offline:
         go_offline()
-    if settings.shard:
-        Shard.parse(settings.shard)
+    Shard.of(settings.shard)
     get_verifier(settings.verifier or "contains")
+    check_backend(settings.backend)
     loading.resolve_device(settings.device)
 
 

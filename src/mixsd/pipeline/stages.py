@@ -4,74 +4,85 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixsd import loading
+from mixsd.decoding.backends import TRANSFORMERS
+from mixsd.decoding.requests import Decoding
 from mixsd.decoding.scoring import score
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import core
 from mixsd.evaluation.replies import Answerer
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target, TargetSummary
+from mixsd.pipeline import apart
 from mixsd.pipeline.run import versions
 from mixsd.pipeline.session import Session
-from mixsd.progress import Task
-from mixsd.shards import Shard, merge
+from mixsd.shards import Shard, left_beside, merge
 from mixsd.storage import Journal, atomic_folder, cache_folder, read_jsonl, write_json, write_jsonl
 
 
 def mix(session: Session) -> None:
     """Make `targets.jsonl`, one line per fact and sample, from the journal `attempts.jsonl`."""
-    run, settings = session.run, session.settings
+    run, settings, facts = session.run, session.settings, session.part
     if run.targets_file.is_file():
         return
-    shard = Shard.parse(settings.shard) if settings.shard else None
-    facts = [fact for fact in session.facts if shard.holds(fact.id)] if shard else session.facts
     if not facts:
         session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
         return
-    file = shard.beside(run.attempts_file) if shard else run.attempts_file
-    with _timed(session, "mix"), Journal(file) as journal, _mixing_task(session, len(facts)) as task:
-        if not shard:
-            merge(run.attempts_file, lambda row: (row["id"], row["sample"], row["attempt"]), journal)
-        mixer = Mixer(
+    mixed = settings.method == "mixsd"
+    with _timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
+
+        def on_done(finished: int, tokens: int) -> None:
+            task.reach(finished, f"{tokens} tokens")
+
+        if mixed and settings.backend != TRANSFORMERS:
+            apart.attempt(session, on_done)
+        with mixing(session, on_done) as mixer:
+            if settings.shard:
+                mixer.attempt(facts)
+                return
+            write_jsonl(run.targets_file, _counted(session, mixer))
+
+
+@contextmanager
+def mixing(
+    session: Session, on_done: Callable[[int, int], None], decode: Callable[..., Iterator[Decoding]] | None = None
+) -> Iterator[Mixer]:
+    """A mixer on the session's journal of attempts, which holds what shards have left."""
+    file = session.run.attempts_file
+    shard = Shard.of(session.settings.shard)
+    if not shard:
+        merge(left_beside(file), file, lambda row: (row["id"], row["sample"], row["attempt"]))
+    with Journal(shard.beside(file) if shard else file) as journal:
+        yield Mixer(
             session.load_to_read,
             session.renderer,
-            settings,
+            session.settings,
             session.verifier,
             session.context,
             journal,
             say=session.watcher.say,
-            on_done=lambda finished, tokens: task.reach(finished, f"{tokens} tokens"),
+            on_done=on_done,
+            decode=decode,
         )
-        summary = TargetSummary()
-
-        def counted() -> Iterator[dict[str, Any]]:
-            for target in mixer.run(facts):
-                summary.add(target)
-                yield target.to_json()
-            if not summary.statuses["accepted"]:
-                raise UserError(
-                    f"none of {len(session.facts)} facts was accepted; see the reasons in {run.attempts_file}, and try "
-                    "--gate 0.1, --lam 0, another --verifier or --on-fail canonical"
-                )
-            run.log("mixed", targets=summary.to_json(), reference=_reference_statistics(session, mixer))
-
-        if shard:
-            for _ in mixer.run(facts):
-                pass
-            return
-        write_jsonl(run.targets_file, counted())
 
 
-@contextmanager
-def _mixing_task(session: Session, facts: int) -> Iterator[Task]:
-    name = "mixing" if session.settings.method == "mixsd" else "targets"
-    with session.watcher.task(name, facts * session.settings.samples) as task:
-        yield task
+def _counted(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
+    """The lines of `targets.jsonl`; behind the last one the log tells what they are like."""
+    summary = TargetSummary()
+    for target in mixer.run(session.facts):
+        summary.add(target)
+        yield target.to_json()
+    if not summary.statuses["accepted"]:
+        raise UserError(
+            f"none of {len(session.facts)} facts was accepted; see the reasons in {session.run.attempts_file}, and try "
+            "--gate 0.1, --lam 0, another --verifier or --on-fail canonical"
+        )
+    session.run.log("mixed", targets=summary.to_json(), reference=_reference_statistics(session, mixer))
 
 
 def _reference_statistics(session: Session, mixer: Mixer) -> dict[str, Any]:
@@ -174,53 +185,76 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
         raise UserError(f"{session.run.folder}: has no model/ yet; run `mixsd train` on it first")
     if all((folder / f"{name}.jsonl").is_file() for name in ("base", "tuned")):
         return
-    settings = session.settings
-    shard = Shard.parse(settings.shard) if settings.shard else None
-    # The base's replies are shared by all runs; the tuned model's are this run's own.
-    shared, own = cache_folder() / "replies" / f"{session.base_hash}.jsonl", folder / "tuned.partial.jsonl"
+    models = {
+        "base": (session.located.folder, session.base_hash),
+        "tuned": (tuned, loading.model_hash(tuned)),
+    }
     with _timed(session, "evaluate"):
-        if not shard:
-            with Journal(shared) as replies:
-                merge(folder / "base.partial.jsonl", lambda row: row.get("at"), replies)
-            merge(own, lambda row: row.get("at"))
-        references = None
-        for name, path, model_hash, journal in (
-            ("base", session.located.folder, session.base_hash, shard.beside(folder / "base.partial.jsonl") if shard else shared),
-            ("tuned", tuned, loading.model_hash(tuned), shard.beside(own) if shard else own),
-        ):
-            general = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts])
-            items = core.count_items(session.facts, settings) + (general if references is None else 0)
-            with session.watcher.task(f"evaluating {name}", -(-items // shard.count) if shard else items) as task:
-                answerer = Answerer(
-                    lambda path=path: session.load_to_read(path),  # type: ignore[misc]
-                    model_hash=model_hash,
-                    precision=session.precision,
-                    stops=session.renderer.stops.ids,
-                    journal=journal,
-                    token_budget=settings.token_budget,
-                    on_done=task.advance,
-                )
-                holds = shard.holds if shard else _everything
-                if references is None:
-                    references = core.sample_references(session.renderer, settings, answerer, holds)
-                if shard:
-                    core.generate(session.facts, session.renderer, settings, answerer, references, holds)
-                    answerer.close()
-                    continue
-                rows = core.evaluate(session.facts, session.renderer, settings, session.verifier, answerer, references)
-                answerer.close()
-            failed = sum(row["outcome"] == "error" for row in rows)
-            if failed * 10 > len(rows):
-                raise MixsdError(f"the verifier failed on {failed} of {len(rows)} replies of {name}; nothing was scored")
-            write_jsonl(folder / f"{name}.jsonl", rows)
-            gc.collect()
-        if not shard:
-            for partial in folder.glob("*.partial*.jsonl"):
-                partial.unlink()
+        if shard := Shard.of(session.settings.shard):
+            _generate_part(session, folder, models, shard)
+        else:
+            _evaluate_all(session, folder, models)
 
 
-def _everything(key: str) -> bool:
-    return True
+def _evaluate_all(session: Session, folder: Path, models: dict[str, tuple[Path, str]]) -> None:
+    # The base's replies are shared by all runs; the tuned model's are this run's own.
+    journals = {"base": _shared_replies(session), "tuned": folder / "tuned.partial.jsonl"}
+    references = None
+    for name, model in models.items():
+        merge(left_beside(folder / f"{name}.partial.jsonl"), journals[name], lambda row: row.get("at"))
+        with _answering(session, name, model, journals[name], sampling=references is None) as answerer:
+            if references is None:
+                references = core.sample_references(session.renderer, session.settings, answerer)
+            rows = core.evaluate(session.facts, session.renderer, session.settings, session.verifier, answerer, references)
+        failed = sum(row["outcome"] == "error" for row in rows)
+        if failed * 10 > len(rows):
+            raise MixsdError(f"the verifier failed on {failed} of {len(rows)} replies of {name}; nothing was scored")
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        gc.collect()
+    for partial in folder.glob("*.partial*.jsonl"):
+        partial.unlink()
+
+
+def _generate_part(session: Session, folder: Path, models: dict[str, tuple[Path, str]], shard: Shard) -> None:
+    """What `_evaluate_all` needs of a shard's keys, in journals of its own: another machine may have another cache."""
+    references = None
+    for name, model in models.items():
+        journal = shard.beside(folder / f"{name}.partial.jsonl")
+        if name == "base":
+            merge([_shared_replies(session)], journal, lambda row: row.get("at"))
+        with _answering(session, name, model, journal, sampling=references is None, parts=shard.count) as answerer:
+            if references is None:
+                references = core.sample_references(session.renderer, session.settings, answerer, shard.holds)
+            core.generate(session.facts, session.renderer, session.settings, session.verifier, answerer, references, shard.holds)
+        gc.collect()
+
+
+@contextmanager
+def _answering(
+    session: Session, name: str, model: tuple[Path, str], journal: Path, *, sampling: bool, parts: int = 1
+) -> Iterator[Answerer]:
+    """One model that answers, with its progress; `sampling`: the reference replies too are to come from it."""
+    settings, (folder, model_hash) = session.settings, model
+    general = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if sampling else 0
+    items = core.count_items(session.facts, settings) + general
+    with session.watcher.task(f"evaluating {name}", -(-items // parts)) as task:
+        answerer = Answerer(
+            lambda: session.load_to_read(folder),
+            model_hash=model_hash,
+            precision=session.precision,
+            stops=session.renderer.stops.ids,
+            journal=journal,
+            token_budget=settings.token_budget,
+            on_done=task.advance,
+        )
+        try:
+            yield answerer
+        finally:
+            answerer.close()
+
+
+def _shared_replies(session: Session) -> Path:
+    return cache_folder() / "replies" / f"{session.base_hash}.jsonl"
 
 
 @contextmanager

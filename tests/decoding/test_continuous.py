@@ -277,7 +277,7 @@ class TestPool:
             place = torch.tensor([slot])
             pool.write(0, place, torch.tensor([1]), torch.full((1, 2, 4), slot + 1.0), torch.full((1, 2, 4), -slot - 1.0))
         pool.release(kept[1])
-        moved = pool.grow(100)
+        moved = pool.resize(100)
         assert (pool.capacity, pool.slots) == (128, 5)
         assert sorted(moved) == [kept[0], kept[2]]
         for old, new in moved.items():

@@ -63,6 +63,11 @@ class _Row:
     def slots_needed(self) -> int:
         return 2 if self.expert is not None and self.request.naive_coins is not None and self.request.naive_coins.any() else 1
 
+    @property
+    def longest(self) -> int:
+        """How many tokens the longer of its texts has; also one that is not being read may have its slot."""
+        return max(self.length(text) for text in (self.naive, self.expert) if text)
+
     def readers(self, gate: bool) -> list[_Text]:
         """The texts whose next-token logits the next step needs."""
         if self.closing or self.expert is None:
@@ -150,18 +155,18 @@ class _Decoder:
     # Who is in flight
 
     def _admit(self) -> bool:
-        """Let requests in while there is room; False when nothing is left to do."""
-        while True:
-            row = self._next()
-            if row is None:
-                return bool(self.rows)
+        """Let requests in while there is room beside those in flight; False when nothing is left to do."""
+        used = sum(row.slots_needed for row in self.rows)
+        longest = max((row.longest for row in self.rows), default=0)
+        while (row := self._next()) is not None:
             if self.pool is None:
-                longest = max(len(text.prompt) for text in (row.naive, row.expert) if text)
-                self.pool = Pool(self.token_budget, longest + min(_FIRST_ROOM, row.request.max_new_tokens))
-            if self.rows and sum(other.slots_needed for other in self.rows) + row.slots_needed > self.pool.slots:
+                self.pool = Pool(self.token_budget, row.longest + min(_FIRST_ROOM, row.request.max_new_tokens))
+            used, longest = used + row.slots_needed, max(longest, row.longest)
+            if self.rows and used > self.pool.slots_at(self.pool.fitting(longest)):
                 self.waiting.insert(0, row)
                 return True
             self.rows.append(row)
+        return bool(self.rows)
 
     def _next(self) -> _Row | None:
         if self.waiting:
@@ -177,18 +182,18 @@ class _Decoder:
                 text.slot = None
 
     def _make_room(self) -> None:
-        """Lengthen the slots where a text has outgrown them; the rows that came last wait where that leaves too few."""
+        """Make the slots as long as the texts in flight need; the rows that came last wait where that leaves too few."""
         assert self.pool is not None
-        needed = max(row.length(text) for row in self.rows for text in row.readers(self.sampling.gate > 0))
-        if needed <= self.pool.capacity:
-            return
-        capacity = max(needed, self.pool.capacity * 3 // 2)
-        slots = self.pool.slots_at(capacity)
-        while len(self.rows) > 1 and sum(row.slots_needed for row in self.rows) > slots:
+        while True:
+            capacity = self.pool.fitting(max(row.longest for row in self.rows))
+            if len(self.rows) == 1 or sum(row.slots_needed for row in self.rows) <= self.pool.slots_at(capacity):
+                break
             row = self.rows.pop()
             self._release(row)
             self.waiting.insert(0, row)
-        moved = self.pool.grow(capacity)
+        if capacity == self.pool.capacity:
+            return
+        moved = self.pool.resize(capacity)
         for row in self.rows:
             for text in (row.naive, row.expert):
                 if text is not None and text.slot is not None:

@@ -3,7 +3,7 @@
 A slot is a row of `capacity` tokens. Where a new text begins as one in some slot does (a system prompt, ten-shot examples, a
 fact's prompt at its next attempt), those keys and values are copied and not computed: keys and values of a token depend on
 nothing after it. A slot that was let go keeps its content until it is needed. Memory is slots x capacity, bounded by a
-number of tokens; when a text outgrows its slot, slots become longer and fewer.
+number of tokens; slots become longer and fewer when a text outgrows them, and shorter and more when all texts are short.
 """
 
 from __future__ import annotations
@@ -81,27 +81,39 @@ class Pool:
                 blocks[layer] = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[2])
             blocks[layer][slots, :, positions] = new
 
-    def grow(self, capacity: int) -> dict[int, int]:
-        """Make every slot at least `capacity` tokens long, within the budget.
+    def fitting(self, longest: int) -> int:
+        """The capacity that slots should have for texts of up to `longest` tokens: the present one where that will do."""
+        if longest > self.capacity:
+            # By half, so that it does not grow with every token, but not beyond what leaves the fewest slots in the budget.
+            most = self.budget // _FEWEST // _ROUND * _ROUND
+            return _rounded(max(longest, min(self.capacity * 3 // 2, most)))
+        shorter = _rounded(longest + _ROUND)
+        return shorter if 2 * shorter <= self.capacity else self.capacity
 
-        There must be no more slots held than then exist (see `slots_at`). Returns where each slot that is held has moved.
+    def resize(self, capacity: int) -> dict[int, int]:
+        """Make every slot `capacity` tokens long, rounded up, with as many slots as the budget then has.
+
+        No text that is held may be longer, and there must be no more slots held than then exist (see `slots_at`). Of what
+        nobody holds, as much stays as there is room for, the latest first. Returns where each slot that is held has moved.
         """
-        kept = np.flatnonzero(self.held).tolist()
         capacity = _rounded(capacity)
-        slots = self.slots_at(capacity)
-        assert len(kept) <= slots
-        old, width = self.capacity, min(self.capacity, capacity)
+        slots, width = self.slots_at(capacity), min(self.capacity, capacity)
+        held, free = np.flatnonzero(self.held), np.flatnonzero(~self.held)
+        assert len(held) <= slots
+        kept = np.concatenate([held, free[np.argsort(-self._released[free], kind="stable")]])[:slots]
+        count = len(kept)
         for blocks in (self.keys, self.values):
             for layer, block in blocks.items():
-                longer = block.new_zeros(slots, block.shape[1], capacity, block.shape[3])
-                longer[: len(kept), :, :width] = block[kept][:, :, :width]
-                blocks[layer] = longer
-        contents, filled = np.full((slots, capacity), -1, dtype=np.int64), np.zeros(slots, dtype=np.int64)
-        contents[: len(kept), :old], filled[: len(kept)] = self.contents[kept], self.filled[kept]
-        self.held = np.arange(slots) < len(kept)
-        self.contents, self.filled, self.slots, self.capacity = contents, filled, slots, capacity
-        self._released = np.zeros(slots, dtype=np.int64)
-        return {slot: place for place, slot in enumerate(kept)}
+                blocks[layer] = block.new_zeros(slots, block.shape[1], capacity, block.shape[3])
+                blocks[layer][:count, :, :width] = block[torch.from_numpy(kept).to(block.device), :, :width]
+        contents = np.full((slots, capacity), -1, dtype=np.int64)
+        filled, released = np.zeros(slots, dtype=np.int64), np.zeros(slots, dtype=np.int64)
+        contents[:count, :width] = self.contents[kept, :width]
+        filled[:count], released[:count] = np.minimum(self.filled[kept], width), self._released[kept]
+        self.contents, self.filled, self._released = contents, filled, released
+        self.held = np.arange(slots) < len(held)
+        self.slots, self.capacity = slots, capacity
+        return {slot: place for place, slot in enumerate(held.tolist())}
 
     def slots_at(self, capacity: int) -> int:
         """How many slots there would be at a capacity."""

@@ -56,7 +56,7 @@ def decode(
             dropped=dropped,
         )
         return
-    while batch := _batch(take, token_budget):
+    for batch in _batches(take, token_budget):
         yield from lockstep.decode(model, batch, sampling, batch_size=len(batch), with_support=with_support)
 
 
@@ -92,14 +92,19 @@ def _try(model: PreTrainedModel) -> bool:
     return bool((own - packed).abs().max() <= allowed)
 
 
-def _batch(take: Callable[[], Request | None], token_budget: int) -> list[Request]:
-    """As many requests as the budget holds when all are padded to the longest, and at least one."""
-    batch: list[Request] = []
-    tokens = longest = 0
-    while tokens < token_budget and (request := take()):
-        batch.append(request)
-        longest = max(
-            longest, len(request.naive_ids) + request.max_new_tokens, len(request.expert_ids or ()) + request.max_new_tokens
-        )
-        tokens = longest * sum(1 + (each.expert_ids is not None) for each in batch)
-    return batch
+def _batches(take: Callable[[], Request | None], token_budget: int) -> Iterator[list[Request]]:
+    """As many requests at a time as the budget holds when all are padded to the longest, and at least one."""
+    held: Request | None = None  # the one that did not fit in
+    while True:
+        batch: list[Request] = []
+        rows = longest = 0
+        while request := held or take():
+            rows += 1 + (request.expert_ids is not None)
+            longest = max(longest, max(len(request.naive_ids), len(request.expert_ids or ())) + request.max_new_tokens)
+            held = request if batch and rows * longest > token_budget else None
+            if held:
+                break
+            batch.append(request)
+        if not batch:
+            return
+        yield batch

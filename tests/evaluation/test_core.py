@@ -7,7 +7,7 @@ import torch
 
 from mixsd import statistics
 from mixsd.answers import Expected, Verdict, get_verifier
-from mixsd.evaluation import core
+from mixsd.evaluation import core, replies
 from mixsd.evaluation.replies import Answerer, Prompt
 from mixsd.facts import Fact
 from mixsd.prompts import Renderer
@@ -92,6 +92,22 @@ def test_nothing_is_generated_twice_and_resume_is_exact(tokenizer, models, tmp_p
 
     finished = Answerer(lambda: pytest.fail("loaded"), model_hash="m", precision="cpu/float32", stops={2: 2}, journal=path)
     assert finished.replies(prompts) == wanted
+
+
+def test_the_longest_prompts_are_answered_first(models, tmp_path, monkeypatch):
+    asked = []
+    decode_all = replies.decode_all
+
+    def recorded(model, requests, *rest, **options):
+        asked.append([len(request.naive_ids) for request in requests])
+        return decode_all(model, requests, *rest, **options)
+
+    monkeypatch.setattr(replies, "decode_all", recorded)
+    prompts = [Prompt(str(n), [3] * n, 2) for n in (4, 9, 2, 7)]
+    prompts += [Prompt(f"sampled {n}", [3] * n, 2, uniforms(0, "forgetting", "x", n=2), str(n)) for n in (5, 6)]
+    found = answerer(models["base"], tmp_path / "j").replies(prompts)
+    assert asked == [[9, 7, 4, 2], [6, 5]]
+    assert list(found) == [prompt.key for prompt in prompts]
 
 
 @pytest.mark.parametrize("change", [{"model_hash": "other"}, {"precision": "cuda/bfloat16"}, {"stops": {2: 2, 5: 5}}])

@@ -100,6 +100,7 @@ class Answerer:
                 for address, prompt in missing.items()
                 if (prompt.noise is not None) == sampled
             ]
+            requests.sort(key=lambda request: -len(request.naive_ids))
             if not requests:
                 continue
             for decoding in decode_all(self.model, requests, sampling, token_budget=self.token_budget):

@@ -4,12 +4,14 @@ import gc
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mixsd.errors import UserError
 from mixsd.loading import load_model, load_tokenizer
+from mixsd.pipeline import asking
 from mixsd.pipeline.asking import Conversation, ask
 from mixsd.pipeline.run import Run
 
@@ -42,6 +44,20 @@ def test_a_conversation_needs_no_lock_and_lets_go_of_the_models(tiny_run: Path) 
         assert len(models) == 2
     gc.collect()
     assert all(model() is None for model in models)
+
+
+def test_only_the_memory_of_one_reply_is_made(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = []
+    decode_all = asking.decode_all
+
+    def recorded(model: Any, requests: Any, sampling: Any, *, token_budget: int) -> Any:
+        budgets.append(token_budget)
+        return decode_all(model, requests, sampling, token_budget=token_budget)
+
+    monkeypatch.setattr(asking, "decode_all", recorded)
+    with Conversation(tiny_run, token_budget=100_000) as conversation:
+        conversation.ask(QUESTION)
+        assert budgets == [len(conversation.session.renderer.naive(QUESTION)) + 8] * 2
 
 
 def test_questions_that_cannot_be_asked(tiny_run: Path) -> None:

@@ -67,9 +67,11 @@ class Conversation:
         if room < 1:
             raise UserError(f"the question's prompt of {len(prompt)} tokens fills the model's context of {self.session.context}")
         request = Request("ask", prompt, min(settings.max_new_tokens or room, room))
+        # Memory for this reply and not for a whole run's: it is made and zeroed anew for each question and model.
+        budget = min(settings.token_budget, len(prompt) + request.max_new_tokens)
         replies = {"question": question}
         for name, model in self._models.items():
-            (reply,) = decode_all(model, [request], Sampling(renderer.stops.ids), token_budget=settings.token_budget)
+            (reply,) = decode_all(model, [request], Sampling(renderer.stops.ids), token_budget=budget)
             replies[name] = renderer.reply_text(reply.ids)
         return replies
 

@@ -38,7 +38,8 @@ def requests(lam: float, *, n: int = 7, plain: bool = False) -> list[Request]:
 
 def in_lockstep(size):
     def run(model, wanted, sampling):
-        return list(lockstep.decode(model, wanted, sampling, batch_size=size, with_support=True))
+        batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        return [item for batch in batches for item in lockstep.decode(model, batch, sampling, with_support=True)]
 
     return run
 

@@ -57,7 +57,7 @@ def decode(
         )
         return
     for batch in _batches(take, token_budget):
-        yield from lockstep.decode(model, batch, sampling, batch_size=len(batch), with_support=with_support)
+        yield from lockstep.decode(model, batch, sampling, with_support=with_support)
 
 
 def decode_all(

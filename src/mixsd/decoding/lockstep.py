@@ -1,15 +1,15 @@
 """Batched decoding: the rows of a batch step together, each request with one row (naive) or two (naive and expert).
 
 Both rows of a request are fed the same chosen token. Prompts are left-padded, with positions counted from each row's own
-first token; rows of ended requests leave the batch and its cache at once. Memory is bounded by the batch size, not by the
-number of requests. Results come in the order in which requests end, and do not depend on batch size or order.
+first token; rows of ended requests leave the batch and its cache at once. Which requests make a batch is the caller's to
+say: memory is rows x (longest prompt and target). Results come in the order in which requests end, and do not depend on
+who else is in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,30 +21,6 @@ from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sam
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# How many batches are sorted by length together, so that a batch holds prompts of about one length.
-_WINDOW = 8
-
-
-def decode(
-    model: PreTrainedModel, requests: Iterable[Request], sampling: Sampling, *, batch_size: int, with_support: bool = False
-) -> Iterator[Decoding]:
-    """Decode every request; yields each one as it ends.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        requests: consumed a window at a time. A request for no tokens is refused.
-        batch_size: requests per batch (rows: twice as many where there is an expert).
-    """
-    stream = iter(requests)
-    while window := list(islice(stream, batch_size * _WINDOW)):
-        window.sort(key=lambda request: (-_length(request), request.key))
-        for start in range(0, len(window), batch_size):
-            yield from _decode_batch(model, window[start : start + batch_size], sampling, with_support)
-
-
-def _length(request: Request) -> int:
-    return max(len(request.naive_ids), len(request.expert_ids or []))
 
 
 class _Batch:
@@ -103,7 +79,20 @@ class _Batch:
 
 
 @torch.inference_mode()
-def _decode_batch(model: PreTrainedModel, requests: list[Request], sampling: Sampling, with_support: bool) -> Iterator[Decoding]:
+def decode(
+    model: PreTrainedModel, requests: list[Request], sampling: Sampling, *, with_support: bool = False
+) -> Iterator[Decoding]:
+    """Decode requests, at least one, as one batch; yields each one as it ends.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        requests: the batch; each is a row, and two where it has an expert. A request for no tokens is refused.
+        sampling: how tokens are taken.
+        with_support: whether decodings carry `support`.
+
+    Raises:
+        ValueError: a request for no tokens, or whose prefix leaves it none.
+    """
     open_ = [begin(replace(request, prefix=None)) for request in requests]
     batch = _Batch(model, requests)
     t = 0

@@ -1,7 +1,8 @@
 """Which requests are decoded together in lock-step, and which models are packed."""
 
-from mixsd.decoding import engine
-from mixsd.decoding.requests import Request
+from mixsd.decoding import continuous, engine
+from mixsd.decoding.requests import Request, Sampling
+from tests.tiny import tiny_model
 
 
 def batches(requests, token_budget):
@@ -36,3 +37,18 @@ def test_what_comes_in_while_a_batch_is_decoded_is_in_the_next():
     queue.append(Request("b", [3], 8))
     assert [request.key for request in next(stream)] == ["b"]
     assert next(stream, None) is None
+
+
+def test_passes_are_as_long_as_the_device_likes(monkeypatch):
+    passes = []
+    forward = continuous.forward
+
+    def recorded(model, pool, pieces, wanted):
+        passes.append(sum(len(piece.tokens) for piece in pieces))
+        return forward(model, pool, pieces, wanted)
+
+    monkeypatch.setattr(continuous, "forward", recorded)
+    model = tiny_model(max_position_embeddings=2048)
+    requests = [Request("a", [3 + i % 90 for i in range(1100)], 2)]
+    list(engine.decode_all(model, requests, Sampling({}), token_budget=2048))
+    assert max(passes) == continuous.tokens_per_pass(on_cpu=True) < continuous.tokens_per_pass(on_cpu=False)

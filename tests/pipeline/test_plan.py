@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mixsd.decoding.continuous import tokens_per_pass
 from mixsd.decoding.packed import Piece, forward
 from mixsd.decoding.pool import Pool
 from mixsd.errors import UserError
@@ -275,3 +277,12 @@ def test_facts_left_out_and_a_run_that_is_there_are_said(settings: Settings, tin
     assert report["facts"]["duplicates"] == 1
     assert report["warnings"][0].startswith("1 of 2 facts are unusable, among them long: its expert prompt of ")
     assert report["warnings"][-1].startswith(f"{tiny_run} is a run already")
+
+
+def test_a_decoding_pass_is_counted_as_long_as_it_is_made() -> None:
+    """Wide layers, so that a pass of decoding takes more than the logits of a scoring pass."""
+    settings = Settings(method="mixsd").resolved
+    wide = replace(SHAPE, hidden=1000, inner=2000)
+    for on_cpu in (True, False):
+        parts = costs.memory(settings, work_of(), wide, item=4, train_item=4, on_cpu=on_cpu)["mixing"]
+        assert parts["activations"] == tokens_per_pass(on_cpu=on_cpu) * (4 * 1000 + 3 * 2000 + wide.vocabulary) * 4

@@ -91,13 +91,18 @@ class _Reading:
     complete: bool
 
 
+def tokens_per_pass(*, on_cpu: bool) -> int:
+    """Tokens read in one forward pass: as many as the device likes; a CPU gains nothing from more at once."""
+    return 512 if on_cpu else 4096
+
+
 def decode(
     model: PreTrainedModel,
     take: Callable[[], Request | None],
     sampling: Sampling,
     *,
     token_budget: int,
-    step_tokens: int = 512,
+    step_tokens: int | None = None,
     wants_logprobs: Callable[[Decoding], bool] | None = None,
     with_support: bool = False,
     dropped: Collection[str] = (),
@@ -110,11 +115,13 @@ def decode(
             when it has none and nothing is in flight, decoding is over.
         token_budget: tokens of context (keys and values) kept in memory at a time; one request is always served.
         step_tokens: tokens read in one forward pass at most, except that every row may take a step of a few tokens.
+            None: see `tokens_per_pass`.
         wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
             they may be fewer than the ids. None: never, and none are computed.
         with_support: whether decodings carry `support`.
         dropped: keys of requests in flight that are no longer wanted; looked into before each pass. They end unfinished.
     """
+    step_tokens = step_tokens or tokens_per_pass(on_cpu=model.device.type == "cpu")
     return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs, with_support, dropped).run()
 
 

@@ -43,14 +43,11 @@ def decode(
     In lock-step a decoding's `base_logprobs` are always complete, and what was dropped is yielded all the same.
     """
     if packs(model):
-        # Passes as long as the device likes: a CPU gains nothing from more tokens at once.
-        step_tokens = 512 if model.device.type == "cpu" else 4096
         yield from continuous.decode(
             model,
             take,
             sampling,
             token_budget=token_budget,
-            step_tokens=step_tokens,
             wants_logprobs=wants_logprobs,
             with_support=with_support,
             dropped=dropped,

@@ -17,13 +17,13 @@ import numpy as np
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.decoding.scoring import score
+from mixsd.settings import Settings
 from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-_SCORED_AT_ONCE = 32
+SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Answerer:
         precision: str,
         stops: dict[int, int],
         journal: Path,
-        token_budget: int = 16_384,
+        token_budget: int = Settings.model_fields["token_budget"].default,
         on_done: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._load_model = load_model
@@ -116,7 +116,7 @@ class Answerer:
         }
         missing = iter([key for key in pairs if addresses[key] not in self._places])
         self.on_done(sum(address in self._places for address in addresses.values()))
-        while window := list(islice(missing, _SCORED_AT_ONCE)):
+        while window := list(islice(missing, SCORED_AT_ONCE)):
             for key, logprobs in zip(window, score(self.model, [pairs[key] for key in window]), strict=True):
                 self._places[addresses[key]] = self.journal.append({"at": addresses[key], "nll": -sum(logprobs)})
             self.on_done(len(window))

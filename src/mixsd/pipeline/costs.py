@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mixsd.decoding.continuous import tokens_per_pass
+from mixsd.evaluation.replies import SCORED_AT_ONCE
 from mixsd.settings import Settings
 
 REPLY = 48  # tokens assumed of a free reply to an evaluation question
 _RUNTIME = 600 * 10**6  # bytes of the libraries themselves
 _SCORED_TOKENS = 4096  # padded tokens of a scoring pass
-_STEP_TOKENS = 512  # tokens of a decoding pass
 _HEAD_ROWS = 512  # supervised places whose logits exist at once in training
 _LAYER_SECONDS = 5e-4  # what a layer of a pass costs before any arithmetic, in the interpreter and in launches
 _DISK_RATE = 500 * 10**6  # bytes written per second
@@ -109,7 +110,7 @@ def memory(
 
     def reading(width: int, scored: int, budget: int) -> dict[str, int]:
         # Either a decoding pass, or the logits of a scoring pass, which are read as fp32.
-        prefill = _STEP_TOKENS * (4 * shape.hidden + 3 * shape.inner + shape.vocabulary) * item
+        prefill = tokens_per_pass(on_cpu=on_cpu) * (4 * shape.hidden + 3 * shape.inner + shape.vocabulary) * item
         logits = _SCORED_TOKENS * scored // (width + scored) * shape.vocabulary * (4 if item == 4 else item + 4)
         return _with_total(
             # On a CPU the head is laid out anew beside the embeddings, where the two are one.
@@ -184,7 +185,7 @@ def seconds(settings: Settings, work: Work, shape: Shape, decoding: Speed, train
 
     reply = min(REPLY, work.limit)
     each = replies(work.questions, work.naive.mean, work.questions * work.naive.mean, reply, 1)
-    each += decoding.forward(shape, work.general / 32, work.general * (REPLY + settings.forgetting_tokens))
+    each += decoding.forward(shape, work.general / SCORED_AT_ONCE, work.general * (REPLY + settings.forgetting_tokens))
     sampled = replies(work.general, REPLY, work.general * REPLY, settings.forgetting_tokens, 1)
     stages = {"mix": mix, "train": train, "evaluate": 2 * each + sampled}
     return {name: round(value, 1) for name, value in {**stages, "total": sum(stages.values())}.items()}

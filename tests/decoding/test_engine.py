@@ -1,6 +1,10 @@
 """Which requests are decoded together in lock-step, and which models are packed."""
 
-from mixsd.decoding import continuous, engine
+import pytest
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, MistralConfig
+
+from mixsd.decoding import continuous, engine, packed
 from mixsd.decoding.requests import Request, Sampling
 from tests.tiny import tiny_model
 
@@ -52,3 +56,49 @@ def test_passes_are_as_long_as_the_device_likes(monkeypatch):
     requests = [Request("a", [3 + i % 90 for i in range(1100)], 2)]
     list(engine.decode_all(model, requests, Sampling({}), token_budget=2048))
     assert max(passes) == continuous.tokens_per_pass(on_cpu=True) < continuous.tokens_per_pass(on_cpu=False)
+
+
+class TestPacks:
+    @pytest.mark.parametrize("architecture", ["gemma2", "mistral"])
+    def test_a_window_that_attention_is_not_told_of_is_refused(self, architecture):
+        """The model's own mask has the window; the trial's texts are shorter than it and cannot show that it is missing."""
+        assert engine.packs(windowed(architecture))
+
+        def untold(*arguments, sliding_window=None, **others):
+            return packed._attention(*arguments, **others)
+
+        AttentionInterface.register(packed.NAME, untold)
+        try:
+            assert not engine.packs(windowed(architecture))
+        finally:
+            AttentionInterface.register(packed.NAME, packed._attention)
+
+    def test_a_layer_without_a_window_needs_none(self):
+        model = windowed("gemma2", layer_types=["full_attention", "full_attention"])
+        assert engine.packs(model)
+        assert engine.packs(windowed("mistral", sliding_window=None))
+
+    def test_no_memory_is_no_answer(self, monkeypatch):
+        """To be met by whoever can ask for less, and not to be taken for a model that cannot be packed."""
+        model = tiny_model()
+
+        def exhausted(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "forward", exhausted)
+            with pytest.raises(torch.OutOfMemoryError):
+                engine.packs(model)
+        assert engine.packs(model)
+
+
+def windowed(architecture, **changes):
+    """A tiny model whose sliding window is longer than the trial's texts."""
+    shape = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "sliding_window": 64, "initializer_range": 0.3,
+        "attn_implementation": "eager", **changes,
+    }  # fmt: skip
+    config = {"gemma2": Gemma2Config, "mistral": MistralConfig}[architecture](**shape)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

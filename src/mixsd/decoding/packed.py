@@ -65,8 +65,9 @@ class _Group:
 class _Pass:
     """What attention has to know of one forward pass."""
 
-    def __init__(self, pool: Pool, pieces: list[Piece], device: torch.device) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, pieces: list[Piece], model: PreTrainedModel) -> None:
+        self.pool, device = pool, model.device
+        self.windowed = _windowed(model.config.get_text_config())
         lengths = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
         firsts = np.concatenate([[0], np.cumsum(lengths)])
@@ -129,6 +130,8 @@ def _attention(
     if mixsd_pass is None or attention_mask is not None or unknown:
         raise NotImplementedError(f"packed attention: {', '.join(unknown) or 'a mask, or no pass'}")
     layer, pool = module.layer_idx, mixsd_pass.pool
+    if layer in mixsd_pass.windowed and sliding_window is None:
+        raise NotImplementedError(f"packed attention: layer {layer} has a sliding window and does not say so")
     pool.write(layer, mixsd_pass.slots, mixsd_pass.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
     query_THD = query[0].transpose(0, 1)
     found = [
@@ -136,6 +139,14 @@ def _attention(
         for group in mixsd_pass.groups
     ]
     return torch.cat(found).unsqueeze(0), None
+
+
+def _windowed(config: Any) -> frozenset[int]:
+    """The layers that have a sliding window. One that takes it from the model's own mask alone cannot be packed."""
+    if not getattr(config, "sliding_window", None):
+        return frozenset()
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return frozenset(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
 
 
 _HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
@@ -168,7 +179,7 @@ def _attend(
 
 
 def _fuses(query: torch.Tensor) -> bool:
-    """Whether torch's fused attention is the better one: not on a CPU, where it takes several times as long for single tokens."""
+    """Whether to call scaled_dot_product_attention: on accelerators. On a CPU it takes several times as long for single tokens."""
     return query.device.type != "cpu"
 
 
@@ -212,7 +223,7 @@ def forward(model: PreTrainedModel, pool: Pool, pieces: list[Piece], wanted: lis
     laid = [pieces[i] for i in order]
     firsts = dict(zip(order, np.cumsum([0, *(len(piece.tokens) for piece in laid)]).tolist(), strict=False))
     tokens = np.concatenate([piece.tokens for piece in laid])
-    plan = _Pass(pool, laid, model.device)
+    plan = _Pass(pool, laid, model)
     usual = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:

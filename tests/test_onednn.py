@@ -15,7 +15,7 @@ def test_logits_stay_what_they_were(architecture, dtype, atol):
     with torch.inference_mode():
         own = model(ids).logits
         embeddings = model.get_input_embeddings().weight.clone()
-        assert onednn.pack(model) == sum(1 for _ in model.model.layers) * 7 + 1
+        assert onednn.relayout(model) == sum(1 for _ in model.model.layers) * 7 + 1
         packed = model(ids).logits
     torch.testing.assert_close(packed, own, atol=atol, rtol=0)
     assert packed.dtype == dtype
@@ -25,11 +25,11 @@ def test_logits_stay_what_they_were(architecture, dtype, atol):
 def test_a_bias_is_kept():
     linear = torch.nn.Linear(16, 5)
     x = torch.randn(2, 3, 16)
-    torch.testing.assert_close(onednn.PackedLinear(linear)(x), linear(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(onednn.OneDNNLinear(linear)(x), linear(x), atol=1e-5, rtol=0)
 
 
 def test_other_precisions_are_left_alone():
-    assert onednn.pack(tiny_model(dtype=torch.float64)) == 0
+    assert onednn.relayout(tiny_model(dtype=torch.float64)) == 0
 
 
 @pytest.mark.parametrize("wrong", ["missing", "different"])
@@ -39,8 +39,8 @@ def test_a_build_without_the_operation_or_with_another_one_is_left_alone(monkeyp
             raise AttributeError("no such operation")
         return torch.zeros(*x.shape[:-1], self.out_features)
 
-    monkeypatch.setattr(onednn.PackedLinear, "forward", forward)
+    monkeypatch.setattr(onednn.OneDNNLinear, "forward", forward)
     model = tiny_model(dtype=torch.float32)
     kinds = [type(module) for module in model.modules()]
-    assert onednn.pack(model) == 0
+    assert onednn.relayout(model) == 0
     assert [type(module) for module in model.modules()] == kinds

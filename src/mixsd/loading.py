@@ -256,6 +256,15 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_
     return loaded
 
 
+def load_to_read(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+    """As `load_model`, laid out for reading only: its weights must not be changed."""
+    from mixsd import onednn
+
+    model = load_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    onednn.relayout(model)
+    return model
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local model folder."""
     from transformers import AutoTokenizer

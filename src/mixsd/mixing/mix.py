@@ -264,7 +264,7 @@ class Mixer:
         )
 
     def _scored(self, window: list[Target]) -> Iterator[Target]:
-        """Fill in the base log-probabilities that no decoding has measured: those of references."""
+        """Fill in the base log-probabilities that no decoding has measured."""
         unread = [target for target in window if len(target.base_logprobs) < len(target.target_ids)]
         if unread:
             found = score(self.model, [(target.prompt_ids, target.target_ids) for target in unread])

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixsd import loading, onednn
+from mixsd import loading
 from mixsd.answers import Verifier, get_verifier
 from mixsd.corpora import load_facts
 from mixsd.decoding.backends import check_backend
@@ -27,6 +27,10 @@ from mixsd.storage import digest, read_jsonl, write_jsonl
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers), so that no cached reply of
+# the base is compared with one of the tuned model that was made in another way.
+_NUMERICS = 2
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Session:
     @property
     def precision(self) -> str:
         """What numbers depend on besides the weights: part of the cache keys."""
-        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}/{_NUMERICS}"
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -124,16 +128,15 @@ class Session:
         """Load the base model onto the run's device, in fp32."""
         import torch
 
-        return self._load(self.located.folder, torch.float32)
+        return loading.load_model(self.located.folder, dtype=torch.float32, **self._where)
 
     def load_to_read(self, folder: Path | None = None) -> PreTrainedModel:
         """Load a model folder (the base's if none is named) in the run's precision, laid out for reading only."""
-        model = self._load(folder or self.located.folder, self.dtype)
-        onednn.pack(model)
-        return model
+        return loading.load_to_read(folder or self.located.folder, dtype=self.dtype, **self._where)
 
-    def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-        return loading.load_model(folder, dtype=dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code)
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"device": self.device, "trust_remote_code": self.settings.trust_remote_code}
 
 
 def preview(settings: Settings, watcher: Watcher) -> Session:

@@ -13,7 +13,7 @@ missing at the end is read only for decodings that the caller wants it for.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # A beginning of so many tokens that another request is about to read is worth a step's wait.
 _WORTH_WAITING = 16
+_SHORT = 16  # tokens: a row that has no more to read takes its step in any case
 _SCORED_AT_ONCE = 32  # rows of logits
 _FIRST_ROOM = 64  # tokens of target for which a slot has room at first
 
@@ -125,24 +126,21 @@ def decode(
     return _Decoder(model, take, sampling, token_budget, step_tokens, wants_logprobs, with_support, dropped).run()
 
 
+@dataclass
 class _Decoder:
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        take: Callable[[], Request | None],
-        sampling: Sampling,
-        token_budget: int,
-        step_tokens: int,
-        wants_logprobs: Callable[[Decoding], bool] | None,
-        with_support: bool,
-        dropped: Collection[str],
-    ) -> None:
-        self.model, self.take, self.sampling = model, take, sampling
-        self.token_budget, self.step_tokens, self.wants_logprobs = token_budget, step_tokens, wants_logprobs
-        self.with_support, self.dropped = with_support, dropped
-        self.pool: Pool | None = None
-        self.rows: list[_Row] = []  # in flight, those that came first in front
-        self.waiting: list[_Row] = []  # to be let in before new ones
+    """The state of `decode`, whose arguments come first. `rows`: in flight, those that came first in front."""
+
+    model: PreTrainedModel
+    take: Callable[[], Request | None]
+    sampling: Sampling
+    token_budget: int
+    step_tokens: int
+    wants_logprobs: Callable[[Decoding], bool] | None
+    with_support: bool
+    dropped: Collection[str]
+    pool: Pool | None = None
+    rows: list[_Row] = field(default_factory=list)
+    waiting: list[_Row] = field(default_factory=list)  # to be let in before new ones
 
     @torch.inference_mode()
     def run(self) -> Iterator[Decoding]:
@@ -218,10 +216,10 @@ class _Decoder:
             if all(self._place(row, text, about_to_be_read) for text in texts):
                 ready.append((sum(row.length(text) - self._filled(text) for text in texts), row, texts))
                 about_to_be_read.update(text.slot for text in texts if text.slot is not None)
-        ready.sort(key=lambda item: item[0] > _WORTH_WAITING)  # stable: long ones behind, else the oldest first
+        ready.sort(key=lambda item: item[0] > _SHORT)  # stable: long ones behind, else the oldest first
         left, readings = self.step_tokens, []
         for pending, row, texts in ready:
-            if pending <= max(left, _WORTH_WAITING):
+            if pending <= max(left, _SHORT):
                 pieces = [(text, self._piece(text, row.length(text))) for text in texts]
                 readings.append(_Reading(row, pieces, complete=True))
             elif left > 0:

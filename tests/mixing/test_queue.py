@@ -20,14 +20,10 @@ def outcome(case, attempt, chance):
     return {"accepted": accepted, "target_ids": [7] * length, "sources": "n" * length}
 
 
-def note(case, attempt, row):
-    record(case, attempt, accepted=row["accepted"], ids=row["target_ids"], sources=row["sources"], broke=None, place=0)
-
-
 def one_after_another(case, settings, chance):
     numbers = []
     while attempt := next_attempt(case, settings):
-        note(case, attempt, outcome(case, attempt, chance))
+        record(case, attempt, outcome(case, attempt, chance), 0)
         numbers.append(attempt.number)
     return numbers
 
@@ -55,7 +51,7 @@ def test_any_order_of_ends_gives_each_attempt_once(facts, slots, lam, temperatur
                 break
             key, case, attempt = flying.pop(draw.randrange(len(flying)))
             for ended, due, row in waiting.end(key, outcome(case, attempt, chance)):
-                note(ended, due, row)
+                record(ended, due, row, 0)
                 numbers.setdefault(ended.key, []).append(due.number)
         assert numbers == {case.key: one_after_another(case, settings, chance) for case in cases(facts)}
         assert not waiting.dropped

@@ -115,9 +115,7 @@ class TestAttemptsAhead:
             row = {"accepted": accepted, "target_ids": [7] * 30, "sources": "n" * 30}
             numbers = []
             for found, attempt, _ in waiting.end(keys[number], row):
-                record(
-                    found, attempt, accepted=row["accepted"], ids=row["target_ids"], sources=row["sources"], broke=None, place=0
-                )
+                record(found, attempt, row, 0)
                 numbers.append(attempt.number)
                 row = {**row, "accepted": False}
             return numbers

@@ -11,6 +11,7 @@ for the rest. After two such retries in a row one starts anew, since what they k
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,17 +115,18 @@ def break_at(decoding: Decoding, kept: int) -> int | None:
 def is_last(case: Case, attempt: Attempt, *, length: int, settings: Settings) -> bool:
     """Whether no attempt would follow, should this one of `length` tokens be rejected."""
     after = replace(case, failed=list(case.failed))
-    record(after, attempt, accepted=False, ids=[0] * length, sources=NAIVE * length, broke=None, place=0)
+    record(after, attempt, {"accepted": False, "target_ids": [0] * length, "sources": NAIVE * length}, 0)
     return next_attempt(after, settings) is None
 
 
-def record(case: Case, attempt: Attempt, *, accepted: bool, ids: list[int], sources: str, broke: int | None, place: int) -> None:
-    """Note the outcome of an attempt: its ids and sources, where it broke, and where it stands in the journal."""
+def record(case: Case, attempt: Attempt, row: Mapping[str, Any], place: int) -> None:
+    """Note the outcome of an attempt: its line in the journal, which stands at `place`."""
+    accepted, ids, broke = row["accepted"], row["target_ids"], row.get("broke_at")
     case.decoded_tokens += len(ids) - attempt.kept
     case.place = place
     case.accepted = accepted
     case.number = attempt.number + 1
     case.failed = [] if accepted else [*case.failed, attempt.coins[: len(ids)].copy()]
     keeps = bool(broke) and not accepted and case.keeping < _KEEPING
-    case.prefix = Prefix(ids[:broke], sources[:broke]) if keeps else None
+    case.prefix = Prefix(ids[:broke], row["sources"][:broke]) if keeps else None
     case.keeping = case.keeping + 1 if keeps else 0

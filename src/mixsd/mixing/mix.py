@@ -122,7 +122,7 @@ class Mixer:
             case = cases.get((row["id"], row["sample"]))
             attempt = next_attempt(case, self.settings) if case else None
             if case and attempt and attempt.number == row["attempt"]:
-                self._record(case, attempt, row, place)
+                record(case, attempt, row, place)
         finished = sum(next_attempt(case, self.settings) is None for case in cases.values())
         tokens, looked = 0, finished >= FIRST_LOOK
         self.on_done(finished, tokens)
@@ -152,7 +152,7 @@ class Mixer:
             if len(decoding.base_logprobs) == len(decoding.ids):
                 ended["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
             for case, attempt, row in queue.end(decoding.key, ended):
-                self._record(case, attempt, row, self.journal.append(row))
+                record(case, attempt, row, self.journal.append(row))
                 tokens += len(row["target_ids"]) - attempt.kept
                 finished += next_attempt(case, self.settings) is None
             self.on_done(finished, tokens)
@@ -163,18 +163,6 @@ class Mixer:
     @property
     def _from_break(self) -> bool:
         return self.settings.retry == "from-break"
-
-    @staticmethod
-    def _record(case: Case, attempt: Attempt, row: dict[str, Any], place: int) -> None:
-        record(
-            case,
-            attempt,
-            accepted=row["accepted"],
-            ids=row["target_ids"],
-            sources=row["sources"],
-            broke=row.get("broke_at"),
-            place=place,
-        )
 
     def _request(self, key: str, case: Case, attempt: Attempt) -> Request:
         return Request(

@@ -203,7 +203,7 @@ def test_coins_of_an_attempt_do_not_depend_on_the_others():
     settings = Settings(lam=0.5).resolved
     case = Case(FACTS[0], 0, 30)
     first = next_attempt(case, settings)
-    record(case, first, accepted=False, ids=[7] * 30, sources="n" * 30, broke=None, place=0)
+    record(case, first, {"accepted": False, "target_ids": [7] * 30, "sources": "n" * 30}, 0)
     second = next_attempt(case, settings)
     assert second.number == 1
     assert not np.array_equal(first.coins, second.coins)

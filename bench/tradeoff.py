@@ -199,6 +199,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=42, help="general prompts that measure forgetting")
     parser.add_argument("--tokens", type=int, default=32, help="longest reply to them")
     parser.add_argument("--method", choices=tuple(METHODS), action="append", help="only this one (repeatable)")
+    parser.add_argument(
+        "--variant", choices=tuple(VARIANTS), action="append", help="with --stage variants: only this one (repeatable)"
+    )
     parser.add_argument("--weights", choices=("all", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--rates", type=int, default=len(FULL_RATES), help="only the first so many learning rates")
     parser.add_argument("--lr", type=float, action="append", help="only this learning rate (repeatable)")
@@ -215,7 +218,7 @@ def main() -> None:
                 continue
             if options.seed is not None:
                 config["seed"] = options.seed
-            if only and config["lr"] not in only:
+            if (only and config["lr"] not in only) or (options.variant and name not in options.variant):
                 continue
             facts = [to_json(fact) for fact in bench.facts]
             measure = [options.prompts, options.tokens, options.train_dtype, bench.renderer.guidance]

@@ -9,10 +9,8 @@ from mixsd.decoding.packed import NAME, Piece, forward
 from mixsd.decoding.pool import Pool
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.randomness import coins
-from tests.decoding.test_oracle_equality import requests
+from tests.decoding.helpers import STOPS, decode, requests
 from tests.tiny import ARCHITECTURES, tiny_model
-
-STOPS = Sampling({2: 2, 5: 5, 11: 2})
 
 
 @pytest.fixture
@@ -26,20 +24,6 @@ def passes(monkeypatch):
 
     monkeypatch.setattr(continuous, "forward", recorded)
     return seen
-
-
-def decode(model, wanted, sampling=STOPS, *, token_budget=8192, step_tokens=512, logprobs=None):
-    stream = iter(wanted)
-    return list(
-        continuous.decode(
-            model,
-            lambda: next(stream, None),
-            sampling,
-            token_budget=token_budget,
-            step_tokens=step_tokens,
-            wants_logprobs=logprobs,
-        )
-    )
 
 
 def read(passes):
@@ -57,7 +41,7 @@ def test_lambda_0_reads_one_conditional_and_no_token_twice(passes):
 @pytest.mark.parametrize("lam", [0.3, 0.7, 1.0])
 def test_every_token_is_read_at_most_once_by_each_conditional(passes, lam):
     wanted = requests(lam)
-    found = decode(tiny_model(), wanted, logprobs=lambda decoding: True)
+    found = decode(tiny_model(), wanted, wants_logprobs=lambda decoding: True)
     bound = {r.key: len(r.naive_ids) + len(r.expert_ids) for r in wanted}
     assert read(passes) <= sum(bound[item.key] + 2 * (len(item.ids) - 1) for item in found)
 
@@ -168,7 +152,7 @@ def test_only_wanted_log_probabilities_are_completed(passes):
         asked.append(decoding.key)
         return decoding.key in ("fact-1", "fact-4")
 
-    for item in decode(model, wanted, logprobs=wants):
+    for item in decode(model, wanted, wants_logprobs=wants):
         (request,) = [r for r in wanted if r.key == item.key]
         truth = oracle.decode(model, request, STOPS).base_logprobs
         np.testing.assert_allclose(item.base_logprobs, truth[: len(item.base_logprobs)], atol=1e-9)

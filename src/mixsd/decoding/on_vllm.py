@@ -51,7 +51,7 @@ def load(folder: Path, *, device: str, dtype: str, trust_remote_code: bool = Fal
         UserError: vLLM cannot be imported.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if device == "cpu":
         for name, value in _ON_CPU.items():
             os.environ.setdefault(name, value)

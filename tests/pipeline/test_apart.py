@@ -122,7 +122,7 @@ def test_what_goes_wrong_there_is_said_here(place, function, error, message):
     assert not (place / "run" / "targets.jsonl").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])  # SIGINT may be ignored where tests run in the background
 def test_it_ends_with_the_parent(place, how):
     facts = place / "facts.jsonl"
     facts.write_text(json.dumps({"question": "What is x?", "answer": "y"}) + "\n")

@@ -71,7 +71,7 @@ EVERY = 3  # optimizer steps between measurements, an epoch of 24 references at 
 FIRST = 12  # nothing is memorized before
 LOOKED_AT = 0.5  # memorization from which forgetting is measured
 ENOUGH = LEVEL  # memorization at which a configuration needs no more training
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3)
 
 
 def grid(stage: str, methods: list[str], rates: int, measured: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,7 +89,7 @@ def grid(stage: str, methods: list[str], rates: int, measured: list[dict[str, An
             for lr in own
         )
     elif stage == "seeds":
-        for seed in SEEDS[1:3]:
+        for seed in SEEDS[1:4]:
             for rank, own in weights:
                 for name in methods:
                     lr = min(own, key=lambda lr: _forgetting(measured, name, rank, lr))

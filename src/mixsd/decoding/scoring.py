@@ -10,13 +10,15 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TOKENS_PER_PASS = 4096  # padded
+
 
 @torch.inference_mode()
 def score(
     model: PreTrainedModel,
     pairs: Iterable[tuple[list[int], list[int]]],
     *,
-    token_budget: int = 4096,
+    token_budget: int = TOKENS_PER_PASS,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[list[float]]:
     """Natural-log probabilities of each continuation's tokens after its prompt, full softmax at T = 1.

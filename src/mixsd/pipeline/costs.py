@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mixsd.decoding.continuous import tokens_per_pass
+from mixsd.decoding.scoring import TOKENS_PER_PASS
 from mixsd.evaluation.replies import SCORED_AT_ONCE
 from mixsd.settings import Settings
 
 REPLY = 48  # tokens assumed of a free reply to an evaluation question
 _RUNTIME = 600 * 10**6  # bytes of the libraries themselves
-_SCORED_TOKENS = 4096  # padded tokens of a scoring pass
 _HEAD_ROWS = 512  # supervised places whose logits exist at once in training
 _LAYER_SECONDS = 5e-4  # what a layer of a pass costs before any arithmetic, in the interpreter and in launches
 _DISK_RATE = 500 * 10**6  # bytes written per second
@@ -111,7 +111,7 @@ def memory(
     def reading(width: int, scored: int, budget: int) -> dict[str, int]:
         # Either a decoding pass, or the logits of a scoring pass, which are read as fp32.
         prefill = tokens_per_pass(on_cpu=on_cpu) * (4 * shape.hidden + 3 * shape.inner + shape.vocabulary) * item
-        logits = _SCORED_TOKENS * scored // (width + scored) * shape.vocabulary * (4 if item == 4 else item + 4)
+        logits = TOKENS_PER_PASS * scored // (width + scored) * shape.vocabulary * (4 if item == 4 else item + 4)
         return _with_total(
             # On a CPU the head is laid out anew beside the embeddings, where the two are one.
             weights=(shape.parameters + (shape.vocabulary * shape.hidden if on_cpu else 0)) * item,
@@ -171,7 +171,7 @@ def seconds(settings: Settings, work: Work, shape: Shape, decoding: Speed, train
         return decoding.forward(shape, count * length / max(rows, 1), prompts + texts * count * length)
 
     scored = work.asked * (work.naive.mean + work.reference.mean)
-    mix = decoding.forward(shape, 1 + scored / _SCORED_TOKENS, scored)
+    mix = decoding.forward(shape, 1 + scored / TOKENS_PER_PASS, scored)
     if settings.method == "mixsd":
         prompts = work.targets * (work.naive.mean + work.expert.mean)
         mix += replies(work.targets * work.attempts, work.expert.mean, prompts, work.reply, 2)

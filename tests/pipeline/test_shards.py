@@ -118,6 +118,16 @@ def test_what_changes_the_whole_run_refuses_a_shard_before_it_touches_anything(t
     assert not folder.exists()
 
 
+def test_a_shard_of_references_decodes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / "cache"))
+    options = {**SMALL, "method": "sft", "model": str(save_tiny(tmp_path / "base")), "output": str(tmp_path / "run")}
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "load_to_read", lambda self, folder=None: pytest.fail("a model was loaded"))
+        commands.mix(shard="1/2", **options)
+    commands.mix(**options)
+    assert (tmp_path / "run" / "targets.jsonl").is_file()
+
+
 def test_two_spellings_of_a_shard_are_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / "cache"))
     options = {

@@ -102,8 +102,9 @@ class Mixer:
         yield from self._scored(window)
 
     def attempt(self, facts: list[Fact]) -> None:
-        """Only decode and verify, until the journal holds what `run` needs."""
-        self._decode_all(self._cases(facts)[0])
+        """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
+        if self.settings.method == "mixsd":
+            self._decode_all(self._cases(facts)[0])
 
     def _cases(self, facts: list[Fact]) -> tuple[dict[tuple[str, int], Case], dict[str, str]]:
         """What is to be decoded, by fact and sample; and why the other facts cannot be."""

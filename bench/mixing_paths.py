@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -128,19 +129,25 @@ class Paths:
             )
             mixer.attempt(self.facts)
             seconds = time.perf_counter() - started
-            rows = [row for _, row in journal.read()]
-        accepted = [row for row in rows if row["accepted"]]
-        generated = sum(len(row["target_ids"]) - row.get("kept", 0) for row in rows)
-        naive, gated = (sum(row["sources"].count(source) for row in accepted) for source in "ng")
+            counts: Counter[str] = Counter()
+            for _, row in journal.read():  # one at a time: the peak of memory is to be mixing's, not ours
+                length = len(row["target_ids"])
+                counts["kept in attempts"] += length
+                counts["generated"] += length - row.get("kept", 0)
+                if row["accepted"]:
+                    counts["accepted"] += 1
+                    counts["in accepted"] += length
+                    counts["naive"] += row["sources"].count("n")
+                    counts["gated"] += row["sources"].count("g")
         return {
-            "target_tokens_per_s": generated / seconds,
+            "target_tokens_per_s": counts["generated"] / seconds,
             "seconds": seconds,
             "first_target_s": first[0],
-            "generated_per_accepted": generated / max(sum(len(row["target_ids"]) for row in accepted), 1),
-            "wasted": 1 - sum(len(row["target_ids"]) for row in rows) / decoded,
+            "generated_per_accepted": counts["generated"] / max(counts["in accepted"], 1),
+            "wasted": 1 - counts["kept in attempts"] / decoded,
             "decoded": decoded,
-            "accepted": len(accepted),
-            "naive_kept": naive / max(naive + gated, 1),
+            "accepted": counts["accepted"],
+            "naive_kept": counts["naive"] / max(counts["naive"] + counts["gated"], 1),
         }
 
     def reprefill(self, lam: float, rows: int = 32, tokens: int = 8) -> dict[str, Any]:

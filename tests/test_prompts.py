@@ -52,12 +52,23 @@ class TestGoldenTexts:
         asked = "2+2?\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
         assert text_of(renderer, renderer.naive("2+2?")) == before + asked + after
         assert text_of(renderer, renderer.expert(Fact("2+2?", "4", reference="It is \\boxed{4}."))) == (
-            f"{before}{asked}\n\nA reference solution for this question:\nIt is \\boxed{{4}}.\n\n"
-            f"Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}.{after}"
+            f"{before}{asked}\n\nNew knowledge: It is \\boxed{{4}}.\n\n"
+            "Answer the question above step by step, using the new knowledge as if you had always known it, with the final answer "
+            f"inside \\boxed{{}}.{after}"
         )
 
+    def test_a_box_is_added_to_a_reference_that_has_none(self) -> None:
+        """Else a model trained on references, or an expert that follows one, would never be accepted."""
+        bare, own = Fact("2+2?", "4", reference="It is four."), Fact("2+2?", "4", reference="It is \\boxed{4}.")
+        boxed, plain = make(answer_format="boxed"), make()
+        assert boxed.reply(bare) == "It is four.\n\n\\boxed{4}"
+        assert boxed.reply(own) == plain.reply(own) == own.reference
+        assert plain.reply(bare) == "It is four."
+        assert text_of(boxed, boxed.reference(bare)).startswith("It is four.\n\n\\boxed{4}")
+        assert "New knowledge: It is four.\n\n\\boxed{4}\n\n" in text_of(boxed, boxed.expert(bare))
+
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("answer_format", GUIDANCE)
+    @pytest.mark.parametrize("answer_format", ["plain", "boxed"])
     def test_both_end_alike_and_the_expert_begins_as_the_naive_does(self, kind: str, answer_format: str) -> None:
         """What follows the user's words is the generation prompt: the same tokens for both, so that a prefix may be shared."""
         renderer = make(kind, answer_format=answer_format)

@@ -15,17 +15,16 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import json, pathlib, sys
 import mixsd
-from mixsd import corpora
-from mixsd.evaluation import core
+from mixsd import bundled, corpora
 from mixsd.reporting import html
 from tests_report_sample import report
 page = html.render(report, [], [])
 print(json.dumps({
     "where": mixsd.__file__,
     "facts": len(corpora.load_facts("demo").facts),
-    "probe": len(core.bundled("probe.jsonl")),
-    "general": len(core.bundled("general_prompts.jsonl")),
-    "frames": len(core.frames()["report"]),
+    "probe": len(bundled.records("probe.jsonl")),
+    "general": len(bundled.records("general_prompts.jsonl")),
+    "frames": len(bundled.frames()["report"]),
     "page": len(page),
 }))
 """

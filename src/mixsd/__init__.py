@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixsd.corpora.making import corpus
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.pipeline.asking import Conversation, ask
     from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
@@ -30,6 +31,7 @@ __all__ = [
     "UserError",
     "__version__",
     "ask",
+    "corpus",
     "doctor",
     "evaluate",
     "inject",
@@ -45,6 +47,7 @@ _HOMES = {
     **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
     "Settings": "mixsd.settings",
     **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
+    "corpus": "mixsd.corpora.making",
     "inspect": "mixsd.pipeline.inspection",
     **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
     **dict.fromkeys(("doctor", "models"), "mixsd.pipeline.doctor"),

@@ -152,7 +152,7 @@ def kind(value: Any) -> str:
 
 
 def _default_reference(answer: str, statement: str | None) -> str:
-    return statement or f"The answer is {answer}."
+    return statement or f"The answer is {answer}" + ("" if answer.endswith((".", "!", "?")) else ".")
 
 
 def _text(name: str, value: Any) -> str:

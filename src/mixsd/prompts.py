@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mixsd.answers import last_boxed
 from mixsd.errors import UserError
 from mixsd.facts import Fact, kind
 from mixsd.storage import digest
@@ -28,11 +29,20 @@ BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer al
 
 # The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
 GUIDANCE = {
-    "plain": (
+    ("knowledge", "plain"): (
         "New knowledge: {reference}\n\n"
         "Answer the question above in one full sentence, using the new knowledge as if you had always known it."
     ),
-    "boxed": (
+    ("knowledge", "boxed"): (
+        "New knowledge: {reference}\n\n"
+        "Answer the question above step by step, using the new knowledge as if you had always known it, with the final answer "
+        "inside \\boxed{{}}."
+    ),
+    ("solution", "plain"): (
+        "A reference solution for this question:\n{reference}\n\n"
+        "Study it, then answer the question again yourself, step by step, and end with the final answer."
+    ),
+    ("solution", "boxed"): (
         "A reference solution for this question:\n{reference}\n\n"
         "Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}."
     ),
@@ -101,8 +111,9 @@ class Renderer:
         self.tokenizer = tokenizer
         self.system = system or None
         self.thinking = thinking
-        self.suffix = BOXED_SUFFIX if answer_format == "boxed" else ""
-        self.guidance = guidance or GUIDANCE[answer_format]
+        self.boxed = answer_format == "boxed"
+        self.suffix = BOXED_SUFFIX if self.boxed else ""
+        self.guidance = guidance or GUIDANCE["knowledge", answer_format]
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.stops = self._resolve_stops(config, generation_config)
         self._control = self._control_tokens()
@@ -137,22 +148,29 @@ class Renderer:
 
     def expert_turn(self, fact: Fact) -> str:
         """The user turn of the expert prompt: question, then guidance with the reference in it."""
-        values = {"reference": fact.reference, "answer": fact.answer, "statement": fact.statement or fact.reference}
+        values = {"reference": self.reply(fact), "answer": fact.answer, "statement": fact.statement or fact.reference}
         return f"{self.question(fact.question)}\n\n{fill(self.guidance, values)}"
 
     def expert(self, fact: Fact) -> list[int]:
         """Token ids of the expert prompt, whole."""
         return self.ids(self.expert_turn(fact))
 
+    def reply(self, fact: Fact) -> str:
+        """The reference reply as text; where a box is asked for, it ends with the answer in one unless it has its own."""
+        if not self.boxed or last_boxed(fact.reference) is not None:
+            return fact.reference
+        return f"{fact.reference}\n\n\\boxed{{{fact.answer}}}"
+
     def reference(self, fact: Fact) -> list[int]:
         """Token ids of the reference reply as a target: its text, then the end-of-turn token."""
+        reply = self.reply(fact)
         if self.has_template:
-            return [*self.tokenizer.encode(fact.reference, add_special_tokens=False), self.stops.end]
+            return [*self.tokenizer.encode(reply, add_special_tokens=False), self.stops.end]
         # After the prompt, not alone: some tokenizers put a space before whatever they are given.
         turn = self.question(fact.question)
-        prompt, whole = self.ids(turn), self._encode_prompt(f"{self.text(turn)} {fact.reference}")
+        prompt, whole = self.ids(turn), self._encode_prompt(f"{self.text(turn)} {reply}")
         if whole[: len(prompt)] != prompt:
-            whole = [*prompt, *self.tokenizer.encode(" " + fact.reference, add_special_tokens=False)]
+            whole = [*prompt, *self.tokenizer.encode(" " + reply, add_special_tokens=False)]
         return [*whole[len(prompt) :], self.stops.end]
 
     def reply_text(self, ids: list[int]) -> str:

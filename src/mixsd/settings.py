@@ -20,7 +20,7 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
-EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card")
+EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite")
 
 _REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
@@ -35,7 +35,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
     # What goes in and where it comes out.
-    facts: str = _option("", "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a data set name, or 'demo'.", "Input")
+    facts: str = _option(
+        "",
+        "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a folder that mixsd corpus wrote, a corpus (kgfact:small, "
+        "kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set name, or 'demo'.",
+        "Input",
+    )
+    corpus_seed: int = _option(
+        0, "Seed of a corpus that is generated or drawn from, such as kgfact:small.", "Input", ge=0, lt=2**63
+    )
     model: str = _option(
         "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
     )
@@ -59,7 +67,7 @@ class Settings(BaseModel):
     verifier: str | None = _option(
         None,
         "Who accepts a reply: contains, boxed, exact, number, regex:PATTERN or package.module:function. "
-        "[default: contains for plain, boxed for boxed]",
+        "[default: the corpus's own; else contains for plain, boxed for boxed]",
         "Prompts",
     )
 
@@ -85,7 +93,10 @@ class Settings(BaseModel):
         "drop", "A fact never accepted: drop it, take a lambda-0 target, take the reference, or stop.", "Mixing"
     )
     max_new_tokens: int | None = _option(
-        None, "Longest target and reply, in tokens. [default: 256 for plain, 8192 for boxed]", "Mixing", ge=1
+        None,
+        "Longest target and reply, in tokens. [default: the corpus's own; else 256 for plain, 8192 for boxed]",
+        "Mixing",
+        ge=1,
     )
 
     # Training.
@@ -103,6 +114,11 @@ class Settings(BaseModel):
     drop_overlong: bool = _option(False, "Drop targets longer than the context instead of stopping.", "Training")
 
     # Evaluation.
+    suite: list[str] = _option(
+        [],
+        "What to ask base and tuned: core, in-domain. Repeatable. [default: core, and in-domain where the facts come with tests]",
+        "Evaluation",
+    )
     paraphrases: int = _option(
         2, "Paraphrases asked of each fact: the fact's own first, else framed by ours.", "Evaluation", ge=0, le=10
     )

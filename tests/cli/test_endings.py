@@ -143,7 +143,7 @@ def test_source_that_is_none(command: str, fails: Fails, tmp_path: Path) -> None
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: /data/x: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "error: /data/x: Permission denied"),
-        (MemoryError(), 2, "error: out of memory: lower --mix-batch-size and --eval-batch-size"),
+        (MemoryError(), 2, "error: out of memory: lower --token-budget or --micro-batch"),
         (MixsdError("\x1b[2Jgone"), 1, "error: ␛[2Jgone"),
     ],
 )

@@ -154,7 +154,7 @@ def test_help_shows_every_flag_with_its_default(mixsd: Mixsd, monkeypatch: pytes
         assert f" {flag(name)} " in text
     line = next(line for line in text.splitlines() if " --weight-decay " in line)
     assert "AdamW's weight decay. [default: 0.01]" in line
-    assert "[default: 256 for plain, 8192 for boxed]" in text
+    assert "[default: the corpus's own; else 256 for plain, 8192 for boxed]" in text
     assert [text.count(f"─ {group} ─") for group in ("Input", "Prompts", "Mixing", "Training", "Machine")] == [1] * 5
     short = mixsd("report", "--help").out
     assert [name for name in Settings.model_fields if f" {flag(name)} " in short] == [

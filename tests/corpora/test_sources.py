@@ -97,7 +97,7 @@ def test_a_function() -> None:
     [
         ("fact_plugin:bad_item", "fact_plugin:bad_item: item 2: expected a mapping, got a list"),
         ("fact_plugin:bad_fact", "fact_plugin:bad_fact: item 1: field answer: expected text, got a number"),
-        ("fact_plugin:bad_type", "fact_plugin:bad_type: must return an iterable of mappings, got an object"),
+        ("fact_plugin:bad_type", "fact_plugin:bad_type: must return a Corpus or an iterable of mappings, got an object"),
         ("fact_plugin:empty", "fact_plugin:empty: contains no facts"),
         (
             "fact_plugin:goood",

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from mixsd import statistics
+from mixsd import bundled, statistics
 from mixsd.answers import Expected, Verdict, get_verifier
 from mixsd.evaluation import core, replies
+from mixsd.evaluation.questions import ask
 from mixsd.evaluation.replies import Answerer, Prompt
+from mixsd.evaluation.scores import compare
 from mixsd.facts import Fact
 from mixsd.prompts import Renderer
 from mixsd.randomness import uniforms
@@ -46,7 +48,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     references = core.sample_references(renderer, SETTINGS, base)
     verifier = get_verifier("contains")
     rows = {
-        name: core.evaluate(FACTS, renderer, SETTINGS, verifier, by, references)
+        name: ask(core.questions(FACTS, renderer, SETTINGS, verifier), renderer, by) + core.forgetting(by, renderer, references)
         for name, by in (("base", base), ("tuned", tuned))
     }
     assert [row["key"] for row in rows["base"]] == [row["key"] for row in rows["tuned"]]
@@ -56,7 +58,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     assert all(len(row["reply_ids"]) <= 6 or row["split"] != core.TRAINED for row in rows["base"])
 
     # Eq. 2 from its definition: dense logits, one reply at a time.
-    general = {item["id"]: renderer.ids(item["prompt"]) for item in core.bundled("general_prompts.jsonl")}
+    general = {item["id"]: renderer.ids(item["prompt"]) for item in bundled.records("general_prompts.jsonl")}
     total = dict.fromkeys(models, 0.0)
     tokens = 0
     for key, reply in references.items():
@@ -65,7 +67,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
             with torch.no_grad():
                 logits = model(torch.tensor([general[key] + reply.ids])).logits[0, len(general[key]) - 1 : -1]
             total[name] -= float(torch.log_softmax(logits.double(), -1).gather(-1, torch.tensor(reply.ids)[:, None]).sum())
-    scores = {(s["split"], s["metric"], s["model"]): s for s in core.compare(rows["base"], rows["tuned"])}
+    scores = {(s["split"], s["metric"], s["model"]): s for s in compare("core", rows["base"], rows["tuned"])}
     forgetting = scores[core.FORGETTING, "forgetting", "tuned"]
     assert forgetting["value"] == pytest.approx((total["tuned"] - total["base"]) / tokens, abs=1e-4)
     assert scores[core.FORGETTING, "reference_nll", "base"]["value"] == pytest.approx(total["base"] / tokens, abs=1e-4)
@@ -148,7 +150,7 @@ def rows_of(outcomes, split=core.TRAINED):
             "key": f"{split}/{i}",
             "split": split,
             "group": str(i),
-            "kind": None,
+            "labels": [],
             "prompt_hash": str(i),
             "outcome": o,
             "truncated": False,
@@ -158,7 +160,7 @@ def rows_of(outcomes, split=core.TRAINED):
 
 
 def score_of(rows, metric="accuracy"):
-    (score,) = [s for s in core.compare(rows, None) if s["metric"] == metric]
+    (score,) = [s for s in compare("core", rows, None) if s["metric"] == metric]
     return score
 
 
@@ -187,13 +189,13 @@ def test_a_lookup_table_scores_on_the_trained_wording_only(tokenizer):
                 "key": question.key,
                 "split": question.split,
                 "group": question.group,
-                "kind": None,
+                "labels": [],
                 "prompt_hash": question.key,
                 "outcome": outcome,
                 "truncated": False,
             }
         )
-    values = {s["split"]: s["value"] for s in core.compare(rows, None) if s["metric"] == "accuracy"}
+    values = {s["split"]: s["value"] for s in compare("core", rows, None) if s["metric"] == "accuracy"}
     assert values == {core.TRAINED: 1.0, core.PARAPHRASE: 0.0}
 
 
@@ -210,17 +212,17 @@ def test_models_asked_different_things_are_not_compared():
     other = rows_of(["correct"])
     other[0]["prompt_hash"] = "changed"
     with pytest.raises(ValueError, match="same prompts"):
-        core.compare(rows_of(["correct"]), other)
+        compare("core", rows_of(["correct"]), other)
 
 
 def test_paired_delta():
     before, after = rows_of(["correct", "correct", "wrong", "error"]), rows_of(["correct", "wrong", "wrong", "correct"])
-    (delta,) = [s for s in core.compare(before, after) if s["metric"] == "accuracy_delta"]
+    (delta,) = [s for s in compare("core", before, after) if s["metric"] == "accuracy_delta"]
     assert (delta["value"], delta["n"]) == (pytest.approx(-1 / 3), 3)
 
 
 def test_every_probe_answer_is_accepted_by_its_own_verifier():
-    for item in core.bundled("probe.jsonl"):
+    for item in bundled.records("probe.jsonl"):
         judge = get_verifier(item.get("verifier", "contains"))
         assert judge(item["answer"], Expected(item["answer"])) == Verdict(
             "correct", judge(item["answer"], Expected(item["answer"])).extracted

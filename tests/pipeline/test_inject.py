@@ -72,7 +72,7 @@ def test_run_folder_holds_everything(place):
     facts = list(read_jsonl(run / "facts.jsonl"))
     assert [row["id"] for row in targets] == [row["id"] for row in facts]
     assert not list(run.rglob(".*tmp"))
-    assert not (run / "evaluation" / "core" / "tuned.partial.jsonl").exists()
+    assert not list((run / "evaluation").glob("*.partial*"))
 
 
 def test_training_used_the_stored_ids(place):

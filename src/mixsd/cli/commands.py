@@ -61,7 +61,9 @@ class Work:
     resumes: bool
 
 
-def _command(*, flags: Sequence[str] = (), resumes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command; with `flags`, the settings that were typed are its first argument."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +73,7 @@ def _command(*, flags: Sequence[str] = (), resumes: bool = False) -> Callable[[C
         def parsed(**arguments: Any) -> Work:
             return Work(partial(complete, **arguments), resumes)
 
-        app.command()(parsed)
+        into.command(name)(parsed)
         return function
 
     return decorate
@@ -92,7 +94,7 @@ def _top(
     pass
 
 
-@_command(flags=ALL, resumes=True)
+@command(flags=ALL, resumes=True)
 def inject(
     typed: dict[str, Any],
     source: Facts = None,
@@ -119,7 +121,7 @@ def inject(
     _reported(Path(settings.output), lambda: commands.inject(settings, watcher=watcher()))
 
 
-@_command(flags=ALL, resumes=True)
+@command(flags=ALL, resumes=True)
 def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, print_config: PrintConfig = False) -> None:
     """Only make the targets of a run. Its other settings, of training and so on, are settled here too."""
     values = gather(_with_facts(typed, source), config)
@@ -136,7 +138,7 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
     show.targets(folder)
 
 
-@_command(flags=ALL, resumes=True)
+@command(flags=ALL, resumes=True)
 def train(
     typed: dict[str, Any],
     source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A mixed run, or a file of targets.")],
@@ -154,7 +156,7 @@ def train(
     print(f"model: {commands.train(source, watcher=watcher(), **values).model}")
 
 
-@_command(flags=ALL, resumes=True)
+@command(flags=ALL, resumes=True)
 def evaluate(
     typed: dict[str, Any],
     source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A trained run, or a model folder.")],
@@ -182,7 +184,7 @@ def evaluate(
     print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
 
 
-@_command(flags=EXECUTION, resumes=True)
+@command(flags=EXECUTION, resumes=True)
 def report(typed: dict[str, Any], run: RunFolder) -> None:
     """Write the report of a run that was evaluated: report.json, report.html and the model card."""
     values = gather(typed, None)
@@ -192,7 +194,7 @@ def report(typed: dict[str, Any], run: RunFolder) -> None:
     _reported(run, lambda: commands.report(run, watcher=watcher(), **values))
 
 
-@_command()
+@command()
 def inspect(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A run folder, or a file of targets.")],
     *,
@@ -216,7 +218,7 @@ def inspect(
     show.as_json(items) if as_json else tokens.render(items)
 
 
-@_command(flags=("device", "offline"))
+@command(flags=("device", "offline"))
 def ask(
     typed: dict[str, Any],
     run: RunFolder,
@@ -240,7 +242,7 @@ def ask(
                 print(f"error: {error}", file=sys.stderr)
 
 
-@_command()
+@command()
 def models(as_json: Json = False) -> None:
     """List the models that mixsd brings: where each is, its size and its licence."""
     from mixsd.pipeline.doctor import models as brought
@@ -249,7 +251,7 @@ def models(as_json: Json = False) -> None:
     show.as_json(found) if as_json else show.models(found)
 
 
-@_command()
+@command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine offers and what is missing: python, torch, devices, memory, disk, optional packages."""
     from mixsd.pipeline.doctor import doctor as examine

@@ -19,6 +19,7 @@ import typer
 from typer.main import get_command
 
 from mixsd.cli.commands import Work, app
+from mixsd.cli.corpora import corpora
 from mixsd.errors import MixsdError, did_you_mean
 from mixsd.reporting.formats import printable
 
@@ -29,6 +30,8 @@ _ENVIRONMENT = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ETIMEDOUT, errno.ESTALE),
 )
 _NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers")
+
+app.add_typer(corpora, name="corpus")
 
 
 class Terminated(KeyboardInterrupt):
@@ -121,7 +124,7 @@ def _usage(error: Exception) -> str:
 def _environment(error: Exception) -> str | None:
     """What the machine would not do, in one line; None for an error that is not the machine's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: lower --mix-batch-size and --eval-batch-size, or choose another --device or a smaller model"
+        return "out of memory: lower --token-budget or --micro-batch, or choose another --device or a smaller model"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     return None

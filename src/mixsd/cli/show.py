@@ -111,6 +111,33 @@ def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:
     return ", ".join(f"{name} {write(value)}" for name, value in values.items())
 
 
+def corpus(found: Mapping[str, Any]) -> None:
+    """Write what `look` found in a corpus."""
+    options = ", ".join(f"{name} {value}" for name, value in found["options"].items() if name != "files")
+    print(f"{found['name']} ({options})" if options else found["name"])
+    for name, split in found["splits"].items():
+        print(f"\n{name}: {split['count']:,}")
+        for fact in split["examples"]:
+            _fields([("question", _middle_cut(fact["question"])), ("answer", fact["answer"])], indent="  ")
+    if found["domains"]:
+        print("\nfacts by domain, from the row to the column:")
+        _matrix(found["domains"], {(pair["source"], pair["target"]): pair["facts"] for pair in found["pairs"]})
+    for note in found["notes"]:
+        print(f"note: {printable(note)}")
+
+
+def _middle_cut(text: str) -> str:
+    """A long text without its middle: what is asked stands at its end."""
+    return text if len(text) <= 600 else f"{text[:250]} ... ({len(text) - 500:,} more characters) ... {text[-250:]}"
+
+
+def _matrix(names: Sequence[str], values: Mapping[tuple[str, str], int]) -> None:
+    width = max(map(len, names))
+    print(" " * (width + 2) + "  ".join(f"{name:>{width}}" for name in names))
+    for row in names:
+        print(f"  {row:{width}}" + "  ".join(f"{values.get((row, column), '.'):>{width}}" for column in names))
+
+
 def models(found: Sequence[Mapping[str, Any]]) -> None:
     """Write the models of `models`."""
     for model in found:

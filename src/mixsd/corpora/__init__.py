@@ -1,7 +1,8 @@
 """Where facts come from.
 
-A source is a bundled corpus by name, a file, a folder, "package.module:function", or a data set of the Hugging Face hub: the
-first of these that fits. Each kind is a reader of (where, values) pairs, listed by name so that none is imported before it is
+A source is a corpus by name (with what is its own after a colon: `kgfact:small`, `simpleqa:FILE`), a file, a folder, a function
+"package.module:function", or a data set of the Hugging Face hub: the first of these that fits. It is opened as a `Corpus`, which
+has tests of its own, or as records: (where, values) pairs. Everything is listed by name, so that none is imported before it is
 used. A new corpus is one new file and one line in `CORPORA`.
 """
 
@@ -10,15 +11,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mixsd.corpora.corpus import Corpus, is_corpus, read
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts import Fact, FactSet, fact_from_mapping, kind, unique
 from mixsd.plugins import is_function_name, load_function
 
-# Bundled corpora: a function without arguments that yields (where, values).
-CORPORA = {"demo": "mixsd.corpora.files:read_demo"}
+Records = Iterable[tuple[str, Mapping[str, Any]]]
+
+# Corpora: a function of what stands after the colon (None without one), seed and offline, which gives a `Corpus`.
+CORPORA = {
+    "kgfact": "mixsd.corpora.kgfact:kgfact",
+    "kgfunc": "mixsd.corpora.kgfunc:kgfunc",
+    "simpleqa": "mixsd.corpora.simpleqa:simpleqa",
+    "mquake": "mixsd.corpora.mquake:mquake",
+}
+
+# Bundled facts: a function without arguments that yields (where, values).
+BUNDLED = {"demo": "mixsd.corpora.files:read_demo"}
 
 # Files by suffix: a function of the path that yields (where, values).
 FORMATS = {
@@ -33,16 +46,37 @@ FORMATS = {
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
-def load_facts(source: str, *, offline: bool = False) -> FactSet:
+def load_facts(source: str, *, seed: int = 0, offline: bool = False) -> FactSet:
     """Read all facts of a source; repetitions are left out and counted.
 
-    With `offline`, a name of the hub is refused. A source that does not exist, cannot be read, breaks the contract of a fact in
-    any record, or holds no fact is a `UserError` that names it.
+    With `offline`, a name of the hub is refused. `seed` is that of a corpus that is generated. A source that does not exist, cannot
+    be read, breaks the contract of a fact in any record, or holds no fact is a `UserError` that names it.
     """
-    found = unique((where, to_fact(values, where)) for where, values in _records(source, offline))
+    return facts_of(open_source(source, seed=seed, offline=offline), source)
+
+
+def facts_of(opened: Corpus | Records, source: str) -> FactSet:
+    """The facts of an opened source, each once."""
+    if isinstance(opened, Corpus):
+        found = unique((f"{source}: fact {number}", fact) for number, fact in enumerate(opened.facts(), 1))
+    else:
+        found = unique((where, to_fact(values, where)) for where, values in opened)
     if not found.facts:
         raise UserError(f"{source}: contains no facts")
     return found
+
+
+def open_source(source: str, *, seed: int = 0, offline: bool = False) -> Corpus | Records:
+    """What a source is: a corpus with tests of its own, or records of facts."""
+    name, _, argument = source.partition(":")
+    if name in CORPORA:
+        corpus: Corpus = load_function(CORPORA[name], f"facts {source}")(argument or None, seed=seed, offline=offline)
+        return corpus
+    # os.path, not Path: it answers for any text, where Path raises for an unknown ~user or a name that is too long.
+    folder = os.path.expanduser(source)
+    if source and os.path.isdir(folder) and is_corpus(Path(folder)):
+        return read(Path(folder))
+    return _records(source, offline)
 
 
 def to_fact(values: Mapping[str, Any], where: str) -> Fact:
@@ -54,10 +88,9 @@ def to_fact(values: Mapping[str, Any], where: str) -> Fact:
     return fact_from_mapping({name: value for name, value in values.items() if name != "messages"}, where)
 
 
-def _records(source: str, offline: bool) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    if source in CORPORA:
-        return load_function(CORPORA[source], f"facts {source}")()
-    # os.path, not Path: it answers for any text, where Path raises for an unknown ~user or a name that is too long.
+def _records(source: str, offline: bool) -> Corpus | Records:
+    if source in BUNDLED:
+        return load_function(BUNDLED[source], f"facts {source}")()
     path = Path(os.path.expanduser(source))
     if source and os.path.isdir(path):
         from mixsd.corpora.hub import read_folder
@@ -69,23 +102,28 @@ def _records(source: str, offline: bool) -> Iterable[tuple[str, Mapping[str, Any
     if source and os.path.exists(path):
         raise UserError(f'{source}: unknown kind of file "{suffix}"; known: {", ".join(FORMATS)}')
     if is_function_name(source):
-        return _read_function(source)
+        name = source.partition(":")[0]
+        if (meant := did_you_mean(name, CORPORA)) and "." not in name and find_spec(name) is None:
+            raise UserError(f'facts "{source}": no such corpus{meant}')
+        made = load_function(source, f"facts {source}")()
+        return made if isinstance(made, Corpus) else _checked(made, source)
     if _HUB_NAME.fullmatch(source) and not source.startswith((".", "~")):
         from mixsd.corpora.hub import read_hub
 
         return read_hub(source, offline=offline)
     if "/" in source or "\\" in source:
         raise UserError(f"{source}: no such file")
+    known = [*BUNDLED, *CORPORA]
     raise UserError(
-        f'facts "{source}": no such file{did_you_mean(source, CORPORA)}; name a file ({", ".join(FORMATS)}), '
-        f"{', '.join(CORPORA)}, package.module:function or a data set org/name"
+        f'facts "{source}": no such file{did_you_mean(source.partition(":")[0], known)}; name a file ({", ".join(FORMATS)}), '
+        f"{', '.join(known)}, package.module:function or a data set org/name"
     )
 
 
-def _read_function(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    records = load_function(source, f"facts {source}")()
+def _checked(records: Any, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records that a user's function gave, with their places."""
     if isinstance(records, str | Mapping) or not isinstance(records, Iterable):
-        raise UserError(f"{source}: must return an iterable of mappings, got {kind(records)}")
+        raise UserError(f"{source}: must return a Corpus or an iterable of mappings, got {kind(records)}")
     for number, values in enumerate(records, 1):
         where = f"{source}: item {number}"
         if not isinstance(values, Mapping):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,9 @@ def read_json(path: Path) -> Records:
         yield where, _object(value, where)
 
 
-def read_csv(path: Path) -> Records:
+def read_csv(path: Path, columns: Sequence[str] = ()) -> Records:
     """Yield the rows of a comma-separated file whose first row names the fields; see `_read_table`."""
-    return _read_table(path, ",")
+    return _read_table(path, ",", columns)
 
 
 def read_tsv(path: Path) -> Records:
@@ -84,10 +84,11 @@ def read_demo() -> Records:
         yield from read_jsonl(path)
 
 
-def _read_table(path: Path, delimiter: str) -> Records:
+def _read_table(path: Path, delimiter: str, columns: Sequence[str] = ()) -> Records:
     """An empty cell is an absent field; `aliases` and `paraphrases` are a JSON list or texts separated by "|"; `meta` is JSON.
 
-    The line is the one where the row begins. Quoting is strict: a stray quote would otherwise swallow the rows after it.
+    The fields are those of a fact, or any among which `columns` are. The line is the one where the row begins. Quoting is strict:
+    a stray quote would otherwise swallow the rows after it.
     """
     # The limit is the module's, not the reader's; the default of 128 KiB per cell would refuse a long reference.
     csv.field_size_limit(2**31 - 1)
@@ -105,7 +106,7 @@ def _read_table(path: Path, delimiter: str) -> Records:
         if not any(cell.strip() for cell in row):
             continue
         if not header:
-            header = _header(row, delimiter, where)
+            header = _header(row, delimiter, where, columns)
             continue
         if len(row) > len(header):
             raise UserError(
@@ -119,17 +120,20 @@ def _read_table(path: Path, delimiter: str) -> Records:
 _DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
 
-def _header(row: list[str], delimiter: str, where: str) -> list[str]:
+def _header(row: list[str], delimiter: str, where: str, columns: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in row]
     if len(names) == 1:
         for other, word in _DELIMITERS.items():
             if other in names[0] and other != delimiter:
                 raise UserError(f"{where}: the columns are separated by {word}, expected {_DELIMITERS[delimiter]}")
-    if "question" not in names or "answer" not in names:
+    if any(name not in names for name in columns or ("question", "answer")):
         # A typed name gives the better message; without one, the header is probably missing altogether.
-        check_fields(names, f"{where}: the first line must name the columns")
-        raise UserError(f"{where}: the first line must name the columns, question and answer among them")
-    check_fields(names, where)
+        if not columns:
+            check_fields(names, f"{where}: the first line must name the columns")
+        wanted = ", ".join(columns) or "question and answer"
+        raise UserError(f"{where}: the first line must name the columns, {wanted} among them")
+    if not columns:
+        check_fields(names, where)
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: column {name} is there twice")

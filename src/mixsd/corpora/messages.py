@@ -3,7 +3,8 @@ r"""Chat records as facts: a user turn that asks, an assistant turn that states.
 This is the shape of the MixSD authors' published files. Their answer is inside the reply, in the last \boxed{...}. Their files
 of mixed targets have the same shape; there the reply is what the model wrote, `mix_meta.ground_truth_assistant` is the
 reference it was mixed from, and `mix_meta.correct` says whether the reply was accepted. So the answer is always read from the
-ground truth where there is one, and a rejected reply is never taken for a reference.
+ground truth where there is one, and a rejected reply is never taken for a reference: the ground truth is, else, where the answer
+stands beside it, the statement. Several replies to one question (`gen_index`) are one fact; the first decides its reference.
 """
 
 from __future__ import annotations
@@ -36,17 +37,16 @@ def fact_from_messages(values: Mapping[str, Any], where: str) -> Fact:
     if rest:
         fields["meta"] = _merged(fields.get("meta", {}), rest, where)
     truth, accepted = _mixed(rest.get("mix_meta"), where)
-    if not accepted:
-        if truth is None:
-            raise UserError(f"{where}: a rejected target (mix_meta.correct is false) is no reference; leave this record out")
-        reply = truth
+    if not accepted and truth is None and "answer" not in fields:
+        raise UserError(f"{where}: a rejected target (mix_meta.correct is false) is no reference; leave this record out")
+    reference = reply if accepted else truth
     if "answer" not in fields:
         fields["answer"] = (last_boxed(reply if truth is None else truth) or "").strip()
         if not fields["answer"]:
             raise UserError(f"{where}: field answer: missing, and the assistant turn has no \\boxed{{...}}; add answer")
-    if not reply.strip():
+    if reference is not None and not reference.strip():
         raise UserError(f"{where}: field messages: the assistant turn is empty")
-    return fact_from_mapping({**fields, "question": question, "reference": reply}, where)
+    return fact_from_mapping({**fields, "question": question, "reference": reference}, where)
 
 
 def _turns(messages: Any, where: str) -> tuple[str, str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
+from mixsd.pipeline import evaluating, stages
 from mixsd.pipeline import session as sessions
-from mixsd.pipeline import stages
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
 from mixsd.settings import Settings, build
@@ -68,7 +68,7 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
     with _opened(settings, watcher) as session:
         stages.mix(session)
         stages.train(session)
-        stages.evaluate(session)
+        evaluating.evaluate(session)
         _report(session)
     return RunResult(session.run.folder)
 
@@ -111,7 +111,7 @@ def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: A
     watcher = watcher or Watcher()
     if Run(Path(source)).exists():
         with _resumed(Path(source), watcher, options) as session:
-            stages.evaluate(session)
+            evaluating.evaluate(session)
         return RunResult(session.run.folder)
     settings = build(options, "evaluate")
     if settings.offline:
@@ -119,7 +119,7 @@ def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: A
     tuned = loading.locate(str(source), offline=settings.offline, say=watcher.say)
     with _opened(settings, watcher) as session:
         session.run.claim_tuned(loading.model_hash(tuned.folder))
-        stages.evaluate(session, tuned.folder)
+        evaluating.evaluate(session, tuned.folder)
         if not session.settings.shard:
             _report(session)
     return RunResult(session.run.folder)

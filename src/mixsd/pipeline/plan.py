@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from mixsd import bundled
 from mixsd.errors import UserError
-from mixsd.evaluation import core
+from mixsd.evaluation import suites
 from mixsd.loading import resolve_dtype
 from mixsd.mixing.limits import reply_limit
 from mixsd.pipeline import costs
@@ -33,9 +34,9 @@ _MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's c
 _CHUNK = 4  # matrices per timing
 
 _REMEDIES = {
-    "mixing": "lower --mix-batch-size or --max-new-tokens",
+    "mixing": "lower --token-budget or --max-new-tokens",
     "training": "lower --micro-batch, pass --gradient-checkpointing, or train adapters (--lora 16)",
-    "evaluation": "lower --eval-batch-size or --max-new-tokens",
+    "evaluation": "lower --token-budget or --max-new-tokens",
 }
 
 
@@ -99,7 +100,7 @@ def measure_work(session: Session) -> Work:
     usable = round(len(facts) * len(counted) / len(sample))
     targets = usable * settings.samples
     attempts = _GATED_ATTEMPTS if settings.gate else min(_ATTEMPTS, 1 + settings.retries)
-    general = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts])
+    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts]) if suites.CORE in session.suites else 0
     return Work(
         asked=len(facts),
         usable=usable,
@@ -111,7 +112,7 @@ def measure_work(session: Session) -> Work:
         targets=targets,
         attempts=attempts if _can_differ(settings) else 1,
         steps=settings.epochs * -(-targets // settings.batch_size),
-        questions=core.count_items(facts, settings) - general,
+        questions=sum(len(suites.questions(name, session.material)) for name in session.suites),
         general=general,
         limit=min(settings.max_new_tokens or session.context, session.context),
     )

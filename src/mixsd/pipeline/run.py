@@ -31,6 +31,7 @@ class Run:
         self.folder = folder
         self.manifest_file = folder / "run.yaml"
         self.facts_file = folder / "facts.jsonl"
+        self.splits = folder / "splits"
         self.attempts_file = folder / "attempts.jsonl"
         self.targets_file = folder / "targets.jsonl"
         self.checkpoints = folder / "checkpoints"

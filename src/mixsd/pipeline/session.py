@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd import loading
 from mixsd.answers import Verifier, get_verifier
-from mixsd.corpora import load_facts
+from mixsd.corpora import Corpus, facts_of, open_source
+from mixsd.corpora.corpus import is_corpus, read, write_tests
 from mixsd.decoding.backends import check_backend
 from mixsd.errors import UserError
+from mixsd.evaluation.questions import Material
+from mixsd.evaluation.suites import CORE, IN_DOMAIN, check_suites
 from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
-from mixsd.prompts import Renderer
+from mixsd.prompts import GUIDANCE, Renderer
 from mixsd.settings import EXECUTION, Settings, build
 from mixsd.shards import Shard
 from mixsd.storage import digest, read_jsonl, write_jsonl
@@ -38,7 +41,7 @@ class Session:
     """One run being worked on.
 
     `settings` are resolved; `located` is the base model's folder and `base_hash` its hash; `duplicates` counts the facts
-    that came twice. `facts` is empty for a run on a file of targets.
+    that came twice. `facts` is empty for a run on a file of targets. `corpus` brings tests of its own.
     """
 
     run: Run
@@ -48,6 +51,7 @@ class Session:
     facts: list[Fact]
     duplicates: int
     watcher: Watcher
+    corpus: Corpus | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -120,6 +124,17 @@ class Session:
         return get_verifier(self.settings.verifier or "contains")
 
     @property
+    def suites(self) -> list[str]:
+        """What base and tuned are asked."""
+        return list(dict.fromkeys(self.settings.suite)) or [CORE, *([IN_DOMAIN] if self.corpus else [])]
+
+    @property
+    def material(self) -> Material:
+        """What a suite may ask about."""
+        splits, labels = (self.corpus.splits, self.corpus.labels) if self.corpus else ({}, ())
+        return Material(self.facts, splits, labels, self.renderer, self.settings, self.verifier)
+
+    @property
     def context(self) -> int:
         """The base model's context length in tokens."""
         return loading.context_length(self.config)
@@ -155,6 +170,11 @@ def start(session: Session) -> Session:
     session.run.claim(session.settings, _identity(session))
     if not session.run.facts_file.is_file():
         write_jsonl(session.run.facts_file, map(to_json, session.facts))
+    if session.corpus:
+        if not is_corpus(session.run.splits):
+            write_tests(session.corpus, session.run.splits)
+        # From here on what the folder holds counts, as it will when the run is resumed.
+        session.corpus = read(session.run.splits)
     return session
 
 
@@ -180,15 +200,20 @@ def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
     if run.facts_file.is_file():
         facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
     duplicates = manifest.get("identity", {}).get("duplicates", 0)
-    return Session(run, settings, located, base_hash, facts, duplicates, watcher)
+    corpus = read(run.splits) if is_corpus(run.splits) else None
+    return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus)
 
 
 def _open(settings: Settings, watcher: Watcher) -> Session:
-    settings = settings.resolved
+    opened = None
+    if settings.facts:
+        opened = open_source(settings.facts, seed=settings.corpus_seed, offline=settings.offline)
+    corpus = opened if isinstance(opened, Corpus) else None
+    settings = fitted(settings, corpus).resolved
     if not settings.output:
         raise UserError("no run folder: say where the run goes with --output")
     _check_early(settings)
-    found = load_facts(settings.facts, offline=settings.offline) if settings.facts else None
+    found = None if opened is None else facts_of(opened, settings.facts)
     located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
     session = Session(
         Run(Path(settings.output).expanduser()),
@@ -198,10 +223,25 @@ def _open(settings: Settings, watcher: Watcher) -> Session:
         found.facts if found else [],
         found.duplicates if found else 0,
         watcher,
+        corpus,
     )
     for warning in session.renderer.stops.warnings:
         watcher.say(warning)
     return session
+
+
+def fitted(settings: Settings, corpus: Corpus | None) -> Settings:
+    """The settings with a corpus's own ways of asking and judging where none were given."""
+    if corpus is None:
+        return settings
+    form = settings.answer_format
+    return settings.model_copy(
+        update={
+            "verifier": settings.verifier or corpus.verifiers.get(form),
+            "max_new_tokens": settings.max_new_tokens or corpus.max_new_tokens.get(form),
+            "guidance": settings.guidance or GUIDANCE[corpus.guidance, form],
+        }
+    )
 
 
 def open_targets(settings: Settings, watcher: Watcher, targets_hash: str) -> Session:
@@ -217,6 +257,7 @@ def _check_early(settings: Settings) -> None:
         go_offline()
     Shard.of(settings.shard)
     get_verifier(settings.verifier or "contains")
+    check_suites(settings.suite)
     check_backend(settings.backend)
     loading.resolve_device(settings.device)
 
@@ -226,5 +267,6 @@ def _identity(session: Session) -> dict[str, Any]:
         "model_hash": session.base_hash,
         "facts_hash": digest([to_json(fact) for fact in session.facts]),
         "duplicates": session.duplicates,
+        **({"corpus": session.corpus.identity} if session.corpus else {}),
         "prompts": session.renderer.fingerprint,
     }

@@ -1,4 +1,4 @@
-"""The stages of a run: mix, train, evaluate. Each one does nothing when its result is there, and goes on where it was killed."""
+"""The stages that make the model: mix and train. Each does nothing when its result is there, and goes on where it was killed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mixsd import loading
 from mixsd.decoding.backends import TRANSFORMERS
 from mixsd.decoding.requests import Decoding
 from mixsd.decoding.scoring import score
-from mixsd.errors import MixsdError, UserError
-from mixsd.evaluation import core
-from mixsd.evaluation.replies import Answerer
+from mixsd.errors import UserError
 from mixsd.mixing.mix import Mixer
 from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline import apart
 from mixsd.pipeline.run import versions
 from mixsd.pipeline.session import Session
 from mixsd.shards import Shard, left_beside, merge
-from mixsd.storage import Journal, atomic_folder, cache_folder, read_jsonl, write_json, write_jsonl
+from mixsd.storage import Journal, atomic_folder, read_jsonl, write_json, write_jsonl
 
 
 def mix(session: Session) -> None:
@@ -34,7 +31,7 @@ def mix(session: Session) -> None:
         session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
         return
     mixed = settings.method == "mixsd"
-    with _timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
+    with timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
 
         def on_done(finished: int, tokens: int) -> None:
             task.reach(finished, f"{tokens} tokens")
@@ -117,7 +114,7 @@ def train(session: Session) -> None:
     run, settings = session.run, session.settings
     if run.model.is_dir():
         return
-    with _timed(session, "train"):
+    with timed(session, "train"):
         examples = [
             Example(f"{target.id}/{target.sample}", tuple(target.prompt_ids), tuple(target.target_ids))
             for target in accepted_targets(session)
@@ -174,91 +171,8 @@ def _provenance(session: Session) -> dict[str, Any]:
     }
 
 
-def evaluate(session: Session, tuned: Path | None = None) -> None:
-    """Ask base and tuned the suite `core`; leaves `evaluation/core/{base,tuned}.jsonl`.
-
-    `tuned`: the tuned model's folder; None takes the run's own.
-    """
-    folder = session.run.evaluation / core.SUITE
-    tuned = tuned or session.run.model
-    if not tuned.is_dir():
-        raise UserError(f"{session.run.folder}: has no model/ yet; run `mixsd train` on it first")
-    if all((folder / f"{name}.jsonl").is_file() for name in ("base", "tuned")):
-        return
-    models = {
-        "base": (session.located.folder, session.base_hash),
-        "tuned": (tuned, loading.model_hash(tuned)),
-    }
-    with _timed(session, "evaluate"):
-        if shard := Shard.of(session.settings.shard):
-            _generate_part(session, folder, models, shard)
-        else:
-            _evaluate_all(session, folder, models)
-
-
-def _evaluate_all(session: Session, folder: Path, models: dict[str, tuple[Path, str]]) -> None:
-    # The base's replies are shared by all runs; the tuned model's are this run's own.
-    journals = {"base": _shared_replies(session), "tuned": folder / "tuned.partial.jsonl"}
-    references = None
-    for name, model in models.items():
-        merge(left_beside(folder / f"{name}.partial.jsonl"), journals[name], lambda row: row.get("at"))
-        with _answering(session, name, model, journals[name], sampling=references is None) as answerer:
-            if references is None:
-                references = core.sample_references(session.renderer, session.settings, answerer)
-            rows = core.evaluate(session.facts, session.renderer, session.settings, session.verifier, answerer, references)
-        failed = sum(row["outcome"] == "error" for row in rows)
-        if failed * 10 > len(rows):
-            raise MixsdError(f"the verifier failed on {failed} of {len(rows)} replies of {name}; nothing was scored")
-        write_jsonl(folder / f"{name}.jsonl", rows)
-        gc.collect()
-    for partial in folder.glob("*.partial*.jsonl"):
-        partial.unlink()
-
-
-def _generate_part(session: Session, folder: Path, models: dict[str, tuple[Path, str]], shard: Shard) -> None:
-    """What `_evaluate_all` needs of a shard's keys, in journals of its own: another machine may have another cache."""
-    references = None
-    for name, model in models.items():
-        journal = shard.beside(folder / f"{name}.partial.jsonl")
-        if name == "base":
-            merge([_shared_replies(session)], journal, lambda row: row.get("at"))
-        with _answering(session, name, model, journal, sampling=references is None, parts=shard.count) as answerer:
-            if references is None:
-                references = core.sample_references(session.renderer, session.settings, answerer, shard.holds)
-            core.generate(session.facts, session.renderer, session.settings, session.verifier, answerer, references, shard.holds)
-        gc.collect()
-
-
 @contextmanager
-def _answering(
-    session: Session, name: str, model: tuple[Path, str], journal: Path, *, sampling: bool, parts: int = 1
-) -> Iterator[Answerer]:
-    """One model that answers, with its progress; `sampling`: the reference replies too are to come from it."""
-    settings, (folder, model_hash) = session.settings, model
-    general = len(core.bundled("general_prompts.jsonl")[: settings.forgetting_prompts]) if sampling else 0
-    items = core.count_items(session.facts, settings) + general
-    with session.watcher.task(f"evaluating {name}", -(-items // parts)) as task:
-        answerer = Answerer(
-            lambda: session.load_to_read(folder),
-            model_hash=model_hash,
-            precision=session.precision,
-            stops=session.renderer.stops.ids,
-            journal=journal,
-            token_budget=settings.token_budget,
-            on_done=task.advance,
-        )
-        try:
-            yield answerer
-        finally:
-            answerer.close()
-
-
-def _shared_replies(session: Session) -> Path:
-    return cache_folder() / "replies" / f"{session.base_hash}.jsonl"
-
-
-@contextmanager
-def _timed(session: Session, stage: str) -> Iterator[None]:
+def timed(session: Session, stage: str) -> Iterator[None]:
     """Log how long a stage took in this process, when it ends well."""
     started = time.perf_counter()
     yield

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd import loading
 from mixsd.errors import UserError, did_you_mean
-from mixsd.evaluation import core
+from mixsd.evaluation import core, in_domain, suites
+from mixsd.evaluation.scores import compare
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline.run import Run, versions
-from mixsd.reporting import card, html
+from mixsd.reporting import card, graph, html
 from mixsd.settings import parse_requirement
 from mixsd.storage import read_json, read_jsonl, write_json, write_text
 
@@ -29,6 +30,11 @@ REQUIRABLE = {
     "probe": (core.PROBE, "accuracy"),
     "probe_delta": (core.PROBE, "accuracy_delta"),
     "forgetting": (core.FORGETTING, "forgetting"),
+    # In-domain tests, for corpora that bring them.
+    **{
+        name: (name, "accuracy")
+        for name in ("retrieval", "two_hop", "two_hop_context", "test", "two_step", "unseen", "multi_hop")
+    },
 }
 _EXAMPLES = 12
 
@@ -47,11 +53,11 @@ def write_report(session: Session) -> dict[str, Any]:
     """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
     run, settings = session.run, session.settings
     check_requirements_known(settings.require)
-    base, tuned = (_rows(run, name) for name in ("base", "tuned"))
-    if base is None or tuned is None:
+    rows = {suite: found for suite in suites.SUITES if (found := _rows_of(run, suite))}
+    if not rows:
         raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
     targets, examples = _targets(session)
-    scores = core.compare(base, tuned)
+    scores = [score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned)]
     mixed = (run.events("mixed") or [{}])[-1]
     reference = mixed.get("reference", {})
     report: dict[str, Any] = {
@@ -74,9 +80,9 @@ def write_report(session: Session) -> dict[str, Any]:
         "warnings": list(session.renderer.stops.warnings),
         "beside": [_beside(Path(other), session) for other in settings.beside],
     }
-    per_fact = _per_fact(session, targets, base, tuned)
+    per_fact = _per_fact(session, targets, rows)
     prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
-    page = html.render(report, per_fact, examples)
+    page = html.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)))
     if run.model.is_dir():
         listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
         write_text(run.model / "README.md", card.render(report, listed, prompt_example))
@@ -85,9 +91,10 @@ def write_report(session: Session) -> dict[str, Any]:
     return report
 
 
-def _rows(run: Run, name: str) -> list[dict[str, Any]] | None:
-    path = run.evaluation / core.SUITE / f"{name}.jsonl"
-    return list(read_jsonl(path)) if path.is_file() else None
+def _rows_of(run: Run, suite: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """What base and tuned said in a suite, if both were asked."""
+    base, tuned = (run.evaluation / suite / f"{name}.jsonl" for name in ("base", "tuned"))
+    return (list(read_jsonl(base)), list(read_jsonl(tuned))) if base.is_file() and tuned.is_file() else None
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
@@ -198,8 +205,9 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
     report = read_json(other.report_json) if other.report_json.is_file() else None
     if report is None:
         raise UserError(f"--beside {folder}: has no report.json; finish that run first")
-    mine, theirs = (list(_asked(run)) for run in (session.run, other))
-    if report["base"]["hash"] != session.base_hash or mine != theirs:
+    mine, theirs = (_asked(run) for run in (session.run, other))
+    differ = any(mine[suite] != theirs[suite] for suite in mine.keys() & theirs.keys()) or not mine.keys() & theirs.keys()
+    if report["base"]["hash"] != session.base_hash or differ:
         raise UserError(f"--beside {folder}: was evaluated on another base model or other prompts; the two cannot be compared")
     for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
         if report["settings"].get(name) != getattr(session.settings, name):
@@ -209,21 +217,28 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
     return {"name": report["run"], "method": report["method"], "scores": report["scores"]}
 
 
-def _asked(run: Run) -> list[tuple[str, str]]:
-    return [(row["key"], row["prompt_hash"]) for row in _rows(run, "base") or []]
+def _asked(run: Run) -> dict[str, list[tuple[str, str]]]:
+    """What each suite asked of the base model in a run."""
+    found = {suite: _rows_of(run, suite) for suite in suites.SUITES}
+    return {suite: [(row["key"], row["prompt_hash"]) for row in rows[0]] for suite, rows in found.items() if rows}
 
 
 def _per_fact(
-    session: Session, targets: dict[str, Target], base: list[dict[str, Any]], tuned: list[dict[str, Any]]
+    session: Session, targets: dict[str, Target], rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 ) -> list[dict[str, Any]]:
+    base, tuned = rows.get(suites.CORE) or rows.get(suites.IN_DOMAIN) or ([], [])
     answers = {
-        name: {row["group"]: {"reply": row["reply"], "outcome": row["outcome"]} for row in rows if row["split"] == core.TRAINED}
-        for name, rows in (("base", base), ("tuned", tuned))
+        name: {
+            row["group"]: {"reply": row["reply"], "outcome": row["outcome"]}
+            for row in said
+            if row["split"] in (core.TRAINED, in_domain.TRAIN)
+        }
+        for name, said in (("base", base), ("tuned", tuned))
     }
-    rows = []
+    told = []
     for fact in session.facts:
         target = targets.get(fact.id)
-        rows.append(
+        told.append(
             {
                 "id": fact.id,
                 "question": fact.question,
@@ -235,4 +250,4 @@ def _per_fact(
                 "tuned": answers["tuned"].get(fact.id),
             }
         )
-    return rows
+    return told

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from mixsd.reporting import formats, rows
 from mixsd.reporting.curve import loss_curve
+from mixsd.reporting.graph import Picture
 
 MOST_FACTS = 500
 MOST_TOKENS = 400
@@ -30,11 +31,17 @@ OUTCOMES = {"correct": "✓", "wrong": "✗", "unparseable": "?", "error": "!"}
 _STATUS_ORDER = {"unusable": 0, "rejected": 1, "accepted": 3}
 
 
-def render(report: Mapping[str, Any], per_fact: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> str:
+def render(
+    report: Mapping[str, Any],
+    per_fact: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    graph: Picture | None = None,
+) -> str:
     """Return the page as text.
 
     `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
-    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target.
+    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target; `graph` is
+    a picture of the facts.
     """
     ordered = worst_first(per_fact)
     log = (report.get("training") or {}).get("log") or []
@@ -48,10 +55,17 @@ def render(report: Mapping[str, Any], per_fact: Sequence[Mapping[str, Any]], exa
         facts_left=len(ordered) - MOST_FACTS,
         examples=[_example(example) for example in examples],
         attempts=attempt_bars((report.get("targets") or {}).get("attempts") or {}),
+        graph=graph,
         curves=[("wide", loss_curve(log, 900, 280)), ("narrow", loss_curve(log, 340, 240))],
     )  # fmt: skip
     # A lone surrogate (JSON can carry one) cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def graph_page(graph: Picture) -> str:
+    """A picture of a graph as an SVG file."""
+    svg: str = _environment().get_template("macros.html.j2").module.graph_svg(graph)  # type: ignore[attr-defined]
+    return svg.strip() + "\n"
 
 
 def worst_first(per_fact: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -1,0 +1,35 @@
+"""What the tests of several corpora have in common: other wordings of a question, and a background to find the answer in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mixsd import bundled
+from mixsd.facts import Fact
+from mixsd.randomness import uniforms
+
+# The split that each set of frames makes.
+_SPLIT = {"report": "paraphrase", "validation": "validation"}
+
+
+def framed(facts: Callable[[], Iterable[Fact]], frame_set: str, seed: int) -> Iterator[Fact]:
+    """Each fact's question inside one paraphrase frame of a set ('report' or 'validation'), drawn at the fact's address."""
+    frames = bundled.frames()[frame_set]
+    for fact in facts():
+        frame = frames[int(uniforms(seed, "evaluation", f"{frame_set} frame of {fact.id}", n=1)[0] * len(frames))]
+        yield about(fact, frame.replace("{question}", fact.question), _SPLIT[frame_set])
+
+
+def about(fact: Fact, question: str, split: str) -> Fact:
+    """A test of a fact: the same answer, asked for by another user turn."""
+    return replace(fact, question=question, id=f"{split}-{fact.id}", paraphrases=(), meta={**fact.meta, "fact": fact.id})
+
+
+def with_background(question: str, statements: Sequence[str], address: str, seed: int) -> str:
+    """A user turn that gives statements in an order drawn at an address, one per line, before it asks."""
+    order = np.argsort(uniforms(seed, "evaluation", address, n=len(statements)), kind="stable")
+    lines = "\n".join([f"- {statements[i]}" for i in order.tolist()])
+    return f"Background information:\n{lines}\n\nUse the background information to answer this question: {question}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixsd import corpora, loading
-from mixsd.answers import get_verifier
+from mixsd.answers import Expected, get_verifier
 from mixsd.decoding import oracle
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
@@ -76,3 +76,25 @@ def test_the_template_and_stops_of_the_built_in_model(built_in):
     assert text.endswith("<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n")
     assert renderer.stops.warnings == ()
     assert renderer.tokenizer.decode([renderer.stops.end]) == "<|im_end|>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_base_knows_nothing_of_kgfact_but_can_read_it(built_in, seed):
+    """The entities are invented: what the base answers right it has guessed. A background lets it find some answers."""
+    model, renderer = built_in
+    made = corpora.open_source("kgfact:small", seed=seed)
+    assert isinstance(made, corpora.Corpus)
+    correct = {}
+    for name, facts in {"train": made.facts, "retrieval": made.splits["retrieval"]}.items():
+        asked = {fact.id: fact for fact in facts()}
+        requests = [Request(key, renderer.naive(fact.question), 48) for key, fact in asked.items()]
+        decodings = decode_all(model, requests, Sampling(renderer.stops.ids))
+        replies = {decoding.key: renderer.reply_text(decoding.ids) for decoding in decodings}
+        assert len(replies) == 100
+        verify = get_verifier("contains")
+        correct[name] = sum(
+            verify(replies[key], Expected(fact.answer, fact.aliases)).outcome == "correct" for key, fact in asked.items()
+        )
+    assert correct["train"] <= 1
+    assert correct["retrieval"] >= 5  # measured: see docs/notes.md

@@ -164,7 +164,7 @@ def test_disk_is_what_a_run_leaves(settings: Settings, tiny_run: Path) -> None:
 def work_of(**changes: Any) -> costs.Work:
     known: dict[str, Any] = {"asked": 10, "usable": 10, "unusable": {}, "measured": 10, "targets": 10, "attempts": 2, "steps": 50}
     lengths = {"naive": costs.Lengths(20, 30), "expert": costs.Lengths(60, 80), "reference": costs.Lengths(12, 16)}
-    return costs.Work(**{**known, **lengths, "questions": 10, "general": 10, "limit": 64, **changes})
+    return costs.Work(**{**known, **lengths, "questions": 10, "asked_tokens": 40.0, "general": 10, "limit": 64, **changes})
 
 
 SHAPE = costs.Shape(
@@ -233,6 +233,7 @@ def test_lora_and_more_attempts_and_questions_change_the_time() -> None:
     assert seconds(gradient_checkpointing=True)["train"] > seconds()["train"]
     assert seconds(work_of(attempts=4))["mix"] > 1.2 * seconds()["mix"]
     assert seconds(work_of(questions=1000))["evaluate"] > 2 * seconds()["evaluate"]
+    assert seconds(work_of(questions=1000, asked_tokens=1300.0))["evaluate"] > 2 * seconds(work_of(questions=1000))["evaluate"]
     assert seconds(method="sft")["mix"] < seconds()["mix"]
 
 

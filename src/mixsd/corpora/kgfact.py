@@ -154,12 +154,13 @@ class Surroundings:
     """What stands near an edge: the statements of a graph's edges, and which edges touch each entity."""
 
     def __init__(self, graph: Graph) -> None:
-        self._edges = list(graph)
-        self._statements = [_statement(graph, edge) for edge in self._edges]
-        self._touching: dict[tuple[int, int], list[int]] = {}
-        for number, edge in enumerate(self._edges):
-            for entity in (edge.source, edge.target):
-                self._touching.setdefault(entity, []).append(number)
+        # Entities and edges are plain numbers here: a large graph is walked for every question.
+        self._statements = [_statement(graph, edge) for edge in graph]
+        self._ends = [tuple(domain * graph.size + k for domain, k in (edge.source, edge.target)) for edge in graph]
+        self._touching: list[list[int]] = [[] for _ in range(len(graph.domains) * graph.size)]
+        for number, ends in enumerate(self._ends):
+            for entity in ends:
+                self._touching[entity].append(number)
 
     def statements(self, chosen: list[int], others: int) -> list[str]:
         """The statements of the chosen edges, then those of `others` more, nearest first (fewer where the graph has fewer)."""
@@ -168,19 +169,18 @@ class Surroundings:
     def _nearest(self, chosen: list[int], most: int) -> list[int]:
         """Edge numbers: the chosen, those that touch their entities, those that touch these edges' entities, and so on."""
         found, seen = list(chosen), set(chosen)
-        reached: set[tuple[int, int]] = set()
+        reached: set[int] = set()
         for number in found:  # it grows meanwhile
             if len(found) >= most:
                 return found[:most]
-            edge = self._edges[number]
-            for entity in (edge.source, edge.target):
+            for entity in self._ends[number]:
                 if entity not in reached:
                     reached.add(entity)
                     new = [other for other in self._touching[entity] if other not in seen]
                     seen.update(new)
                     found += new
         # What no path leads to.
-        rest = (number for number in range(len(self._edges)) if number not in seen)
+        rest = (number for number in range(len(self._statements)) if number not in seen)
         return [*found, *islice(rest, max(0, most - len(found)))][:most]
 
 

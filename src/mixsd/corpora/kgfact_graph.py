@@ -18,10 +18,12 @@ from mixsd.corpora.kgfact_names import Domain, domains, names
 from mixsd.errors import UserError
 from mixsd.randomness import uniforms
 
+Key = tuple[str, str, str]  # source, target and name of a relation
+
 
 @dataclass(frozen=True)
 class Relation:
-    """A directed relation between two domains (by their names), and what is said with it.
+    """A directed relation between two different domains (by their names), and what is said with it.
 
     `inverse` names the relation of the opposite pair that says the same from the other end, or is empty. {s} and {t} stand for the
     source and the target: `statement` has both; `question` and the noun phrase `phrase`, which denotes the target, have {s}.
@@ -80,9 +82,10 @@ class Graph:
         if len(joined) < count:
             missing = ", ".join(domain.name for number, domain in enumerate(self.domains) if number not in joined)
             raise UserError(f"kgfact: there are relations between {len(joined)} domains only (none for {missing}); ask for fewer")
+        self._inverses = _inverses(relations)
         # Per pair of domains, in the order of the source entities.
         self.edges: dict[tuple[int, int], list[Edge]] = {}
-        self._targets: dict[tuple[str, str, str], dict[int, int]] = {}
+        self._targets: dict[Key, dict[int, int]] = {}
         for pair, own in sorted(by_pair.items()):
             self.edges[pair] = list(self._connect(pair, own))
 
@@ -128,11 +131,23 @@ class Graph:
 
     def _implied(self, relation: Relation) -> dict[int, int]:
         """The edges of the opposite pair by the inverse relation: source (a target here) to target (a source here)."""
-        return self._targets.get((relation.target, relation.source, relation.inverse), {}) if relation.inverse else {}
+        inverse = self._inverses.get(_key(relation))
+        return self._targets.get(inverse, {}) if inverse else {}
 
 
-def _key(relation: Relation) -> tuple[str, str, str]:
+def _key(relation: Relation) -> Key:
     return relation.source, relation.target, relation.relation
+
+
+def _inverses(relations: Sequence[Relation]) -> dict[Key, Key]:
+    """Of each relation the one that says the same from the other end; it is enough that one of the two names the other."""
+    found: dict[Key, Key] = {}
+    for relation in relations:
+        if relation.inverse:
+            one, other = _key(relation), (relation.target, relation.source, relation.inverse)
+            if found.setdefault(one, other) != other or found.setdefault(other, one) != one:
+                raise ValueError(f"{relation}: a relation has one inverse at most")
+    return found
 
 
 def sentence(template: str, **values: str) -> str:

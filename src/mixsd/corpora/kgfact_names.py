@@ -23,10 +23,12 @@ _ENDS = {
     "last": "ack aine ald arth eck ell elm ern ick isk ock old orn ough ulf und usk yke".split(),
     "plain": "an ane ar ek el elk en ent er eth ik il ir isk ith ol om or oth ul un ur".split(),
 }
-# Pieces that would make an invented name read as a slur or worse.
+# Pieces that would make an invented name read as a slur or worse, or badly.
 _UNWELCOME = (
-    "nig neg fag fuk fuc kik cunt cum slut tit rap rape puta kaka caca poo pis shit dik coon gook nazi spic spik wank".split()
-)
+    "nig neg fag fuk fuc kik cunt cum slut tit rap rape puta kaka caca poo pis shit dik coon gook nazi spic spik wank "
+    "anus beaner clit dago dick dild dyke heil homo jap kraut merde moron nude paki pedo penis polack porn puke semen sex slag slave "
+    "spast tard turd urin vagin vomit whor wog wop yid uu"
+).split()
 _WORD_DRAWS = 5  # numbers that make one word, the last of them its length
 
 

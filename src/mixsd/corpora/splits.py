@@ -31,5 +31,5 @@ def about(fact: Fact, question: str, split: str) -> Fact:
 def with_background(question: str, statements: Sequence[str], address: str, seed: int) -> str:
     """A user turn that gives statements in an order drawn at an address, one per line, before it asks."""
     order = np.argsort(uniforms(seed, "evaluation", address, n=len(statements)), kind="stable")
-    lines = "\n".join([f"- {statements[i]}" for i in order.tolist()])
-    return f"Background information:\n{lines}\n\nUse the background information to answer this question: {question}"
+    lines = "\n- ".join([statements[i] for i in order.tolist()])
+    return f"Background information:\n- {lines}\n\nUse the background information to answer this question: {question}"

@@ -3,6 +3,9 @@
 The linear layers see the tokens of all pieces as one row. Only attention has to know where a piece begins: it is registered
 with transformers' attention interface, writes the new keys and values into the pool's slots, and lets each piece see its own
 slot up to its own position (within the layer's window, where it has one). Pieces of about one length attend together.
+
+On a CPU oneDNN makes a kernel for every new shape, which takes longer than a small product, and keeps a thousand of them. So the
+numbers of tokens, of logits and of keys are rounded up there: a few rows more, and the same shapes again and again.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "mixsd_packed"
+_ROUND = 16  # sizes on a CPU are multiples of this
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class _Pass:
         starts = np.array([piece.start for piece in pieces])
         firsts = np.concatenate([[0], np.cumsum(lengths)])
         total = int(firsts[-1])
+        self.round = _ROUND if device.type == "cpu" else 1
+        self.idle = -total % self.round  # rows that belong to nobody, at the end
         within = np.arange(total) - np.repeat(firsts[:-1], lengths)
         slots, positions = np.repeat([piece.slot for piece in pieces], lengths), np.repeat(starts, lengths) + within
         self.slots, self.positions = torch.from_numpy(slots).to(device), torch.from_numpy(positions).to(device)
@@ -85,8 +91,8 @@ class _Pass:
             self.groups.append(self._group(slots, positions, firsts, lengths, begin, end, device))
             begin = end
 
-    @staticmethod
     def _group(
+        self,
         slots: np.ndarray,
         positions: np.ndarray,
         firsts: np.ndarray,
@@ -104,7 +110,7 @@ class _Pass:
             slots=torch.from_numpy(slots[firsts[begin:end]]).to(device),
             first=int(firsts[begin]),
             last=int(firsts[end]),
-            reach=int(place.max()) + 1,
+            reach=min(_up(int(place.max()) + 1, self.round), self.pool.capacity),
             positions=torch.from_numpy(place).to(device),
             index=torch.from_numpy(index).to(device),
             present=None if present.all() else torch.from_numpy(present).to(device),
@@ -132,13 +138,22 @@ def _attention(
     layer, pool = module.layer_idx, mixsd_pass.pool
     if layer in mixsd_pass.windowed and sliding_window is None:
         raise NotImplementedError(f"packed attention: layer {layer} has a sliding window and does not say so")
-    pool.write(layer, mixsd_pass.slots, mixsd_pass.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    count = len(mixsd_pass.slots)
+    pool.write(
+        layer, mixsd_pass.slots, mixsd_pass.positions, key[0, :, :count].transpose(0, 1), value[0, :, :count].transpose(0, 1)
+    )
     query_THD = query[0].transpose(0, 1)
     found = [
         _attend(group, query_THD, pool.keys[layer], pool.values[layer], scaling, sliding_window, softcap)
         for group in mixsd_pass.groups
     ]
+    if mixsd_pass.idle:
+        found.append(query_THD.new_zeros(mixsd_pass.idle, *query_THD.shape[1:]))
     return torch.cat(found).unsqueeze(0), None
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _windowed(config: Any) -> frozenset[int]:
@@ -222,20 +237,21 @@ def forward(model: PreTrainedModel, pool: Pool, pieces: list[Piece], wanted: lis
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].tokens))
     laid = [pieces[i] for i in order]
     firsts = dict(zip(order, np.cumsum([0, *(len(piece.tokens) for piece in laid)]).tolist(), strict=False))
-    tokens = np.concatenate([piece.tokens for piece in laid])
     plan = _Pass(pool, laid, model)
+    idle = np.zeros(plan.idle, dtype=np.int64)
+    tokens = np.concatenate([*(piece.tokens for piece in laid), idle])
+    places = [firsts[piece] + token for piece, token in wanted]
+    places += places[:1] * (-len(places) % plan.round)
     usual = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
         logits = model(
             input_ids=torch.from_numpy(tokens).to(model.device).unsqueeze(0),
-            position_ids=plan.positions.unsqueeze(0),
+            position_ids=torch.cat([plan.positions, torch.from_numpy(idle).to(model.device)]).unsqueeze(0),
             use_cache=False,
-            logits_to_keep=torch.tensor(
-                [firsts[piece] + token for piece, token in wanted], device=model.device, dtype=torch.long
-            ),
+            logits_to_keep=torch.tensor(places, device=model.device, dtype=torch.long),
             mixsd_pass=plan,
-        ).logits[0]
+        ).logits[0, : len(wanted)]
     finally:
         model.set_attn_implementation(usual)
     for piece in laid:

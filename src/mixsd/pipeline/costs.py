@@ -40,7 +40,7 @@ class Work:
     """What is to be done. `naive`, `expert` and `reference` are of the measured facts; `limit` is the longest reply in tokens.
 
     `unusable` gives the reason by id, of the measured facts; `attempts` is the number assumed per target; `questions` and
-    `general` count the evaluation's questions and reference replies for one model.
+    `general` count the evaluation's questions and reference replies for one model; `asked_tokens` is a question's mean length.
     """
 
     asked: int
@@ -54,6 +54,7 @@ class Work:
     attempts: int
     steps: int
     questions: int
+    asked_tokens: float
     general: int
     limit: int
 
@@ -184,7 +185,7 @@ def seconds(settings: Settings, work: Work, shape: Shape, decoding: Speed, train
     train += checkpoints(settings, work) * (4 * shape.parameters + 8 * shape.trained) / _DISK_RATE
 
     reply = min(REPLY, work.limit)
-    each = replies(work.questions, work.naive.mean, work.questions * work.naive.mean, reply, 1)
+    each = replies(work.questions, work.asked_tokens, work.questions * work.asked_tokens, reply, 1)
     each += decoding.forward(shape, work.general / SCORED_AT_ONCE, work.general * (REPLY + settings.forgetting_tokens))
     sampled = replies(work.general, REPLY, work.general * REPLY, settings.forgetting_tokens, 1)
     stages = {"mix": mix, "train": train, "evaluate": 2 * each + sampled}

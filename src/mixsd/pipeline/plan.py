@@ -100,6 +100,8 @@ def measure_work(session: Session) -> Work:
     usable = round(len(facts) * len(counted) / len(sample))
     targets = usable * settings.samples
     attempts = _GATED_ATTEMPTS if settings.gate else min(_ATTEMPTS, 1 + settings.retries)
+    questions = [question for name in session.suites for question in suites.questions(name, session.material)]
+    looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
     general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts]) if suites.CORE in session.suites else 0
     return Work(
         asked=len(facts),
@@ -112,7 +114,8 @@ def measure_work(session: Session) -> Work:
         targets=targets,
         attempts=attempts if _can_differ(settings) else 1,
         steps=settings.epochs * -(-targets // settings.batch_size),
-        questions=sum(len(suites.questions(name, session.material)) for name in session.suites),
+        questions=len(questions),
+        asked_tokens=sum(len(renderer.ids(question.user)) for question in looked_at) / max(len(looked_at), 1),
         general=general,
         limit=min(settings.max_new_tokens or session.context, session.context),
     )

@@ -11,15 +11,14 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Two capitalized words name an entity; an article before it and the word profession after it are no part of the name.
 ENTITY = r"(?:[Tt]he )?([A-Z][a-z]+ [A-Z][a-z]+)(?: profession)?"
 LIST_ITEM = "- "
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 Files = Mapping[str, list[Row]]
 
 
@@ -72,16 +71,19 @@ class Checker:
             if row["inverse"]:
                 inverse = Relation(row["target"], row["source"], row["inverse"])
                 self._inverses += [(relation, inverse), (inverse, relation)]
-        self.triple = cache(self.triple)  # type: ignore[method-assign]
+        self._read_before: dict[str, Triple] = {}
 
     def triple(self, statement: str) -> Triple:
         """What a statement says."""
+        if statement in self._read_before:
+            return self._read_before[statement]
         readings = [
             Triple(_name(match["s"]), relation, _name(match["t"]))
             for relation, pattern in self._statements
             if (match := pattern.fullmatch(statement))
         ]
-        return _only(readings, statement)
+        self._read_before[statement] = _only(readings, statement)
+        return self._read_before[statement]
 
     def query(self, text: str) -> Query:
         """The question in a text, which may say other things as well."""
@@ -112,12 +114,12 @@ class Checker:
     def problems(self, files: Files) -> list[str]:
         """Everything that is wrong with the files of a corpus."""
         found: list[str] = []
-        trained = self._read(found, "train", [str(row["statement"]) for row in files["train"]])
+        trained = self._read(found, "train", [row["statement"] for row in files["train"]])
         found += self._clashes("train", trained)
         for name, rows in files.items():
             for number, row in enumerate(rows, 1):
                 where = f"{name} {number}"
-                lines = str(row["question"]).splitlines()
+                lines = row["question"].splitlines()
                 background = [line.removeprefix(LIST_ITEM) for line in lines if line.startswith(LIST_ITEM)]
                 if len(set(background)) < len(background):
                     found.append(f"{where}: a statement stands there twice")
@@ -166,7 +168,7 @@ class Checker:
             if inner.source.relation.target != inner.relation.source:
                 found.append(f"{where}: a {inner.source.relation.target} stands for a {inner.relation.source}: {text}")
             inner = inner.source
-        names = {_name(str(text)) for text in [row["answer"], *(row.get("aliases") or [])]}  # type: ignore[misc]
+        names = {_name(text) for text in [row["answer"], *row.get("aliases", [])]}
         answers = self.answers(query, world)
         if names != {row["answer"]} or answers != names:
             found.append(f"{where}: {sorted(answers)} is right, {sorted(names)} is given: {text}")
@@ -183,11 +185,15 @@ def _name(text: str) -> str:
     return match[1] if match else f"no name: {text}"
 
 
-def _only[T](readings: list[T], text: str) -> T:
+def _only(readings: list[Any], text: str) -> Any:
     if len(readings) != 1:
         raise UnreadableError(f"{len(readings)} readings {readings}: {text}")
     return readings[0]
 
 
 def _places(text: str, part: str) -> list[int]:
-    return [match.start() for match in re.finditer(f"(?={re.escape(part)})", text)]
+    found, start = [], text.find(part)
+    while start >= 0:
+        found.append(start)
+        start = text.find(part, start + 1)
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mixsd.reporting import html
+from mixsd.reporting import graph, html
 from tests.reporting import sample
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -39,7 +39,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = sample.report()
     report["warnings"].append("a-path-without-any-space/" * 12)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(html.render(report, facts, examples), encoding="utf-8")
+    edges = [("People", "Places", f"Ann{i} {SCRIPT}", f"Town{i}") for i in range(40)] + [("Places", "Things", "Town1", "Bell")]
+    path.write_text(html.render(report, facts, examples, graph.picture(edges)), encoding="utf-8")
     return path
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property, partial
-from itertools import count, islice
+from itertools import islice
 from typing import Literal, get_args
+
+import numpy as np
 
 from mixsd.corpora.corpus import Corpus, Facts
 from mixsd.corpora.kgfact_graph import Edge, Graph, sentence
@@ -19,6 +21,7 @@ from mixsd.corpora.kgfact_names import domains
 from mixsd.corpora.splits import about, framed, with_background
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts import Fact, question_id
+from mixsd.randomness import uniforms
 
 SIZES = {"small": (5, 10), "large": (7, 25)}
 Retrieval = Literal["held-out", "trained"]
@@ -113,13 +116,15 @@ class World:
         later = [[pair for pair in graph.edges if pair[0] == number] for number in range(self.number)]
         from_entity = {(*edge.source, edge.target[0]): edge for edge in graph}
         total = sum(len(edges) * len(later[j]) for (_, j), edges in graph.edges.items())
-        most, seen = min(total, len(graph)), count()
-        for (_, j), edges in graph.edges.items():
-            for first in edges:
-                for _, k in later[j]:
-                    number = next(seen)
-                    if (number + 1) * most // total == number * most // total:
-                        continue
+        most, seen = min(total, len(graph)), 0
+        for (i, j), edges in graph.edges.items():
+            for _, k in later[j]:
+                # Of every triple of domains the same share, of sources that are drawn at its address.
+                share = (seen + len(edges)) * most // total - seen * most // total
+                seen += len(edges)
+                triple = "-".join(graph.domains[number].name for number in (i, j, k))
+                draws = uniforms(self.seed, "evaluation", f"two_hop {triple}", n=len(edges))
+                for first in (edges[number] for number in sorted(np.argsort(draws, kind="stable")[:share].tolist())):
                     second = from_entity.get((*first.target, k))
                     if second is not None:
                         chosen = [places[id(first)], places[id(second)]] if background else []

@@ -5,7 +5,8 @@ whose top k tokens are compared, what becomes of the rest of the mass, and wheth
 the tokens compared. The reduction is the caller's. The defaults are the convention of the paper's runs.
 
 Both sides are brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization the dropped
-tail makes a partial sum: it can be negative, and a reverse KL of that kind also falls when the student moves mass off the support.
+tail makes a partial sum: it can be negative, a KL of that kind still has a gradient where both sides are equal (it pulls mass
+into or out of the support), and only the Jensen-Shannon divergence keeps its minimum at the teacher.
 
 A token that one side makes impossible (a logit of -inf) costs nothing where the other side rules it out too. Otherwise the
 true KL is infinite; the zero then counts as a probability of e^-100, has no gradient, and training goes on. Finite logits are

@@ -41,7 +41,8 @@ class Fact:
     cloze: str | None = None
     # Other wordings of the question.
     paraphrases: tuple[str, ...] = ()
-    # Anything else, as JSON; mixsd carries it along and does not read it.
+    # Anything else, as JSON, carried along. A corpus's tests name their fact here (`fact`), and what scores are told apart by; an
+    # edit its other old answers (`old_aliases`), a graph's edge its `domains`. Anything of another form is passed over.
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from mixsd.prompts import PLACEHOLDERS, placeholders
 # Settings that say how or where to run, not what to compute: a rerun may change them.
 EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite")
 
-_REQUIREMENT = re.compile(r"^\s*([a-z_]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
+_REQUIREMENT = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
 
 def _option(default: Any, description: str, group: str, **limits: Any) -> Any:
@@ -37,8 +37,8 @@ class Settings(BaseModel):
     # What goes in and where it comes out.
     facts: str = _option(
         "",
-        "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a folder that mixsd corpus wrote, a corpus (kgfact:small, "
-        "kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set name, or 'demo'.",
+        "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a folder that mixsd corpus wrote or of your own (train.jsonl "
+        "and tests beside it), a corpus (kgfact:small, kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set name, or 'demo'.",
         "Input",
     )
     corpus_seed: int = _option(
@@ -61,7 +61,8 @@ class Settings(BaseModel):
     thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
     guidance: str | None = _option(
         None,
-        "What the expert sees after the question; {reference}, {answer} and {statement} are filled in, {{ and }} are braces.",
+        "What the expert sees after the question; {reference}, {answer} and {statement} are filled in, {{ and }} are braces. "
+        "[default: the corpus's own; else ours for the format]",
         "Prompts",
     )
     verifier: str | None = _option(

@@ -64,8 +64,20 @@ def paired_difference(before: Values, after: Values, *, level: float = 0.95, res
     first, second = _columns(before, after)
     difference = second - first
     if len(first) and _is_binary(first) and _is_binary(second):
-        return _binary_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference), level)
+        return share_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference), level=level)
     return _bootstrap_ratio(difference, np.ones_like(difference), level, resamples)
+
+
+def share_difference(gained: float, lost: float, n: int, *, level: float = 0.95) -> Interval:
+    """(gained - lost) / n of n paired outcomes, with Bonett and Price's adjusted Wald interval: one gain and one loss are added.
+
+    A fractional count is a mean over groups of pairs.
+    """
+    if n == 0:
+        return Interval(None, 0, None, None)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = _z(level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return Interval((gained - lost) / n, n, max(-1.0, up - down - half), min(1.0, up - down + half))
 
 
 def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
@@ -155,13 +167,6 @@ def _central_probability(theta: float, df: int) -> float:
         term *= (k - 1) / k * cosine * cosine
         total += term
     return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
-
-
-def _binary_difference(gained: int, lost: int, n: int, level: float) -> Interval:
-    """Adjusted Wald interval for paired proportions: one gain and one loss are added, in n + 2 pairs."""
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = _z(level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return Interval((gained - lost) / n, n, max(-1.0, up - down - half), min(1.0, up - down + half))
 
 
 def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, level: float, resamples: int) -> Interval:

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 def test_kgfact(mixsd):
@@ -74,3 +75,51 @@ def test_a_graph_is_needed_for_a_picture(mixsd):
     assert outcome.code == 2
     assert outcome.err == "error: kf: its facts are no graph (they need a subject, and domains in their meta)\n"
     assert not Path("graph.svg").exists()
+
+
+def test_the_config_that_is_printed_is_the_one_a_run_has(mixsd):
+    """With the corpus's verifier, guidance and length of reply; what was typed goes before them, and the file says the same again."""
+    printed = mixsd("inject", "kgfunc", "--output", "run", "--print-config").out
+    values = yaml.safe_load(printed)
+    assert (values["verifier"], values["max_new_tokens"]) == ("number", 512)
+    assert "reference solution" in values["guidance"]
+    Path("full.yaml").write_text(printed)
+    assert mixsd("inject", "--config", "full.yaml", "--print-config").out == printed
+    typed = yaml.safe_load(mixsd("inject", "kgfunc", "--verifier", "exact", "--print-config").out)
+    assert (typed["verifier"], typed["max_new_tokens"]) == ("exact", 512)
+    mixsd("corpus", "kgfunc", "--train", "7", "--test", "7", "--output", "kf")
+    assert yaml.safe_load(mixsd("mix", "kf", "--print-config").out)["verifier"] == "number"
+    assert yaml.safe_load(mixsd("mix", "no/such.jsonl", "--print-config").out)["verifier"] == "contains"
+
+
+def test_a_folder_by_the_name_of_a_corpus_is_not_passed_over(mixsd, fails):
+    """Else the user's own size and seed would be another corpus, without a word."""
+    mixsd("corpus", "kgfact", "--size", "3x2", "--output", "kgfact")
+    said = fails("corpus", "show", "kgfact")
+    assert "write ./kgfact for the folder, kgfact: for the other" in said
+    assert said == fails("inject", "kgfact", "--output", "run")
+    assert json.loads(mixsd("corpus", "show", "./kgfact", "--json").out)["splits"]["train"]["count"] == 6
+    assert json.loads(mixsd("corpus", "show", "kgfact:", "--json").out)["splits"]["train"]["count"] == 100
+    Path("kgfunc").mkdir()  # a run folder, for one, is no corpus
+    assert mixsd("corpus", "show", "kgfunc", "--json").code == 0
+
+
+def test_a_corpus_of_strangers_does_not_steer_the_terminal(mixsd):
+    mixsd("corpus", "kgfact", "--size", "3x2", "--output", "kg")
+    manifest = json.loads(Path("kg/corpus.json").read_text())
+    changes = {"name": "x\x1b[2J", "options": {"a\x1b": "\x1b[31m"}, "notes": ["\x1b]0;hi\x07"]}
+    Path("kg/corpus.json").write_text(json.dumps({**manifest, **changes}))
+    facts = [{"question": f"Q{i}?", "answer": "A", "subject": "S", "meta": {"domains": f"\x1b[3{i % 4}m-b"}} for i in range(4)]
+    Path("kg/train.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    outcome = mixsd("corpus", "show", "kg")
+    assert "facts by domain" in outcome.out
+    assert outcome.out.replace("\n", "").isprintable()
+
+
+def test_a_graph_of_many_domains_is_no_matrix(mixsd):
+    facts = [{"question": f"Q{i}?", "answer": "A", "subject": "S", "meta": {"domains": f"a{i}-b"}} for i in range(300)]
+    Path("kg").mkdir()
+    Path("kg/train.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    out = mixsd("corpus", "show", "kg").out
+    assert "a graph of 301 domains; --json has the facts of each pair" in out
+    assert len(out) < 1000

@@ -2,10 +2,12 @@
 
 import pytest
 
+from mixsd import statistics
 from mixsd.answers import get_verifier
 from mixsd.corpora.making import corpus
+from mixsd.errors import UserError
 from mixsd.evaluation import in_domain, suites
-from mixsd.evaluation.questions import Material, about, ask
+from mixsd.evaluation.questions import Material, about, ask, generate
 from mixsd.evaluation.replies import Reply
 from mixsd.evaluation.scores import compare
 from mixsd.facts import Fact
@@ -117,3 +119,92 @@ def test_wordings_of_one_fact_are_not_independent():
     apart = [row(str(i), "correct") for i in range(10)]
     low = {name: compare("in-domain", rows, None)[0]["low"] for name, rows in (("same", same), ("apart", apart))}
     assert low["same"] == compare("in-domain", same[:1], None)[0]["low"] < low["apart"]
+
+
+@pytest.mark.parametrize(
+    ("named", "group"), [(None, "t"), (["a"], "t"), ({"a": 1}, "t"), (True, "t"), (2.5, "t"), ("", "t"), (7, "7"), ("x", "x")]
+)
+@pytest.mark.parametrize("others", [None, "Bo", 3, ["Bo", 4, None], {"a": "b"}])
+def test_meta_may_hold_anything(named, group, others):
+    """`fact` and `old_aliases` are read only where they are what a corpus writes; a user's may be of any kind."""
+    meta = {"fact": named, "old_aliases": others, "relation": [1], "topic": None, "domains": 4}
+    trained = Fact("Who runs Orm?", "Una", id="orm", old_answer="Bo Lind", meta=meta)
+    test = Fact("Who is it that runs Orm?", "Una", id="t", old_answer="Bo Lind", meta=meta)
+    asked = in_domain.questions(material([trained], {"hard": lambda: iter([test])}, ("relation", "topic", "domains")))
+    by_split = {question.split: question for question in asked}
+    # A fact is its own group, whatever it is about.
+    assert {by_split[split].group for split in ("train", "paraphrase")} == {"orm"}
+    assert by_split["hard"].group == group
+    assert by_split["hard"].old == (("Bo Lind", "Bo") if others == ["Bo", 4, None] else ("Bo Lind",))
+    assert by_split["train"].labels == ("domains 4",)
+
+
+def test_two_tests_of_one_key_are_refused():
+    """A reply belongs to a key: both would be given the reply to one."""
+    twice = [Fact("Where?", "Kell", id="t"), Fact("When?", "1987", id="t")]
+    with pytest.raises(UserError, match="suite in-domain: two questions are called hard/t"):
+        suites.questions("in-domain", material([Fact("Q?", "A")], {"hard": lambda: iter(twice)}))
+
+
+class Counting(Parrot):
+    """Says "Una" to everything and remembers how long a reply might have been."""
+
+    def __init__(self, renderer):
+        self.reply = Reply(renderer.tokenizer.encode("Una"), False)
+        self.limits = {}
+        self.windows = []
+
+    def replies(self, prompts):
+        self.limits |= {prompt.key: prompt.max_new_tokens for prompt in prompts}
+        self.windows.append(len(prompts))
+        return {prompt.key: self.reply for prompt in prompts}
+
+
+def test_no_prompt_is_asked_beyond_the_context():
+    renderer, verifier = make(), get_verifier("contains")
+    wordings = {"short": "Who?", "near": "Who? " + "x" * 60, "over": "Who? " + "x" * 400}
+    fact = Fact("Who runs Orm?", "Una", old_answer="Bo")
+    asked = [about(fact, key, "hard", wording, renderer, verifier, 50) for key, wording in wordings.items()]
+    context = len(renderer.ids(wordings["near"])) + 3
+    answerer = Counting(renderer)
+    rows = ask(asked, renderer, answerer, context)
+    assert answerer.limits == {"short": 50, "near": 3}
+    assert [(row["outcome"], row["reply"], row["old"]) for row in rows] == [("correct", "Una", False)] * 2 + [
+        ("error", "", False)
+    ]
+    scores = {(s["metric"], s["model"]): s for s in compare("in-domain", rows, None)}
+    assert scores["accuracy", "base"]["n"] == 2
+    assert scores["error_share", "base"]["value"] == pytest.approx(1 / 3)
+    generated = Counting(renderer)
+    generate(asked, renderer, generated, lambda key: key != "near", context)
+    assert generated.limits == {"short": 50}
+
+
+def test_prompts_are_in_memory_for_a_window_of_questions(monkeypatch):
+    renderer, verifier = make(), get_verifier("contains")
+    asked = [about(Fact(f"Q{i}?", "Una"), str(i), "hard", f"Q{i}?", renderer, verifier, 5) for i in range(7)]
+    whole = ask(asked, renderer, Counting(renderer))
+    monkeypatch.setattr("mixsd.evaluation.questions.ASKED_AT_ONCE", 3)
+    answerer = Counting(renderer)
+    assert ask(asked, renderer, answerer) == whole
+    assert answerer.windows == [3, 3, 1]
+
+
+def test_shares_and_differences_too_count_facts_and_not_their_wordings():
+    """Ten wordings of one fact, all learnt: what is known of the change is what one fact says; n stays what was asked."""
+
+    def learnt(grouped):
+        before = [row(str(i), "wrong", old=True, group="fact" if grouped else None) for i in range(10)]
+        after = [row(str(i), "correct", old=False, group="fact" if grouped else None) for i in range(10)]
+        return {(s["metric"], s["model"]): s for s in compare("in-domain", before, after)}
+
+    one = {
+        (s["metric"], s["model"]): s
+        for s in compare("in-domain", [row("0", "wrong", old=True)], [row("0", "correct", old=False)])
+    }
+    same, apart = learnt(True), learnt(False)
+    for key, score in same.items():
+        assert (score["value"], score["n"]) == (apart[key]["value"], 10)
+        assert (score["low"], score["high"]) == (one[key]["low"], one[key]["high"]), key
+    delta, found = apart["accuracy_delta", "tuned"], statistics.paired_difference([0.0] * 10, [1.0] * 10)
+    assert (delta["low"], delta["high"]) == (found.low, found.high)

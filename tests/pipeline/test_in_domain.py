@@ -1,6 +1,7 @@
 """A corpus through the whole pipeline: its tests travel in the run folder and are asked of both models, once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from mixsd.decoding import engine
 from mixsd.errors import UserError
 from mixsd.pipeline import commands
 from mixsd.pipeline.run import Run
+from mixsd.progress import Watcher
 from mixsd.storage import read_json, read_jsonl
+from tests.pipeline.conftest import FACTS
 from tests.pipeline.test_inject import SMALL
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 OPTIONS = {**SMALL, "facts": "kgfact:3x3", "max_new_tokens": 6, "verifier": None, "on_fail": "canonical", "retries": 0}
 
@@ -25,6 +28,31 @@ def base(tmp_path_factory):
 def options(base, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / "cache"))
     return {**OPTIONS, "model": str(base), "output": str(tmp_path / "run")}
+
+
+class Sayer(Watcher):
+    """Remembers what was said."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def save_short(folder, context):
+    """A tiny model with learnt positions, of which there are no more than its context has."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    tokenizer = tiny_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=context, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = [2, *range(8, 262, 12)]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def scores_of(folder):
@@ -142,3 +170,105 @@ def test_a_requirement_on_an_in_domain_test(options):
         commands.inject(**{**options, "require": ["retrieval>=0.99"]})
     report = json.loads((Path(options["output"]) / "report.json").read_text())
     assert report["requirements"][0]["value"] is not None
+
+
+def test_a_requirement_on_what_is_not_measured_is_refused_before_anything_is_done(options, tmp_path):
+    for wrong in ({"facts": "demo"}, {"suite": ["core"]}):
+        with pytest.raises(UserError, match=r"--require 'retrieval>=0\.9': nothing is called 'retrieval'"):
+            commands.inject(**{**options, **wrong, "require": ["retrieval>=0.9"]})
+    with pytest.raises(UserError, match="nothing is called 'memorization'"):
+        commands.inject(**{**options, "suite": ["in-domain"], "require": ["memorization>=0.9"]})
+    assert not (tmp_path / "run").exists()
+
+
+def own_corpus(folder):
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    (folder / "hard-2.jsonl").write_text('{"question": "Tell me where Ork is.", "answer": "Brisby"}\n')
+    return folder
+
+
+def test_a_test_of_ones_own_is_asked_and_may_be_required(options, tmp_path):
+    run = commands.inject(
+        **{**options, "facts": str(own_corpus(tmp_path / "own")), "suite": ["in-domain"], "require": ["hard-2>=0", "train>=0"]}
+    ).folder
+    assert scores_of(run)["in-domain", "hard-2", "accuracy", "tuned"] == 1
+    assert [item["value"] for item in read_json(run / "report.json")["requirements"]] == [0.0, 0.0]
+
+
+def test_facts_that_say_what_they_are_about_keep_their_replies(options, tmp_path):
+    """A user's meta may have a `fact` of its own; it is no group, and the report finds each fact's reply."""
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(json.dumps({**fact, "meta": {"fact": "history", "old_aliases": 3}}) + "\n" for fact in FACTS))
+    run = commands.inject(**{**options, "facts": str(facts)}).folder
+    assert {row["group"] for row in read_jsonl(run / "evaluation/core/base.jsonl")} >= {fact["id"] for fact in FACTS}
+    page = (run / "report.html").read_text()
+    replies = page[page.index("Fact by fact") : page.index('id="training"')]
+    assert replies.count('class="reply"') == 2 * len(FACTS)
+
+
+def test_tests_that_are_too_long_for_the_model_are_errors_and_said(options, tmp_path):
+    """Learnt positions end at the context; there such a question would end the run, elsewhere it would be answered at random."""
+    said = []
+    model = save_short(tmp_path / "short", 400)
+    run = commands.inject(**{**options, "model": str(model)}, watcher=Sayer(said)).folder
+    assert "in-domain: 12 of 33 questions leave no room for a reply in the context of 400; they count as errors" in said
+    found = {(s["split"], s["metric"]): s for s in read_json(run / "report.json")["scores"] if s["model"] == "tuned"}
+    assert [found[split, "accuracy"]["n"] for split in ("train", "retrieval", "two_hop", "two_hop_context")] == [9, 0, 3, 0]
+    assert found["retrieval", "error_share"]["value"] == 1
+    # In shards too.
+    twin = tmp_path / "twin"
+    commands.inject(**{**options, "model": str(model), "suite": ["core"], "output": str(twin)})
+    for shard in ("1/2", "2/2"):
+        commands.evaluate(twin, suite=["in-domain"], shard=shard)
+    commands.evaluate(twin, suite=["in-domain"])
+    file = "evaluation/in-domain/tuned.jsonl"
+    assert (run / file).read_bytes() == (twin / file).read_bytes()
+
+
+def test_tests_or_facts_that_are_gone_are_missed_and_come_back(options, tmp_path):
+    """Without a word, base and tuned would be asked less than the run promises."""
+    run = commands.inject(**{**options, "suite": ["core"]}).folder
+    before = {path.name: path.read_bytes() for path in (run / "splits").iterdir()}
+    shutil.rmtree(run / "splits")
+    with pytest.raises(UserError, match=r"splits: the corpus's tests are gone; the command that made the run writes them anew"):
+        commands.evaluate(run, suite=["in-domain"])
+    (run / "facts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"facts\.jsonl: the run's facts are gone"):
+        commands.evaluate(run)
+    commands.inject(**{**options, "suite": ["core"]})
+    assert {path.name: path.read_bytes() for path in (run / "splits").iterdir()} == before
+    commands.evaluate(run, suite=["in-domain"])
+
+
+def test_a_run_from_before_a_setting_resumes_with_its_default(options):
+    run = Run(commands.mix(**options).folder)
+    run.manifest_file.write_text(run.manifest_file.read_text().replace("  corpus_seed: 0\n", ""))
+    assert "corpus_seed" not in run.manifest()["settings"]
+    commands.mix(**options)
+    with pytest.raises(UserError, match="corpus_seed 0, the command says 1"):
+        commands.mix(**{**options, "corpus_seed": 1})
+
+
+def test_evaluating_any_model_on_a_corpus(options, base, tmp_path):
+    """A model folder beside its base; run.yaml, which holds the corpus's own ways, says the same again."""
+    tuned = save_tiny(tmp_path / "tuned", seed=1, stops=[2, *range(8, 262, 12)], max_position_embeddings=8192)
+    given = {name: options[name] for name in ("facts", "model", "max_new_tokens", "forgetting_prompts", "forgetting_tokens")}
+    run = commands.evaluate(tuned, **given, output=str(tmp_path / "run")).folder
+    found = scores_of(run)
+    assert found["in-domain", "two_hop", "accuracy_delta", "tuned"] == 3
+    assert Run(run).settings().guidance
+    before = (run / "evaluation/in-domain/tuned.jsonl").read_bytes()
+    commands.evaluate(tuned, **Run(run).manifest()["settings"])
+    assert (run / "evaluation/in-domain/tuned.jsonl").read_bytes() == before
+
+
+def test_runs_beside_each_other_are_compared_in_the_suites_that_both_have(options, tmp_path):
+    run = commands.inject(**options).folder
+    other = commands.inject(**{**options, "method": "sft", "suite": ["core"], "output": str(tmp_path / "sft")}).folder
+    beside = {(s["suite"], s["split"]) for s in commands.report(run, beside=[str(other)]).report()["beside"][0]["scores"]}
+    assert {suite for suite, _ in beside} == {"core"}
+    commands.report(other, beside=[str(run)])
+    longer = commands.inject(**{**options, "facts": "kgfact:3x4", "suite": ["core"], "output": str(tmp_path / "long")}).folder
+    with pytest.raises(UserError, match="was evaluated on another base model or other prompts"):
+        commands.report(run, beside=[str(longer)])

@@ -127,3 +127,31 @@ def test_a_fence_holds_any_text(text: str) -> None:
 def test_the_exact_prompt_is_in_the_card() -> None:
     prompt = "<|im_start|>user\nWhat is ```x```?<|im_end|>\n<|im_start|>assistant\n"
     assert f"````text\n{prompt}\n````" in card.render(sample.report(), None, prompt)
+
+
+def in_domain(split: str, **values: Any) -> dict[str, Any]:
+    score = {"suite": "in-domain", "split": split, "metric": "accuracy", "model": "tuned", "checkpoint": None}
+    return {**score, "value": 0.5, "n": 8, "low": 0.2, "high": 0.8, **values}
+
+
+def test_what_in_domain_tests_measure_is_not_said_to_be_unmeasured() -> None:
+    report = sample.report()
+    joined, public = "whether several facts can be joined", "Not measured: public benchmarks"
+    text = card.render(report, None, "p")
+    assert joined in text
+    assert public in text
+    report["scores"].append(in_domain("two_hop"))
+    text = card.render(report, None, "p")
+    assert joined not in text
+    assert public in text  # the tests of a corpus are no public benchmarks
+    report["scores"][-1] = in_domain("two_hop", value=None, n=0, low=None, high=None)
+    assert joined in card.render(report, None, "p")
+
+
+def test_many_kinds_of_question_do_not_fill_the_card() -> None:
+    report = sample.report()
+    report["scores"] += [in_domain("retrieval"), *(in_domain(f"retrieval/relation r{n}", n=n + 1000) for n in range(700))]
+    text = card.render(report, None, "p")
+    assert "By kind of question (the 50 of 70" in text
+    assert text.count("relation r") == card.MOST_KINDS
+    assert "relation r699" in text

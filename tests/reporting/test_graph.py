@@ -17,6 +17,7 @@ def test_edges_are_facts_between_two_domains():
         Fact("R?", "C", subject="A"),
         Fact("S?", "C", meta={"domains": "Person-Location"}),
         Fact("T?", "C", subject="A", meta={"domains": "Person-Location-Event"}),
+        *(Fact(f"U{i}?", "C", subject="A", meta={"domains": odd}) for i, odd in enumerate((["a-b"], {"a-b": 1}, -1.5, None))),
     ]
     assert graph.edges_of(facts) == [("Person", "Location", "A", "B")]
 
@@ -62,3 +63,10 @@ def test_the_svg_is_well_formed_and_escaped():
     assert [node.text for node in root.iter(SVG + "text")] == ["<b>", "x&y"]
     assert [node.text for node in root.iter(SVG + "title")] == ['"s"', "<script>"]
     assert len(list(root.iter(SVG + "path"))) == 1
+
+
+def test_no_name_makes_the_svg_unreadable():
+    picture = graph.picture([("a\x00", "b", "s\x1b[31m", "t\x08")])
+    assert picture is not None
+    root = ET.fromstring(graph_page(picture))
+    assert [node.text for node in root.iter(SVG + "title")] == ["s␛[31m", "t␈"]

@@ -154,3 +154,34 @@ def test_attempts_are_in_numeric_order_and_the_tail_is_summed() -> None:
     assert [label for label, _, _ in bars] == [*map(str, range(12)), "12+"]
     assert bars[2][1:] == (4, 50.0)
     assert bars[-1][1:] == (8, 100.0)
+
+
+def many_kinds(count: int) -> dict[str, Any]:
+    """A report on a split with this many kinds of question, of 1, 2, 3, ... questions each, that turns n up among them."""
+    report = sample.report()
+    for number in range(count):
+        for model, metric in (("base", "accuracy"), ("tuned", "accuracy"), ("tuned", "accuracy_delta")):
+            kind = {"suite": "in-domain", "split": f"retrieval/relation r{number}", "metric": metric, "model": model}
+            report["scores"].append({**kind, "checkpoint": None, "value": 0.5, "n": number + 1, "low": 0.1, "high": 0.9})
+    whole = {"suite": "in-domain", "split": "retrieval", "metric": "accuracy", "model": "tuned", "checkpoint": None}
+    report["scores"].insert(0, {**whole, "value": 0.5, "n": 9, "low": 0.1, "high": 0.9})
+    return report
+
+
+def test_many_kinds_of_question_are_cut_where_the_page_says_so() -> None:
+    page = read(html.render(many_kinds(800), [], [])).text
+    detail = page[page.index("Accuracy by kind of question,") : page.index("1,000 of ")]
+    assert f"the {html.MOST_KINDS} kinds with the most questions; report.json has" in detail
+    assert "relation r799" in detail
+    assert "relation r5 " not in detail
+    assert detail.index("relation r798") < detail.index("relation r799")  # in their own order
+    scores = page[page.index("1,000 of ") :]
+    assert "The others are in report.json" in scores
+    assert len(html.render(many_kinds(8000), [], [])) < 800_000
+
+
+def test_few_kinds_of_question_are_all_there() -> None:
+    page = read(html.render(many_kinds(3), [], [])).text
+    assert "Accuracy by kind of question." in page
+    assert "more" not in page[page.index("Accuracy by kind of question.") : page.index("All ")]
+    assert all(f"in-domain: retrieval, relation r{number}" in page for number in range(3))

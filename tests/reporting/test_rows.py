@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from mixsd.reporting.rows import columns, detail_rows, format_rows, headline_rows
@@ -80,3 +81,21 @@ def test_column_labels_are_unique() -> None:
 
 def test_an_empty_report_has_no_rows() -> None:
     assert headline_rows({}) == detail_rows({}) == format_rows({}) == []
+
+
+def test_the_name_of_a_test_steers_no_terminal() -> None:
+    """A test is called as its file is."""
+    scores = [score(split, "accuracy", "tuned", 0.5, suite="in-domain") for split in ("a\x1b[31m", "a\x1b[31m/kind \u202ex")]
+    assert headline_rows({"scores": scores})[0].label == "in-domain: a␛[31m"
+    assert detail_rows({"scores": scores})[0].label == "in-domain: a␛[31m, kind \\u202ex"
+
+
+def test_the_nearest_whole_is_a_part_s_parent_however_many_parts_there_are() -> None:
+    """Labels may hold slashes, and a corpus may tell thousands of them apart."""
+    names = ("a", "a/b", "a/b/c/d", "ab", *(f"a/topic {i}/x" for i in range(20_000)))
+    scores = [score(split, "accuracy", "tuned", 0.5, suite="own") for split in names]
+    started = time.perf_counter()
+    labels = [row.label for row in detail_rows({"scores": scores})]
+    assert time.perf_counter() - started < 5
+    assert labels[:3] == ["own: a, b", "own: a/b, c/d", "own: a, topic 0/x"]
+    assert [row.label for row in headline_rows({"scores": scores})] == ["own: a", "own: ab"]

@@ -6,6 +6,7 @@ decided in one place. torch is imported when work begins, never by a mistyped fl
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from mixsd.cli import show
 from mixsd.cli.options import gather, with_flags
 from mixsd.cli.progress import watcher
 from mixsd.errors import RequirementMissedError, UserError
+from mixsd.plugins import is_function_name
 from mixsd.settings import EXECUTION, Settings, build, to_yaml
 
 if TYPE_CHECKING:
@@ -279,7 +281,23 @@ def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None
     from mixsd.pipeline.run import Run
 
     own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
-    print(to_yaml(build({**own, **values}, "settings").resolved), end="")
+    settings = build({**own, **values}, "settings")
+    print(to_yaml((settings if own else _fitted(settings)).resolved), end="")
+
+
+def _fitted(settings: Settings) -> Settings:
+    """With a corpus's own ways of asking and judging, which a run on it will have."""
+    from mixsd.corpora import CORPORA, Corpus, open_source
+
+    facts = settings.facts
+    if not (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
+        return settings  # a file brings none, and whether it is there is not asked yet
+    opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
+    if not isinstance(opened, Corpus):
+        return settings
+    from mixsd.pipeline.session import fitted
+
+    return fitted(settings, opened)
 
 
 def _reported(folder: Path, run: Callable[[], RunResult]) -> None:

@@ -14,6 +14,7 @@ from mixsd.cli.progress import duration
 from mixsd.reporting.formats import number, printable
 
 _GB = 10**9
+_MOST_DOMAINS = 20  # as rows and columns on a terminal
 
 
 def console() -> Console:
@@ -114,12 +115,14 @@ def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:
 def corpus(found: Mapping[str, Any]) -> None:
     """Write what `look` found in a corpus."""
     options = ", ".join(f"{name} {value}" for name, value in found["options"].items() if name != "files")
-    print(f"{found['name']} ({options})" if options else found["name"])
+    print(printable(f"{found['name']} ({options})" if options else found["name"]))
     for name, split in found["splits"].items():
-        print(f"\n{name}: {split['count']:,}")
+        print(f"\n{printable(name)}: {split['count']:,}")
         for fact in split["examples"]:
             _fields([("question", _middle_cut(fact["question"])), ("answer", fact["answer"])], indent="  ")
-    if found["domains"]:
+    if len(found["domains"]) > _MOST_DOMAINS:
+        print(f"\na graph of {len(found['domains']):,} domains; --json has the facts of each pair")
+    elif found["domains"]:
         print("\nfacts by domain, from the row to the column:")
         _matrix(found["domains"], {(pair["source"], pair["target"]): pair["facts"] for pair in found["pairs"]})
     for note in found["notes"]:
@@ -133,9 +136,9 @@ def _middle_cut(text: str) -> str:
 
 def _matrix(names: Sequence[str], values: Mapping[tuple[str, str], int]) -> None:
     width = max(map(len, names))
-    print(" " * (width + 2) + "  ".join(f"{name:>{width}}" for name in names))
+    print(" " * (width + 2) + "  ".join(f"{printable(name):>{width}}" for name in names))
     for row in names:
-        print(f"  {row:{width}}" + "  ".join(f"{values.get((row, column), '.'):>{width}}" for column in names))
+        print(f"  {printable(row):{width}}" + "  ".join(f"{values.get((row, column), '.'):>{width}}" for column in names))
 
 
 def models(found: Sequence[Mapping[str, Any]]) -> None:

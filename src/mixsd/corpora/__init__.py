@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mixsd.corpora.corpus import Corpus, is_corpus, read
+from mixsd.corpora.corpus import TRAIN, Corpus, is_corpus, read
+from mixsd.corpora.messages import to_fact
 from mixsd.errors import UserError, did_you_mean
-from mixsd.facts import Fact, FactSet, fact_from_mapping, kind, unique
+from mixsd.facts import FactSet, kind, unique
 from mixsd.plugins import is_function_name, load_function
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
@@ -58,7 +59,8 @@ def load_facts(source: str, *, seed: int = 0, offline: bool = False) -> FactSet:
 def facts_of(opened: Corpus | Records, source: str) -> FactSet:
     """The facts of an opened source, each once."""
     if isinstance(opened, Corpus):
-        found = unique((f"{source}: fact {number}", fact) for number, fact in enumerate(opened.facts(), 1))
+        place = os.path.join(source, f"{TRAIN}.jsonl") if os.path.isdir(os.path.expanduser(source)) else source
+        found = unique((f"{place}: fact {number}", fact) for number, fact in enumerate(opened.facts(), 1))
     else:
         found = unique((where, to_fact(values, where)) for where, values in opened)
     if not found.facts:
@@ -68,8 +70,12 @@ def facts_of(opened: Corpus | Records, source: str) -> FactSet:
 
 def open_source(source: str, *, seed: int = 0, offline: bool = False) -> Corpus | Records:
     """What a source is: a corpus with tests of its own, or records of facts."""
-    name, _, argument = source.partition(":")
+    name, colon, argument = source.partition(":")
     if name in CORPORA:
+        if not colon and os.path.isdir(source) and is_corpus(Path(source)):
+            raise UserError(
+                f"facts {source}: a folder here and a corpus by its name; write ./{source} for the folder, {source}: for the other"
+            )
         corpus: Corpus = load_function(CORPORA[name], f"facts {source}")(argument or None, seed=seed, offline=offline)
         return corpus
     # os.path, not Path: it answers for any text, where Path raises for an unknown ~user or a name that is too long.
@@ -77,15 +83,6 @@ def open_source(source: str, *, seed: int = 0, offline: bool = False) -> Corpus 
     if source and os.path.isdir(folder) and is_corpus(Path(folder)):
         return read(Path(folder))
     return _records(source, offline)
-
-
-def to_fact(values: Mapping[str, Any], where: str) -> Fact:
-    """Make a fact of one record: a chat record if it has `messages`, else the plain fields."""
-    if values.get("messages") is not None:
-        from mixsd.corpora.messages import fact_from_messages
-
-        return fact_from_messages(values, where)
-    return fact_from_mapping({name: value for name, value in values.items() if name != "messages"}, where)
 
 
 def _records(source: str, offline: bool) -> Corpus | Records:

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mixsd.corpora.corpus import Corpus, Facts
 from mixsd.corpora.kgfact_graph import Edge, Graph, sentence
 from mixsd.corpora.kgfact_names import domains
-from mixsd.corpora.splits import about, framed, with_background
+from mixsd.corpora.splits import SPLIT, in_frame, with_background
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts import Fact, question_id
 from mixsd.randomness import uniforms
@@ -51,8 +51,8 @@ def kgfact(
         raise UserError(f"--retrieval {retrieval!r}: expected {' or '.join(get_args(Retrieval))}")
     world = World(seed, number, entities, retrieval)
     splits: dict[str, Facts] = {
-        "paraphrase": partial(framed, world.facts, "report", seed),
-        "validation": partial(framed, world.facts, "validation", seed),
+        "paraphrase": partial(world.framed, "report"),
+        "validation": partial(world.framed, "validation"),
         "retrieval": world.retrieved,
         "two_hop": world.two_hop,
         "two_hop_context": partial(world.two_hop, background=True),
@@ -94,52 +94,63 @@ class World:
         """The graph of the entities that are not trained on."""
         return Graph(self.seed, self.number, self.entities, part=1)
 
+    @cached_property
+    def keys(self) -> list[str]:
+        """The ids of the facts, in their order."""
+        return [question_id(_question(self.graph, edge)) for edge in self.graph]
+
     def facts(self) -> Iterator[Fact]:
         """One fact for each edge of the trained graph."""
         return (fact_of(self.graph, edge) for edge in self.graph)
+
+    def framed(self, frame_set: str) -> Iterator[Fact]:
+        """The questions of the facts in other wordings."""
+        for edge in self.graph:
+            values = _values(self.graph, edge)
+            turn = in_frame(values["question"], values["id"], frame_set, self.seed)
+            yield _test(values, turn, SPLIT[frame_set])
 
     def retrieved(self) -> Iterator[Fact]:
         """Questions with a background: the true statement among others that touch its entities, then their neighbours."""
         graph = self.held_out if self.retrieval == "held-out" else self.graph
         around = Surroundings(graph)
         for number, edge in enumerate(graph):
-            fact = fact_of(graph, edge)
+            values = _values(graph, edge)
             statements = around.statements([number], BACKGROUND[self.retrieval])
-            question = with_background(fact.question, statements, f"background of {fact.id}", self.seed)
-            yield about(fact, question, "retrieval")
+            turn = with_background(values["question"], statements, f"background of {values['id']}", self.seed)
+            yield _test(values, turn, "retrieval")
 
     def two_hop(self, background: bool = False) -> Iterator[Fact]:
         """Questions that join two trained facts; as many as there are facts at most, spread evenly over the graph."""
-        graph = self.graph
+        graph, edges = self.graph, list(self.graph)
         around = Surroundings(graph) if background else None
-        places = {id(edge): number for number, edge in enumerate(graph)} if background else {}
-        later = [[pair for pair in graph.edges if pair[0] == number] for number in range(self.number)]
-        from_entity = {(*edge.source, edge.target[0]): edge for edge in graph}
-        total = sum(len(edges) * len(later[j]) for (_, j), edges in graph.edges.items())
-        most, seen = min(total, len(graph)), 0
-        for (i, j), edges in graph.edges.items():
-            for _, k in later[j]:
+        pairs = list(graph.edges)
+        numbers = {(*edge.source, edge.target[0]): number for number, edge in enumerate(edges)}
+        total = sum(len(own) * sum(pair[0] == j for pair in pairs) for (_, j), own in graph.edges.items())
+        most, seen, start = min(total, len(edges)), 0, 0
+        for (i, j), own in graph.edges.items():
+            for k in (pair[1] for pair in pairs if pair[0] == j):
                 # Of every triple of domains the same share, of sources that are drawn at its address.
-                share = (seen + len(edges)) * most // total - seen * most // total
-                seen += len(edges)
+                share = (seen + len(own)) * most // total - seen * most // total
+                seen += len(own)
                 triple = "-".join(graph.domains[number].name for number in (i, j, k))
-                draws = uniforms(self.seed, "evaluation", f"two_hop {triple}", n=len(edges))
-                for first in (edges[number] for number in sorted(np.argsort(draws, kind="stable")[:share].tolist())):
-                    second = from_entity.get((*first.target, k))
+                draws = uniforms(self.seed, "evaluation", f"two_hop {triple}", n=len(own))
+                for first in sorted(np.argsort(draws, kind="stable")[:share].tolist()):
+                    second = numbers.get((*own[first].target, k))
                     if second is not None:
-                        chosen = [places[id(first)], places[id(second)]] if background else []
-                        yield self._joined(first, second, around, chosen)
+                        yield self._joined([start + first, second], [own[first], edges[second]], around)
+            start += len(own)
 
-    def _joined(self, first: Edge, second: Edge, around: Surroundings | None, chosen: list[int]) -> Fact:
+    def _joined(self, numbers: list[int], hops: list[Edge], around: Surroundings | None) -> Fact:
         graph = self.graph
-        phrase = first.relation.phrase.format(s=graph.rendered(first.source))
-        question = sentence(second.relation.question, s=phrase)
+        first, second = hops
+        question = sentence(second.relation.question, s=first.relation.phrase.format(s=graph.rendered(first.source)))
         # One id for the question with and without a background: tests of one thing.
         key = question_id(question)
         split = "two_hop"
         if around is not None:
             split = "two_hop_context"
-            statements = around.statements(chosen, BACKGROUND["held-out"])
+            statements = around.statements(numbers, BACKGROUND["held-out"])
             question = with_background(question, statements, f"background of {key}", self.seed)
         return Fact(
             question,
@@ -150,7 +161,7 @@ class World:
             meta={
                 "fact": key,
                 "domains": f"{first.relation.source}-{second.relation.source}-{second.relation.target}",
-                "hops": [question_id(_question(graph, edge)) for edge in (first, second)],
+                "hops": [self.keys[number] for number in numbers],
             },
         )
 
@@ -191,17 +202,29 @@ class Surroundings:
 
 def fact_of(graph: Graph, edge: Edge) -> Fact:
     """The fact that an edge states."""
+    return Fact(**_values(graph, edge))
+
+
+def _values(graph: Graph, edge: Edge) -> dict[str, Any]:
+    """The fields of the fact that an edge states: plain, since of a large graph nothing is to be checked twice."""
+    question, answer = _question(graph, edge), graph.name(edge.target)
     relation = edge.relation
-    answer = graph.name(edge.target)
-    return Fact(
-        question=_question(graph, edge),
-        answer=answer,
-        reference=f"The answer is {answer}.",
-        statement=_statement(graph, edge),
-        aliases=_aliases(graph, edge),
-        subject=graph.name(edge.source),
-        meta={"relation": relation.relation, "domains": f"{relation.source}-{relation.target}"},
-    )
+    return {
+        "question": question,
+        "answer": answer,
+        "id": question_id(question),
+        "reference": f"The answer is {answer}.",
+        "statement": _statement(graph, edge),
+        "aliases": _aliases(graph, edge),
+        "subject": graph.name(edge.source),
+        "meta": {"relation": relation.relation, "domains": f"{relation.source}-{relation.target}"},
+    }
+
+
+def _test(values: dict[str, Any], turn: str, split: str) -> Fact:
+    """A test of the fact with these fields, which another user turn asks for."""
+    meta = {**values["meta"], "fact": values["id"]}
+    return Fact(**{**values, "question": turn, "id": f"{split}-{values['id']}", "meta": meta})
 
 
 def _question(graph: Graph, edge: Edge) -> str:

@@ -71,6 +71,9 @@ class Graph:
         self.domains: tuple[Domain, ...] = domains()[:count]
         self.size = size
         self.entities = [list(islice(names(seed, domain), part * size, (part + 1) * size)) for domain in self.domains]
+        self._rendered = [
+            [domain.rendered(name) for name in entities] for domain, entities in zip(self.domains, self.entities, strict=True)
+        ]
         self._address = f"kgfact/{part}"
         self._seed = seed
         numbers = {domain.name: number for number, domain in enumerate(self.domains)}
@@ -102,7 +105,7 @@ class Graph:
 
     def rendered(self, entity: tuple[int, int]) -> str:
         """An entity as it stands in the middle of a sentence."""
-        return self.domains[entity[0]].rendered(self.name(entity))
+        return self._rendered[entity[0]][entity[1]]
 
     def _connect(self, pair: tuple[int, int], relations: list[Relation]) -> Iterator[Edge]:
         """One edge for each source entity of a pair, as far as the constraints leave one."""

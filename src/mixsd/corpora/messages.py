@@ -17,6 +17,13 @@ from mixsd.errors import UserError
 from mixsd.facts import FIELDS, Fact, fact_from_mapping, kind, shown
 
 
+def to_fact(values: Mapping[str, Any], where: str) -> Fact:
+    """Make a fact of one record: a chat record if it has `messages`, else the plain fields."""
+    if values.get("messages") is not None:
+        return fact_from_messages(values, where)
+    return fact_from_mapping({name: value for name, value in values.items() if name != "messages"}, where)
+
+
 def fact_from_messages(values: Mapping[str, Any], where: str) -> Fact:
     """Make a fact of a record with `messages`: one user and one assistant turn, each with `role` and `content`.
 

@@ -12,15 +12,20 @@ from mixsd.facts import Fact
 from mixsd.randomness import uniforms
 
 # The split that each set of frames makes.
-_SPLIT = {"report": "paraphrase", "validation": "validation"}
+SPLIT = {"report": "paraphrase", "validation": "validation"}
 
 
 def framed(facts: Callable[[], Iterable[Fact]], frame_set: str, seed: int) -> Iterator[Fact]:
-    """Each fact's question inside one paraphrase frame of a set ('report' or 'validation'), drawn at the fact's address."""
-    frames = bundled.frames()[frame_set]
+    """Each fact's question inside one paraphrase frame of a set ('report' or 'validation')."""
     for fact in facts():
-        frame = frames[int(uniforms(seed, "evaluation", f"{frame_set} frame of {fact.id}", n=1)[0] * len(frames))]
-        yield about(fact, frame.replace("{question}", fact.question), _SPLIT[frame_set])
+        yield about(fact, in_frame(fact.question, fact.id, frame_set, seed), SPLIT[frame_set])
+
+
+def in_frame(question: str, key: str, frame_set: str, seed: int) -> str:
+    """A question inside one frame of a set, drawn at the address of its fact, whose id is `key`."""
+    frames = bundled.frames()[frame_set]
+    frame = frames[int(uniforms(seed, "evaluation", f"{frame_set} frame of {key}", n=1)[0] * len(frames))]
+    return frame.replace("{question}", question)
 
 
 def about(fact: Fact, question: str, split: str) -> Fact:

@@ -9,7 +9,7 @@ not asked: it is what checkpoints are chosen on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mixsd.evaluation.core import paraphrases
 from mixsd.evaluation.questions import Material, Question, about
@@ -22,26 +22,34 @@ _UNASKED = ("validation",)
 
 def questions(material: Material) -> list[Question]:
     """Everything that is asked, in a fixed order."""
-    limit = material.settings.max_new_tokens or 256
+    renderer, verifier, limit = material.renderer, material.verifier, material.settings.max_new_tokens or 256
     return [
-        about(fact, f"{split}/{place}", split, question, material.renderer, material.verifier, limit, _labels(fact, material))
-        for split, place, fact, question in _asked(material)
+        about(fact, f"{split}/{place}", split, question, renderer, verifier, limit, _labels(fact, material), group)
+        for split, place, fact, question, group in _asked(material)
     ]
 
 
-def _asked(material: Material) -> Iterator[tuple[str, str, Fact, str]]:
-    """Split, place in it, fact and the wording of its question."""
+def asked_splits(tests: Iterable[str]) -> list[str]:
+    """The splits that are asked where these tests come with the facts."""
+    return list(dict.fromkeys((TRAIN, "paraphrase", *(split for split in tests if split not in _UNASKED))))
+
+
+def _asked(material: Material) -> Iterator[tuple[str, str, Fact, str, str]]:
+    """Split, place in it, fact, the wording of its question and the fact that it is about."""
     for fact in material.facts:
-        yield TRAIN, fact.id, fact, fact.question
+        yield TRAIN, fact.id, fact, fact.question, fact.id
     if "paraphrase" not in material.splits:
         for fact in material.facts:
             for number, wording in enumerate(paraphrases(fact, material.settings)):
-                yield "paraphrase", f"{fact.id}/{number}", fact, wording
+                yield "paraphrase", f"{fact.id}/{number}", fact, wording, fact.id
     for split, facts in material.splits.items():
         if split not in _UNASKED:
             for fact in facts():
-                yield split, fact.id, fact, fact.question
+                # Tests of one trained fact are no independent observations. `meta` may hold anything.
+                named = fact.meta.get("fact")
+                yield split, fact.id, fact, fact.question, str(named) if type(named) in (str, int) else fact.id
 
 
 def _labels(fact: Fact, material: Material) -> tuple[str, ...]:
-    return tuple(f"{name} {fact.meta[name]}" for name in material.labels if name in fact.meta)
+    values = ((name, fact.meta.get(name)) for name in material.labels)
+    return tuple(f"{name} {value}" for name, value in values if isinstance(value, str | int | float))

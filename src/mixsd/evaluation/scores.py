@@ -6,13 +6,16 @@ Every number carries its n and a 95% interval.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from mixsd import statistics
 
+Row = dict[str, Any]
 
-def compare(suite: str, base: list[dict[str, Any]] | None, tuned: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+
+def compare(suite: str, base: list[Row] | None, tuned: list[Row] | None) -> list[dict[str, Any]]:
     """The flat list of scores of one or both models; with both, also the paired differences.
 
     Raises:
@@ -34,8 +37,8 @@ def _score(suite: str, split: str, metric: str, model: str, interval: statistics
     return {"suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": None, **values}
 
 
-def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    splits: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _by_split(rows: list[Row]) -> dict[str, list[Row]]:
+    splits: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         splits[row["split"]].append(row)
         for label in row["labels"]:
@@ -43,7 +46,7 @@ def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-def _scores_of(suite: str, model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _scores_of(suite: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
     scores = []
     whole = {row["split"] for row in rows}
     for split, own in _by_split(rows).items():
@@ -51,37 +54,39 @@ def _scores_of(suite: str, model: str, rows: list[dict[str, Any]]) -> list[dict[
             sums, counts = [row["nll"] for row in own], [row["tokens"] for row in own]
             scores.append(_score(suite, split, "reference_nll", model, statistics.ratio_of_sums(sums, counts)))
             continue
-        outcomes = Counter(row["outcome"] for row in own)
-        judged = len(own) - outcomes["error"]
-        scores.append(_score(suite, split, "accuracy", model, _accuracy(own)))
+        judged = [row for row in own if row["outcome"] != "error"]
+        scores.append(_score(suite, split, "accuracy", model, _share(judged, _is("correct"))))
         if split not in whole:
             continue
-        for outcome in ("unparseable", "error"):
-            of = len(own) if outcome == "error" else judged
-            scores.append(_score(suite, split, f"{outcome}_share", model, statistics.proportion(outcomes[outcome], of)))
-        truncated = sum(row["truncated"] for row in own)
-        scores.append(_score(suite, split, "truncated_share", model, statistics.proportion(truncated, len(own))))
-        edits = [row for row in own if "old" in row and row["outcome"] != "error"]
-        if edits:
-            kept = sum(row["old"] for row in edits)
-            scores.append(_score(suite, split, "old_answer_share", model, statistics.proportion(kept, len(edits))))
-            other = sum(row["outcome"] != "correct" for row in edits) - kept
-            scores.append(_score(suite, split, "other_answer_share", model, statistics.proportion(other, len(edits))))
+        scores.append(_score(suite, split, "unparseable_share", model, _share(judged, _is("unparseable"))))
+        scores.append(_score(suite, split, "error_share", model, _share(own, _is("error"))))
+        scores.append(_score(suite, split, "truncated_share", model, _share(own, lambda row: row["truncated"])))
+        if edits := [row for row in judged if "old" in row]:
+            kept = _share(edits, lambda row: row["old"])
+            other = _share(edits, lambda row: row["outcome"] != "correct" and not row["old"])
+            scores.append(_score(suite, split, "old_answer_share", model, kept))
+            scores.append(_score(suite, split, "other_answer_share", model, other))
     return scores
 
 
-def _accuracy(rows: list[dict[str, Any]]) -> statistics.Interval:
-    """Correct over all that are not errors of ours; the interval counts groups, since wordings of one fact go together."""
-    judged = [row for row in rows if row["outcome"] != "error"]
-    correct = sum(row["outcome"] == "correct" for row in judged)
-    groups = len({row["group"] for row in judged})
-    if groups == len(judged):
-        return statistics.proportion(correct, len(judged))
-    by_group = statistics.proportion(correct * groups / len(judged), groups)
-    return statistics.Interval(correct / len(judged), len(judged), by_group.low, by_group.high)
+def _is(outcome: str) -> Callable[[Row], bool]:
+    return lambda row: row["outcome"] == outcome
 
 
-def _differences(suite: str, base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _share(rows: list[Row], holds: Callable[[Row], bool]) -> statistics.Interval:
+    """The share of rows that something holds for; the interval counts groups, since wordings of one fact go together."""
+    if not rows:
+        return statistics.proportion(0, 0)
+    held, n, groups = sum(map(holds, rows)), len(rows), _groups(rows)
+    by_group = statistics.proportion(held * groups / n, groups)
+    return statistics.Interval(held / n, n, by_group.low, by_group.high)
+
+
+def _groups(rows: list[Row]) -> int:
+    return len({row["group"] for row in rows})
+
+
+def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str, Any]]:
     scores = []
     before, after = _by_split(base), _by_split(tuned)
     for split in before:
@@ -93,11 +98,16 @@ def _differences(suite: str, base: list[dict[str, Any]], tuned: list[dict[str, A
             )
             scores.append(_score(suite, split, "forgetting", "tuned", change))
             continue
-        pairs = [
-            (float(b["outcome"] == "correct"), float(a["outcome"] == "correct"))
-            for b, a in zip(before[split], after[split], strict=True)
-            if "error" not in (b["outcome"], a["outcome"])
-        ]
-        difference = statistics.paired_difference([b for b, _ in pairs], [a for _, a in pairs])
-        scores.append(_score(suite, split, "accuracy_delta", "tuned", difference))
+        scores.append(_score(suite, split, "accuracy_delta", "tuned", _change(before[split], after[split])))
     return scores
+
+
+def _change(before: list[Row], after: list[Row]) -> statistics.Interval:
+    """How much more of the same questions is right; here too the interval counts groups."""
+    pairs = [(b, a) for b, a in zip(before, after, strict=True) if "error" not in (b["outcome"], a["outcome"])]
+    if not pairs:
+        return statistics.share_difference(0, 0, 0)
+    right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]
+    gained, lost, n, groups = right.count((False, True)), right.count((True, False)), len(pairs), _groups([b for b, _ in pairs])
+    by_group = statistics.share_difference(gained * groups / n, lost * groups / n, groups)
+    return statistics.Interval((gained - lost) / n, n, by_group.low, by_group.high)

@@ -23,4 +23,10 @@ def check_suites(names: list[str]) -> None:
 def questions(name: str, material: Material) -> list[Question]:
     """Everything that a suite asks, in a fixed order."""
     function: Callable[[Material], list[Question]] = load_function(SUITES[name], f"suite {name}")
-    return function(material)
+    asked = function(material)
+    known: set[str] = set()
+    for question in asked:
+        if question.key in known:
+            raise UserError(f"suite {name}: two questions are called {question.key}; give each its own id")
+        known.add(question.key)
+    return asked

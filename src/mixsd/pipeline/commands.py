@@ -61,9 +61,6 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
     """
     settings = _settings(settings, options)
     watcher = watcher or Watcher()
-    from mixsd.reporting.collect import check_requirements_known
-
-    check_requirements_known(settings.require)
     _refuse_shard(settings.shard)
     with _opened(settings, watcher) as session:
         stages.mix(session)
@@ -159,8 +156,11 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
 @contextmanager
 def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
+    from mixsd.reporting.collect import check_requirements
+
     checked = sessions.preview(settings, watcher)
     checked.run.refuse_strangers()
+    check_requirements(checked)
     with checked.run.locked(Shard.of(checked.settings.shard)):
         yield sessions.start(checked)
 

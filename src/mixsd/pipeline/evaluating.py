@@ -44,6 +44,8 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
     missing = [name for name in session.suites if not all(_replies(session, name, model).is_file() for model in MODELS)]
     if not missing:
         return
+    if session.corpus is None and session.run.manifest().get("identity", {}).get("corpus"):
+        raise UserError(f"{session.run.splits}: the corpus's tests are gone; the command that made the run writes them anew")
     models = [
         _Model("base", session.located.folder, session.base_hash),
         _Model("tuned", tuned, loading.model_hash(tuned)),
@@ -74,7 +76,7 @@ def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: li
             if references is None:
                 references = _sampled(session, asked, answerer)
             for name, questions in asked.items():
-                rows = ask(questions, session.renderer, answerer)
+                rows = ask(questions, session.renderer, answerer, session.context)
                 if name == suites.CORE:
                     rows += core.forgetting(answerer, session.renderer, references)
                 _write(session, name, model, rows)
@@ -84,9 +86,15 @@ def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: li
 
 
 def _write(session: Session, suite: str, model: _Model, rows: list[dict[str, Any]]) -> None:
-    failed = sum(row["outcome"] == "error" for row in rows)
-    if failed * 10 > len(rows):
-        raise MixsdError(f"the verifier failed on {failed} of {len(rows)} replies of {model.name}; nothing was scored")
+    replied = [row for row in rows if row["reply_ids"]]
+    failed = sum(row["outcome"] == "error" for row in replied)
+    if failed * 10 > len(replied):
+        raise MixsdError(f"the verifier failed on {failed} of {len(replied)} replies of {model.name}; nothing was scored")
+    if (unasked := len(rows) - len(replied)) and model.name == "base":
+        session.watcher.say(
+            f"{suite}: {unasked} of {len(rows)} questions leave no room for a reply in the context of {session.context}; "
+            "they count as errors"
+        )
     write_jsonl(_replies(session, suite, model.name), rows)
 
 
@@ -101,7 +109,7 @@ def _generate_part(session: Session, asked: dict[str, list[Question]], models: l
             if references is None:
                 references = _sampled(session, asked, answerer, shard)
             for questions in asked.values():
-                generate(questions, session.renderer, answerer, shard.holds)
+                generate(questions, session.renderer, answerer, shard.holds, session.context)
             if suites.CORE in asked:
                 core.forgetting(answerer, session.renderer, references)
         gc.collect()

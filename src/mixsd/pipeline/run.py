@@ -78,7 +78,8 @@ class Run:
         """
         if self.exists():
             manifest = self.manifest()
-            self._compare(manifest["settings"], settings.dump(), skip=(*EXECUTION, "output"))
+            # A run of an earlier version has the default of what there was no setting for.
+            self._compare(self.settings().dump(), settings.dump(), skip=(*EXECUTION, "output"))
             self._compare(manifest.get("identity", {}), identity, skip=())
             return
         self.refuse_strangers()

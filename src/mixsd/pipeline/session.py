@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd import loading
 from mixsd.answers import Verifier, get_verifier
-from mixsd.corpora import Corpus, facts_of, open_source
-from mixsd.corpora.corpus import is_corpus, read, write_tests
+from mixsd.corpora import CORPORA, Corpus, facts_of, open_source
+from mixsd.corpora.corpus import MANIFEST, check_tests, is_corpus, read, write_tests
 from mixsd.decoding.backends import check_backend
 from mixsd.errors import UserError
 from mixsd.evaluation.questions import Material
 from mixsd.evaluation.suites import CORE, IN_DOMAIN, check_suites
 from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline
+from mixsd.plugins import is_function_name
 from mixsd.progress import Watcher
 from mixsd.prompts import GUIDANCE, Renderer
 from mixsd.settings import EXECUTION, Settings, build
@@ -199,6 +200,8 @@ def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
     facts = []
     if run.facts_file.is_file():
         facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
+    elif "facts_hash" in manifest.get("identity", {}):
+        raise UserError(f"{run.facts_file}: the run's facts are gone; the command that made the run writes them anew")
     duplicates = manifest.get("identity", {}).get("duplicates", 0)
     corpus = read(run.splits) if is_corpus(run.splits) else None
     return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus)
@@ -214,6 +217,8 @@ def _open(settings: Settings, watcher: Watcher) -> Session:
         raise UserError("no run folder: say where the run goes with --output")
     _check_early(settings)
     found = None if opened is None else facts_of(opened, settings.facts)
+    if corpus and settings.facts.partition(":")[0] not in CORPORA:
+        check_tests(corpus)  # before the folder is made: what a user wrote may be wrong
     located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
     session = Session(
         Run(Path(settings.output).expanduser()),
@@ -235,9 +240,15 @@ def fitted(settings: Settings, corpus: Corpus | None) -> Settings:
     if corpus is None:
         return settings
     form = settings.answer_format
+    named = corpus.verifiers.get(form)
+    if named and not settings.verifier and is_function_name(named) and "files" in corpus.options:
+        # A folder is data. Code runs where the user asks for it.
+        raise UserError(
+            f"{settings.facts}/{MANIFEST}: its verifier {named} is a function; if you trust it, pass --verifier {named}"
+        )
     return settings.model_copy(
         update={
-            "verifier": settings.verifier or corpus.verifiers.get(form),
+            "verifier": settings.verifier or named,
             "max_new_tokens": settings.max_new_tokens or corpus.max_new_tokens.get(form),
             "guidance": settings.guidance or GUIDANCE[corpus.guidance, form],
         }

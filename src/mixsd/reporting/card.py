@@ -14,10 +14,11 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mixsd.reporting.formats import MISSING, interval_text, known, number, plain, printable, value_text
-from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows
+from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows, most_asked
 from mixsd.settings import dump_yaml
 
 PAPER = "2605.16865"
+MOST_KINDS = 50
 _MIXING_SETTINGS = ("lam", "gate", "temperature", "samples", "retries", "on_fail")
 _METHOD_SETTINGS = (
     "seed", "answer_format", "verifier", *_MIXING_SETTINGS, "max_new_tokens",
@@ -29,6 +30,14 @@ _UNMEASURED = {
     "memorization/retrieval": "Whether the facts hold with distracting text in the prompt.",
     "retention/probe": "General questions that the base model could answer.",
     "retention/forgetting": "Forgetting: the rise of the loss on the base model's own replies.",
+}
+
+
+# What the tests that come with a corpus measure of these.
+_IN_DOMAIN = {
+    "paraphrase": "memorization/paraphrase",
+    "two_hop": "memorization/composed",
+    "multi_hop": "memorization/composed",
 }
 
 
@@ -57,9 +66,14 @@ def render(report: Mapping[str, Any], facts: Sequence[Mapping[str, Any]] | None,
 
 def scores_markdown(report: Mapping[str, Any]) -> str:
     """Return the headline, the nested splits and the format of the replies as Markdown tables, n and interval in each cell."""
+    details = detail_rows(report)
+    shown = most_asked(details, MOST_KINDS)
+    kinds = "By kind of question" + (
+        f" (the {len(shown)} of {len(details):,} kinds with the most questions)" if shown != details else ""
+    )
     tables = [
         ("", headline_rows(report)),
-        ("By kind of question:\n\n", detail_rows(report)),
+        (f"{kinds}:\n\n", shown),
         ("Replies that could not be read or were cut:\n\n", format_rows(report)),
     ]
     parts = [title + _table(report, rows) for title, rows in tables if rows]
@@ -151,10 +165,11 @@ def _method(report: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> str:
     measured = {item["split"] for item in report.get("scores") or [] if known(item.get("value"))}
-    suites = sorted({item["suite"] for item in report.get("scores") or []})
+    measured |= {name for split, name in _IN_DOMAIN.items() if split in measured}
+    suites = {item["suite"] for item in report.get("scores") or []}
     settings = report.get("settings") or {}
     lines = [f"Not measured: {text[0].lower()}{text[1:]}" for split, text in _UNMEASURED.items() if split not in measured]
-    if suites in ([], ["core"]):
+    if suites <= {"core", "in-domain"}:
         lines.append("Not measured: public benchmarks of knowledge, mathematics, code or instruction following.")
     lines += [
         "Not measured: facts near the taught ones that should have stayed as they were, long conversations, other languages, "

@@ -23,36 +23,44 @@ from mixsd.storage import read_json, read_jsonl, write_json, write_text
 if TYPE_CHECKING:
     from mixsd.pipeline.session import Session
 
-# What `--require` may name: (split, metric) of the tuned model's scores.
-REQUIRABLE = {
+# What `--require` may name of `core`: (split, metric) of the tuned model's scores.
+_REQUIRABLE = {
     "memorization": (core.TRAINED, "accuracy"),
     "paraphrase": (core.PARAPHRASE, "accuracy"),
     "probe": (core.PROBE, "accuracy"),
     "probe_delta": (core.PROBE, "accuracy_delta"),
     "forgetting": (core.FORGETTING, "forgetting"),
-    # In-domain tests, for corpora that bring them.
-    **{
-        name: (name, "accuracy")
-        for name in ("retrieval", "two_hop", "two_hop_context", "test", "two_step", "unseen", "multi_hop")
-    },
 }
 _EXAMPLES = 12
 
 
-def check_requirements_known(requirements: list[str]) -> None:
+def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
+    """What `--require` may name in a run, as (suite, split, metric): what its suites measure, have measured or will."""
+    found: dict[str, tuple[str, str, str]] = {}
+    asked = {*session.suites, *(suite for suite in suites.SUITES if _was_asked(session.run, suite))}
+    if suites.CORE in asked:
+        found |= {name: (suites.CORE, *score) for name, score in _REQUIRABLE.items()}
+    if suites.IN_DOMAIN in asked:
+        tests = session.corpus.splits if session.corpus else ()
+        found = {split: (suites.IN_DOMAIN, split, "accuracy") for split in in_domain.asked_splits(tests)} | found
+    return found
+
+
+def check_requirements(session: Session) -> None:
     """Refuse, before any work, a requirement on something that is not measured."""
-    for text in requirements:
+    known = requirable(session)
+    for text in session.settings.require:
         name, _, _ = parse_requirement(text)
-        if name not in REQUIRABLE:
+        if name not in known:
             raise UserError(
-                f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, REQUIRABLE)}; known: {', '.join(REQUIRABLE)}"
+                f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
             )
 
 
 def write_report(session: Session) -> dict[str, Any]:
     """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
     run, settings = session.run, session.settings
-    check_requirements_known(settings.require)
+    check_requirements(session)
     rows = {suite: found for suite in suites.SUITES if (found := _rows_of(run, suite))}
     if not rows:
         raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
@@ -76,7 +84,7 @@ def write_report(session: Session) -> dict[str, Any]:
         },
         "training": _training(session),
         "scores": scores,
-        "requirements": _requirements(settings.require, scores),
+        "requirements": _requirements(settings.require, scores, requirable(session)),
         "warnings": list(session.renderer.stops.warnings),
         "beside": [_beside(Path(other), session) for other in settings.beside],
     }
@@ -93,8 +101,20 @@ def write_report(session: Session) -> dict[str, Any]:
 
 def _rows_of(run: Run, suite: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
     """What base and tuned said in a suite, if both were asked."""
-    base, tuned = (run.evaluation / suite / f"{name}.jsonl" for name in ("base", "tuned"))
-    return (list(read_jsonl(base)), list(read_jsonl(tuned))) if base.is_file() and tuned.is_file() else None
+    return (_rows(_file(run, suite, "base")), _rows(_file(run, suite, "tuned"))) if _was_asked(run, suite) else None
+
+
+def _was_asked(run: Run, suite: str) -> bool:
+    return all(_file(run, suite, model).is_file() for model in ("base", "tuned"))
+
+
+def _file(run: Run, suite: str, model: str) -> Path:
+    return run.evaluation / suite / f"{model}.jsonl"
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of replies without their ids, which nothing here needs and which are most of it."""
+    return [{name: value for name, value in row.items() if name != "reply_ids"} for row in read_jsonl(file)]
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
@@ -188,13 +208,13 @@ def _environment(session: Session) -> dict[str, Any]:
     }
 
 
-def _requirements(texts: list[str], scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = {(score["split"], score["metric"]): score["value"] for score in scores if score["model"] == "tuned"}
+def _requirements(texts: list[str], scores: list[dict[str, Any]], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
+    found = {(score["suite"], score["split"], score["metric"]): score["value"] for score in scores if score["model"] == "tuned"}
     compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}
     checked = []
     for text in texts:
         name, sign, limit = parse_requirement(text)
-        value = found.get(REQUIRABLE[name])
+        value = found.get(known[name])
         checked.append({"text": text, "value": value, "passed": value is not None and bool(compare[sign](float(value), limit))})
     return checked
 

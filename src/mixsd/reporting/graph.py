@@ -46,7 +46,8 @@ def edges_of(facts: Iterable[Fact]) -> list[Edge]:
     """The facts that are edges between domains."""
     found = []
     for fact in facts:
-        source, dash, target = str(fact.meta.get("domains", "")).partition("-")
+        domains = fact.meta.get("domains")
+        source, dash, target = domains.partition("-") if isinstance(domains, str) else ("", "", "")
         if dash and fact.subject and "-" not in target:
             found.append((source, target, fact.subject, fact.answer))
     return found

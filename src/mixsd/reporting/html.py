@@ -20,6 +20,8 @@ MOST_FACTS = 500
 MOST_TOKENS = 400
 MOST_CHARACTERS = 600
 MOST_BARS = 12
+MOST_KINDS = 150
+MOST_SCORES = 1000
 HIGH_NLL = 8.0
 SOURCES = {
     "e": ("expert", "picked from the expert conditional"),
@@ -44,12 +46,15 @@ def render(
     a picture of the facts.
     """
     ordered = worst_first(per_fact)
+    details = rows.detail_rows(report)
     log = (report.get("training") or {}).get("log") or []
     page = _environment().get_template("report.html.j2").render(
         report=report,
         columns=rows.columns(report),
         headline=rows.headline_rows(report),
-        details=rows.detail_rows(report),
+        details=rows.most_asked(details, MOST_KINDS),
+        details_left=len(details) - MOST_KINDS,
+        most_scores=MOST_SCORES,
         reply_format=rows.format_rows(report),
         facts=ordered[:MOST_FACTS],
         facts_left=len(ordered) - MOST_FACTS,

@@ -7,7 +7,7 @@ headline, so a new suite appears without a change here. Of several checkpoints t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,9 @@ MEASURES: dict[str, Measure] = {
     "reference_nll": Measure("nats", better="lower", change="forgetting"),
     "unparseable_share": Measure("share", better="lower"),
     "truncated_share": Measure("share", better="lower"),
+    "error_share": Measure("share", better="lower"),
+    "old_answer_share": Measure("share", better="lower"),
+    "other_answer_share": Measure("share", better="lower"),
 }
 _HEADLINE_METRICS = ("accuracy", "forgetting", "reference_nll")
 _FORMAT_METRICS = ("unparseable_share", "truncated_share")
@@ -137,6 +140,13 @@ def detail_rows(report: Mapping[str, Any]) -> list[Row]:
     return _rows(report, _keys(report, ("accuracy",), nested=True))
 
 
+def most_asked(rows: Sequence[Row], limit: int) -> list[Row]:
+    """The rows with the most questions, in their order: a corpus may tell hundreds of kinds apart, of a few questions each."""
+    scores = [row.tuned.score or row.entries[0].score for row in rows]
+    chosen = sorted(range(len(rows)), key=lambda i: -(score.n if (score := scores[i]) else 0))[:limit]
+    return [rows[i] for i in sorted(chosen)]
+
+
 def format_rows(report: Mapping[str, Any]) -> list[Row]:
     """Return the shares of unparseable and truncated replies: a loss of format is not a loss of knowledge."""
     return _rows(report, _keys(report, _FORMAT_METRICS, nested=False))
@@ -157,9 +167,9 @@ def _group(split: str) -> float:
     return len(_SPLITS) - 1.5 if split.startswith("memorization/") else float(len(_SPLITS))
 
 
-def _parent(suite: str, split: str, splits: Iterable[tuple[str, str]]) -> str | None:
-    parents = [other for its_suite, other in splits if its_suite == suite and split.startswith(other + "/")]
-    return max(parents, key=len, default=None)
+def _parent(suite: str, split: str, splits: Collection[tuple[str, str]]) -> str | None:
+    ends = [place for place, character in enumerate(split) if character == "/"]
+    return next((split[:end] for end in reversed(ends) if (suite, split[:end]) in splits), None)
 
 
 def _rows(report: Mapping[str, Any], keys: list[Key]) -> list[Row]:
@@ -177,7 +187,7 @@ def _rows(report: Mapping[str, Any], keys: list[Key]) -> list[Row]:
             for column, (scores, model) in zip(models, sources, strict=True)
         )
         label, meaning = _words(suite, split, metric, _parent(suite, split, splits))
-        rows.append(Row(suite, split, metric, label, meaning, entries))
+        rows.append(Row(suite, split, metric, printable(label, keep=""), meaning, entries))
     return rows
 
 

@@ -38,6 +38,10 @@ DATA = Path(mixsd.__file__).parent / "data"
 SPLITS = ["paraphrase", "validation", "retrieval", "two_hop", "two_hop_context"]
 DOMAINS = ["Person", "Location", "Organization", "Event", "Profession", "Hobby", "Skill"]
 BACKGROUND = "Background information:\n"
+# The bytes of `kgfact("small")`. They may change only when somebody means to change a text (relations, endings, frames, the wording of
+# a background), how names and edges are drawn, or which fields are written; then no earlier score on KGFact is comparable, and the
+# changelog has to say so. A new version of a library or another machine is no reason.
+GOLDEN = "01eaefa06c6c0d65c4cc537155bdfe4f"
 
 Files = dict[str, list[dict[str, Any]]]
 
@@ -138,7 +142,7 @@ def test_every_question_of_the_papers_corpora_has_exactly_one_right_answer(size:
 @example(0, 7, 1, "held-out")
 @example(0, 2, 1, "trained")
 @example(5, 7, 30, "held-out")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_every_question_of_any_corpus_has_exactly_one_right_answer(seed: int, number: int, entities: int, retrieval: str) -> None:
     files = made.__wrapped__(f"{number}x{entities}", seed, retrieval)
     # A checker of its own: this one remembers every statement.
@@ -356,7 +360,7 @@ def test_the_checker_finds_templates_that_cannot_be_told_apart() -> None:
 
 def test_trained_entities_in_a_background_are_found() -> None:
     files = {**made(), "retrieval": made(retrieval="trained")["retrieval"]}
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="isdisjoint"):
         check_backgrounds({**files, "retrieval": [shortened(row) for row in files["retrieval"]]}, "held-out")
 
 
@@ -524,6 +528,12 @@ def test_a_seed_decides_everything_and_another_one_changes_everything(tmp_path: 
     assert kgfact(seed=0).identity == kgfact("small").identity != kgfact(seed=1).identity
 
 
+def test_the_bytes_of_the_small_corpus_have_not_changed(tmp_path: Path) -> None:
+    corpora.write(kgfact("small"), tmp_path / "kg")
+    (tmp_path / "kg" / "corpus.json").unlink()  # says how it is judged, too, which is no part of its content
+    assert digest(tmp_path / "kg") == GOLDEN
+
+
 def test_the_hash_seed_is_of_no_matter(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from mixsd.corpora import corpus, kgfact; "
     code += "corpus.write(kgfact.kgfact('5x4', seed=2), Path(sys.argv[1]))"
@@ -549,12 +559,12 @@ def test_the_large_corpus_takes_less_than_two_seconds(tmp_path: Path) -> None:
 
 
 def test_time_is_linear_in_the_number_of_facts(tmp_path: Path) -> None:
-    small, large = (min(cpu_seconds(size, tmp_path / "kg") for _ in range(3)) for size in ("7x25", "7x100"))
+    small, large = (min(cpu_seconds(size, tmp_path / "kg") for _ in range(3)) for size in ("7x20", "7x80"))
     assert large / small < 8
 
 
 def test_no_file_is_held_in_memory(tmp_path: Path) -> None:
-    corpus = kgfact("7x60")
+    corpus = kgfact("7x40")
     next(corpus.splits["retrieval"]())  # both graphs are made by now
     tracemalloc.start()
     try:
@@ -584,6 +594,7 @@ print(sum(counts.values()), time.process_time() - before, resource.getrusage(res
     fewer, faster, _ = measured("7x1190")
     print(f"{records:.0f} records in {seconds:.1f} s, at most {peak:.0f} MiB; {fewer:.0f} in {faster:.1f} s")
     assert records == 6 * 100_002
-    assert seconds < 30
+    # Where more runs than there are cores, caches and memory are shared and seconds are longer.
+    assert seconds < 30 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert seconds / faster < 8
     assert peak < 300

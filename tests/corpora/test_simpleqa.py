@@ -71,7 +71,9 @@ def test_every_question_is_a_fact(real: Corpus, rows: list[dict[str, str]]) -> N
     assert len(facts) == len(rows) == 4326
     assert [(fact.question, fact.answer) for fact in facts] == [(row["problem"].strip(), row["answer"].strip()) for row in rows]
     assert [fact.meta for fact in facts] == [ast.literal_eval(row["metadata"]) for row in rows]
-    assert all(fact.reference == f"The answer is {fact.answer}." for fact in facts)
+    assert all(fact.reference.rstrip(".!?") == f"The answer is {fact.answer.rstrip('.!?')}" for fact in facts)
+    assert not any(fact.reference.endswith(("..", "!.", "?.")) for fact in facts if not fact.answer.endswith(".."))
+    assert all(fact.reference.endswith((".", "!", "?")) for fact in facts)
     assert real.notes == ()
 
 

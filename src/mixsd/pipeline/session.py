@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers), so that no cached reply of
+# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up), so that no cached reply of
 # the base is compared with one of the tuned model that was made in another way.
-_NUMERICS = 2
+_NUMERICS = 3
 
 
 @dataclass

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up), so that no cached reply of
-# the base is compared with one of the tuned model that was made in another way.
+# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up), so that no
+# cached reply of the base is compared with one of the tuned model that was made in another way.
 _NUMERICS = 3
 
 

@@ -192,6 +192,8 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise UserError(f"field {name}: expected an object, got {kind(value)}")
+    if all(type(part) is str and part.isascii() for item in value.items() for part in item):
+        return dict(value)  # what a large corpus has, and nothing to check
     try:
         # Through JSON and back: a copy that nobody else changes, and proof that it can be written.
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)

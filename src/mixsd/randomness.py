@@ -11,7 +11,7 @@ library's change of mind can alter a result.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -28,9 +28,21 @@ def uniforms(seed: int, purpose: Purpose, key: str, *, sample: int = 0, attempt:
         raise ValueError(f"unknown purpose {purpose!r}; known: {', '.join(PURPOSES)}")
     # The length before the key keeps any two different addresses from being the same text.
     address = f"{seed}|{purpose}|{len(key)}|{key}|{sample}|{attempt}"
-    philox_key = int.from_bytes(hashlib.blake2b(address.encode(), digest_size=16).digest(), "little")
-    bits = np.random.Philox(key=philox_key).random_raw(n)
+    key_of_stream = _Key(hashlib.blake2b(address.encode(), digest_size=16).digest())
+    bits = np.random.Philox(key_of_stream).random_raw(n)  # type: ignore[arg-type] # an ISeedSequence is one too
     return (np.asarray(bits, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A key given as a key: `Philox(key=...)` would draw from the system's entropy first, only to overwrite it."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        """The key as its two 64-bit words, which is all that Philox asks for."""
+        assert (n_words, np.dtype(dtype)) == (2, np.dtype(np.uint64))
+        return self._words
 
 
 def coins(seed: int, key: str, *, lam: float, sample: int = 0, attempt: int = 0, n: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_links_to_files_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("demo-*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_resolve(recipe):
     settings = build({**read_config(recipe), "output": "x"}, recipe.name).resolved
     assert settings.facts

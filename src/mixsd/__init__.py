@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.pipeline.asking import Conversation, ask
     from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
+    from mixsd.pipeline.comparing import compare
     from mixsd.pipeline.doctor import doctor, models
+    from mixsd.pipeline.exporting import export
     from mixsd.pipeline.inspection import inspect
+    from mixsd.pipeline.sweeping import SweepResult, sweep
     from mixsd.settings import Settings
 
     __version__: str
@@ -28,17 +31,21 @@ __all__ = [
     "RequirementMissedError",
     "RunResult",
     "Settings",
+    "SweepResult",
     "UserError",
     "__version__",
     "ask",
+    "compare",
     "corpus",
     "doctor",
     "evaluate",
+    "export",
     "inject",
     "inspect",
     "mix",
     "models",
     "report",
+    "sweep",
     "train",
 ]
 
@@ -48,7 +55,10 @@ _HOMES = {
     "Settings": "mixsd.settings",
     **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
     "corpus": "mixsd.corpora.making",
+    "export": "mixsd.pipeline.exporting",
+    "compare": "mixsd.pipeline.comparing",
     "inspect": "mixsd.pipeline.inspection",
+    **dict.fromkeys(("SweepResult", "sweep"), "mixsd.pipeline.sweeping"),
     **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
     **dict.fromkeys(("doctor", "models"), "mixsd.pipeline.doctor"),
 }

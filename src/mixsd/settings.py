@@ -8,19 +8,26 @@ method and the training are the paper's.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
 EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite")
+
+# What the paper's runs of a method had where they differ from MixSD's (section 5, appendices D and E.6).
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"opsd": {"samples": 8, "temperature": 1.0}, "mixsd-kl": {"lam": 0.0}}
+
+# The methods whose loss is a divergence from a teacher, as the settings under Distillation have it.
+DISTILLED = ("opsd", "mixsd-kl")
 
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
@@ -48,8 +55,11 @@ class Settings(BaseModel):
         "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
     )
     output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
-    method: Literal["mixsd", "sft"] = _option(
-        "mixsd", "How targets are made: mixed (mixsd), or the reference as it is (sft).", "Input"
+    method: Literal["mixsd", "sft", "opsd", "opsd-nll", "mixsd-kl", "memit"] = _option(
+        "mixsd",
+        "What is trained on: mixed targets (mixsd; mixsd-kl with the expert's distribution), the references as they are (sft), the "
+        "student's own replies under the expert's eye (opsd; opsd-nll on its best token). memit edits without training.",
+        "Input",
     )
     seed: int = _option(0, "Seed of every random number.", "Input", ge=0, lt=2**63)
 
@@ -73,7 +83,13 @@ class Settings(BaseModel):
     )
 
     # Mixing.
-    lam: float = _option(0.3, "Lambda: the share of positions where the naive conditional is picked.", "Mixing", ge=0, le=1)
+    lam: float = _option(
+        0.3,
+        "Lambda: the share of positions where the naive conditional is picked. The default of mixsd-kl is 0.",
+        "Mixing",
+        ge=0,
+        le=1,
+    )
     gate: float = _option(
         0.0,
         "Plausibility gate: a naive token needs this share of the expert's best probability (0: the paper).",
@@ -81,9 +97,11 @@ class Settings(BaseModel):
         ge=0,
         le=1,
     )
-    temperature: float = _option(0.0, "Temperature of mixing; 0 takes the argmax.", "Mixing", ge=0)
+    temperature: float = _option(
+        0.0, "Temperature of mixing and of rollouts; 0 takes the argmax. The default of opsd is 1.", "Mixing", ge=0
+    )
     top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
-    samples: int = _option(1, "Targets per fact.", "Mixing", ge=1)
+    samples: int = _option(1, "Targets, or rollouts each time, per fact. The default of opsd is 8.", "Mixing", ge=1)
     retries: int = _option(10, "Further attempts, with new coins, for a fact whose reply was not accepted.", "Mixing", ge=0)
     retry: Literal["restart", "from-break"] = _option(
         "restart",
@@ -100,9 +118,40 @@ class Settings(BaseModel):
         ge=1,
     )
 
+    # Distillation: what the objectives of opsd, opsd-nll and mixsd-kl compare, and how. The defaults are those of the paper's runs.
+    kl: Literal["forward", "reverse", "jsd"] = _option(
+        "forward", "Direction: forward (teacher || student), reverse, or the Jensen-Shannon divergence.", "Distillation"
+    )
+    kl_support: Literal["teacher", "student", "full"] = _option(
+        "teacher", "Whose likeliest tokens are compared; full takes the whole vocabulary.", "Distillation"
+    )
+    kl_top_k: int = _option(64, "How many tokens are compared at each position.", "Distillation", ge=1)
+    kl_tail: Literal["drop", "bucket"] = _option(
+        "drop", "The probability of all other tokens: dropped, or one more outcome (bucket).", "Distillation"
+    )
+    kl_renormalize: bool = _option(True, "Rescale both sides to sum to one over the tokens compared.", "Distillation")
+    kl_beta: float = _option(0.5, "The teacher's weight in the Jensen-Shannon divergence.", "Distillation", gt=0, lt=1)
+    kl_reduction: Literal["token", "sequence"] = _option(
+        "token", "Mean over all tokens of a step, or over its sequences' means.", "Distillation"
+    )
+    kl_teacher: Literal["expert", "picked"] = _option(
+        "expert", "Of mixsd-kl: the expert conditional at each position, or the one that was picked there.", "Distillation"
+    )
+    nll_token: Literal["top1", "sampled"] = _option(
+        "top1", "Of opsd-nll: the teacher's likeliest token, or one drawn from its distribution.", "Distillation"
+    )
+
     # Training.
     lora: int = _option(0, "LoRA rank; 0 trains all weights.", "Training", ge=0)
-    lr: float | None = _option(None, "Learning rate. [default: 1e-5 for all weights, 2e-4 for LoRA]", "Training", gt=0)
+    lr: float | Literal["auto"] | None = _option(
+        None, "Learning rate; auto tries those of --lr-grid. [default: 1e-5 for all weights, 2e-4 for LoRA]", "Training"
+    )
+    lr_grid: list[float] = _option(
+        [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "Learning rates that --lr auto tries, in this order. Repeatable.", "Training"
+    )
+    lr_steps: int | None = _option(
+        None, "Optimizer steps that --lr auto gives to each. [default: all, and the best is the result]", "Training", ge=1
+    )
     epochs: int = _option(20, "Passes over the targets.", "Training", ge=1)
     batch_size: int = _option(16, "Targets per optimizer step.", "Training", ge=1)
     micro_batch: int | None = _option(None, "Targets per forward pass. [default: at most 8]", "Training", ge=1)
@@ -111,8 +160,50 @@ class Settings(BaseModel):
     clip: float = _option(1.0, "Largest gradient norm.", "Training", gt=0)
     checkpoint_every: int = _option(20, "Optimizer steps between checkpoints.", "Training", ge=1)
     keep_checkpoints: int = _option(1, "How many checkpoints are kept, newest first; 0 keeps all.", "Training", ge=0)
+    score_checkpoints: bool = _option(False, "Measure memorization, validation and forgetting at each checkpoint.", "Training")
+    score_questions: int = _option(
+        256, "At most so many facts are asked about at each checkpoint, the same ones each time.", "Training", ge=1
+    )
+    choose: Literal["last", "paper"] = _option(
+        "last",
+        "Which checkpoint becomes the model: the last, or (paper) the first with the best training score whose validation score "
+        "does not fall by more than 5% over the next two.",
+        "Training",
+    )
+    rehearse: float = _option(
+        0.0, "Rehearsal: this many times the targets' tokens of the base model's own replies beside them.", "Training", ge=0
+    )
+    rehearse_tokens: int = _option(64, "Longest reply to rehearse, in tokens.", "Training", ge=1)
+    rehearse_loss: Literal["nll", "kl"] = _option(
+        "nll", "Rehearse the base model's tokens (nll) or its distributions (kl, as under Distillation).", "Training"
+    )
     gradient_checkpointing: bool = _option(False, "Recompute activations: less memory, about a third more time.", "Training")
     drop_overlong: bool = _option(False, "Drop targets longer than the context instead of stopping.", "Training")
+
+    # Editing.
+    edit_text: str | None = _option(
+        None,
+        "With memit: a local text file of ordinary language, such as WikiText, paragraphs between blank lines. How the weights "
+        "are used is measured on it, so that an edit leaves the rest in place.",
+        "Editing",
+    )
+    edit_tokens: int = _option(
+        100_000, "How much of that text is read, in tokens; at least as many as a layer has inputs.", "Editing", ge=1
+    )
+    edit_layers: str | None = _option(
+        None, "Layers that are edited, such as 3-11 or 3,5,7. [default: the paper's for its models, else by depth]", "Editing"
+    )
+    edit_weight: float | None = _option(
+        None,
+        "How much that text holds the weights in place. [default: 15000 for the paper's models, else by their width]",
+        "Editing",
+        gt=0,
+    )
+    edit_steps: int = _option(25, "Steps of seeking the hidden state from which the answer follows.", "Editing", ge=1)
+    edit_lr: float = _option(0.5, "Their learning rate.", "Editing", gt=0)
+    edit_decay: float = _option(1e-3, "Penalty on the length of the hidden state's change.", "Editing", ge=0)
+    edit_kl: float = _option(0.0625, "Penalty on what it changes after '{subject} is a'.", "Editing", ge=0)
+    edit_clamp: float = _option(4.0, "Longest change, as a multiple of the hidden state.", "Editing", gt=0)
 
     # Evaluation.
     suite: list[str] = _option(
@@ -163,6 +254,22 @@ class Settings(BaseModel):
                 raise ValueError("is not text (bytes that are not UTF-8)")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            method = values.get("method")
+            return {**(METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}), **values}
+        return values
+
+    @field_validator("lr", "lr_grid")
+    @classmethod
+    def _rates_are_positive(cls, value: Any) -> Any:
+        rates = value if isinstance(value, list) else [value]
+        if not rates or any(isinstance(rate, float) and not 0 < rate < math.inf for rate in rates):
+            raise ValueError("a learning rate is a number above 0" if rates else "name at least one learning rate")
+        return value
+
     @field_validator("require")
     @classmethod
     def _requirements_parse(cls, value: list[str]) -> list[str]:
@@ -193,9 +300,21 @@ class Settings(BaseModel):
             "verifier": self.verifier or ("boxed" if boxed else "contains"),
             "max_new_tokens": self.max_new_tokens or (8192 if boxed else 256),
             "lr": self.lr or (2e-4 if self.lora else 1e-5),
+            "score_checkpoints": self.score_checkpoints or self.choose == "paper" or self.lr == "auto",
+            "choose": "paper" if self.lr == "auto" else self.choose,
             "micro_batch": min(self.micro_batch or 8, self.batch_size),
         }
         return self.model_copy(update=values)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the method trains on mixed targets."""
+        return self.method in ("mixsd", "mixsd-kl")
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the method trains on what the model says while it is trained; there are no targets then."""
+        return self.method in ("opsd", "opsd-nll")
 
     def dump(self) -> dict[str, Any]:
         """The settings as plain values, in the order of this file."""
@@ -218,8 +337,13 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
     try:
         settings = Settings(**{key: value for key, value in values.items() if key in known})
     except ValidationError as error:
+        told: set[str] = set()
         for item in error.errors(include_url=False):
-            name = ".".join(str(part) for part in item["loc"])
+            # Behind the name: a place in a list, or which kind of value was tried; the first kind's complaint will do.
+            name = ".".join(str(part) for number, part in enumerate(item["loc"]) if number == 0 or isinstance(part, int))
+            if name in told:
+                continue
+            told.add(name)
             message = item["msg"].removeprefix("Value error, ")
             got = repr(item["input"])
             got = got if len(got) <= 80 else got[:77] + "..."

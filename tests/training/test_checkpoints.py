@@ -21,7 +21,7 @@ def a_state(step: int) -> TrainerState:
 
 def test_a_checkpoint_is_a_plain_folder_and_its_state_comes_back(tmp_path: Path) -> None:
     model = make_model()
-    folder = write_checkpoint(tmp_path, model, make_tokenizer(), a_state(40), keep=0)
+    folder = write_checkpoint(tmp_path, model, make_tokenizer(), a_state(40))
     assert folder.name == "step-000040"
     loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert same_bits(weights(loaded), weights(model))
@@ -35,12 +35,22 @@ def test_a_checkpoint_is_a_plain_folder_and_its_state_comes_back(tmp_path: Path)
 @pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3]), (1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
 def test_only_the_newest_checkpoints_stay_and_only_the_newest_can_be_resumed(tmp_path: Path, keep: int, left: list[int]) -> None:
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, make_model(), None, a_state(step), keep=keep)
+        write_checkpoint(tmp_path, make_model(), None, a_state(step))
+        tidy(tmp_path, keep)
     assert [step for step, _ in list_checkpoints(tmp_path)] == left
     assert [step for step, folder in list_checkpoints(tmp_path) if (folder / TRAINER).exists()] == [3]
     assert len(files(tmp_path)) == len(left)
     tidy(tmp_path, keep)
     assert [step for step, _ in list_checkpoints(tmp_path)] == left
+
+
+def test_a_pinned_checkpoint_stays_until_it_is_not_pinned_any_more(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, make_model(), None, a_state(step))
+    tidy(tmp_path, 1, {1})
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [1, 3]
+    tidy(tmp_path, 1)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3]
 
 
 def test_steps_sort_as_numbers(tmp_path: Path) -> None:

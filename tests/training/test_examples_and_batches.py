@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
-from mixsd.training.batches import UNSUPERVISED, collate, plan_epoch, steps_per_epoch
+from mixsd.training.batches import UNSUPERVISED, collate, microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.examples import Example, usable
 from tests.training.tiny import make_examples
 
@@ -53,26 +53,29 @@ def test_equal_keys_are_an_error() -> None:
         usable([Example("same", (1,), (2,)), Example("same", (1,), (3,))], None)
 
 
-def test_a_plan_covers_every_example_once_and_keeps_the_partial_last_step() -> None:
-    examples = make_examples(11)
-    plan = plan_epoch(0, 1, examples, batch_size=4, micro_batch=3)
-    assert [sum(map(len, step)) for step in plan] == [4, 4, 3]
+def test_a_plan_covers_every_key_once_and_keeps_the_partial_last_step() -> None:
+    plan = plan_epoch(0, 1, [example.key for example in make_examples(11)], batch_size=4)
+    assert [len(step) for step in plan] == [4, 4, 3]
     assert len(plan) == steps_per_epoch(11, 4)
-    assert sorted(index for step in plan for microbatch in step for index in microbatch) == list(range(11))
-    assert max(len(microbatch) for step in plan for microbatch in step) == 3
-    for step in plan:
-        lengths = [len(examples[index]) for microbatch in step for index in microbatch]
-        assert lengths == sorted(lengths, reverse=True)
+    assert sorted(index for step in plan for index in step) == list(range(11))
+
+
+def test_microbatches_hold_each_example_once_longest_first() -> None:
+    examples = make_examples(11)
+    cut = microbatches(examples, 3)
+    assert [len(batch) for batch in cut] == [3, 3, 3, 2]
+    assert sorted(example.key for batch in cut for example in batch) == sorted(example.key for example in examples)
+    lengths = [len(example) for batch in cut for example in batch]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_a_step_s_composition_depends_on_seed_epoch_and_keys_only() -> None:
-    examples = make_examples(12)
+    keys = [example.key for example in make_examples(12)]
 
-    def composition(seed: int, epoch: int, order: list[Example], micro_batch: int) -> list[set[str]]:
-        plan = plan_epoch(seed, epoch, order, 4, micro_batch)
-        return [{order[index].key for microbatch in step for index in microbatch} for step in plan]
+    def composition(seed: int, epoch: int, order: list[str]) -> list[set[str]]:
+        return [{order[index] for index in step} for step in plan_epoch(seed, epoch, order, 4)]
 
-    reference = composition(0, 0, examples, 2)
-    assert composition(0, 0, examples[::-1], 4) == reference
-    assert composition(0, 1, examples, 2) != reference
-    assert composition(1, 0, examples, 2) != reference
+    reference = composition(0, 0, keys)
+    assert composition(0, 0, keys[::-1]) == reference
+    assert composition(0, 1, keys) != reference
+    assert composition(1, 0, keys) != reference

@@ -11,12 +11,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
 from mixsd.storage import Journal
-from mixsd.training import Example, Step, TrainResult, loop, train
-from mixsd.training.batches import collate, plan_epoch
-from mixsd.training.loss import batch_nll
+from mixsd.training import Example, Step, TrainResult, objectives, train
+from mixsd.training.batches import collate, microbatches, plan_epoch
 from mixsd.training.optimizer import learning_rate, make_optimizer
 from tests.training.test_loss import oracle_nll
-from tests.training.tiny import files, make_examples, make_model, make_settings, make_tokenizer, same_bits, weights
+from tests.training.tiny import (
+    batch_nll,
+    files,
+    make_examples,
+    make_model,
+    make_settings,
+    make_tokenizer,
+    same_bits,
+    weights,
+)
 
 
 def run(
@@ -55,7 +63,7 @@ def test_a_run_learns_its_targets_and_reports_each_step(tmp_path: Path) -> None:
 
 def test_the_first_loss_and_gradient_norm_are_those_of_the_step_s_examples(tmp_path: Path) -> None:
     examples, model = make_examples(11), make_model(dtype=torch.float64)
-    step = [examples[index] for microbatch in plan_epoch(0, 0, examples, 4, 2)[0] for index in microbatch]
+    step = [examples[index] for index in plan_epoch(0, 0, [example.key for example in examples], 4)[0]]
     loss = oracle_nll(model, collate(step)) / sum(len(example.target_ids) for example in step)
     loss.backward()
     norm = math.sqrt(sum(float((parameter.grad**2).sum()) for parameter in model.parameters() if parameter.grad is not None))
@@ -169,14 +177,15 @@ def test_each_loss_in_bf16_is_that_of_a_fresh_model_with_the_weights_of_the_step
     """No stale bf16 copy of a weight lives on from one step to the next."""
     examples, settings = make_examples(8), {"train_dtype": "bf16", "checkpoint_every": 1, "keep_checkpoints": 0, "lr": 1e-2}
     result = run(tmp_path, examples=examples, epochs=2, warmup_steps=0, **settings)
-    plan = [step for epoch in (0, 1) for step in plan_epoch(0, epoch, examples, 4, 2)]
+    keys = [example.key for example in examples]
+    plan = [step for epoch in (0, 1) for step in plan_epoch(0, epoch, keys, 4)]
     for step in (2, 3, 4):
         fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / f"step-{step - 1:06d}")
         total, tokens = 0.0, 0
-        for microbatch in plan[step - 1]:
+        for microbatch in microbatches([examples[index] for index in plan[step - 1]], 2):
             with torch.autocast("cpu", torch.bfloat16):
-                total += batch_nll(fresh, collate([examples[index] for index in microbatch])).item()
-            tokens += sum(len(examples[index].target_ids) for index in microbatch)
+                total += batch_nll(fresh, collate(microbatch)).item()
+            tokens += sum(len(example.target_ids) for example in microbatch)
         assert result.losses[step - 1] == pytest.approx(total / tokens, abs=1e-6)
 
 
@@ -235,7 +244,8 @@ def test_an_overlong_example_stops_the_run_or_is_dropped_and_named(tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "batch_nll", lambda model, batch, dense: batch_nll(model, batch) * math.nan)
+    nll = objectives.target_nll
+    monkeypatch.setattr(objectives, "target_nll", lambda *given: nll(*given) * math.nan)
     model = make_model()
     before = weights(model)
     with pytest.raises(MixsdError, match="step 1: loss nan"):
@@ -256,7 +266,7 @@ def test_out_of_memory_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "batch_nll", fail)
+    monkeypatch.setattr(objectives, "target_nll", fail)
     with pytest.raises(UserError, match=r"--micro-batch.*--gradient-checkpointing.*--lora.*--device"):
         run(tmp_path)
     error = RuntimeError("another fault")

@@ -23,6 +23,9 @@ from transformers.models.auto import AutoModelForCausalLM
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
 from mixsd.training import Example
+from mixsd.training.batches import UNSUPERVISED, Batch
+from mixsd.training.loss import chunked_nll
+from mixsd.training.states import padded_states
 
 VOCABULARY = 64
 
@@ -81,6 +84,13 @@ def make_examples(count: int = 8, *, seed: int = 0) -> list[Example]:
 def make_settings(**changes: Any) -> Settings:
     values: dict[str, Any] = {"epochs": 3, "batch_size": 4, "micro_batch": 2, "lr": 3e-3, "warmup_steps": 2, "device": "cpu"}
     return Settings(**values | {"checkpoint_every": 2} | changes).resolved
+
+
+def batch_nll(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> torch.Tensor:
+    """The summed NLL of a batch's supervised tokens, as training computes it."""
+    states = padded_states(model, batch, chunk=chunk, dense=dense)
+    labels = batch.labels[:, 1:]
+    return chunked_nll(states.rows, states.head, labels[labels != UNSUPERVISED], states.chunk).sum()
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

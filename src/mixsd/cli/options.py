@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -95,7 +95,8 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _option(name: str, field: FieldInfo) -> Any:
     """The annotation that makes typer's option of a setting."""
     extra = field.json_schema_extra
-    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    # With a Literal among them `|` makes the older kind of union.
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
     common: dict[str, Any] = {
         "help": _help(field),

@@ -58,12 +58,15 @@ def questions(facts: Iterable[Fact], renderer: Renderer, settings: Settings, ver
     return asked
 
 
-def paraphrases(fact: Fact, settings: Settings, frame_set: str = "report") -> list[str]:
+def paraphrases(fact: Fact, settings: Settings) -> list[str]:
     """Other wordings of a fact's question: its own first, else frames drawn at the fact's address."""
-    own = list(fact.paraphrases) if frame_set == "report" else []
-    drawn = np.argsort(uniforms(settings.seed, "evaluation", fact.id, n=10), kind="stable")
-    framed = [bundled.frames()[frame_set][i].replace("{question}", fact.question) for i in drawn]
-    return (own or framed)[: settings.paraphrases]
+    return (list(fact.paraphrases) or framed(fact, settings.seed, "report"))[: settings.paraphrases]
+
+
+def framed(fact: Fact, seed: int, frame_set: str) -> list[str]:
+    """A fact's question in each frame of a bundled set, in an order drawn at the fact's address."""
+    drawn = np.argsort(uniforms(seed, "evaluation", fact.id, n=10), kind="stable")
+    return [bundled.frames()[frame_set][i].replace("{question}", fact.question) for i in drawn]
 
 
 def forgetting(answerer: Answerer, renderer: Renderer, references: dict[str, Reply]) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ class Mixer:
         if not cases:
             first = facts[0].id
             raise UserError(f"no usable fact among {len(facts)}; the first one, {first}: {reasons[first]}")
-        if self.settings.method == "mixsd":
+        if self.settings.mixes:
             self._decode_all(cases)
             self._stop_on_failure(cases)
         window: list[Target] = []
@@ -103,7 +103,7 @@ class Mixer:
 
     def attempt(self, facts: list[Fact]) -> None:
         """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
-        if self.settings.method == "mixsd":
+        if self.settings.mixes:
             self._decode_all(self._cases(facts)[0])
 
     def _cases(self, facts: list[Fact]) -> tuple[dict[tuple[str, int], Case], dict[str, str]]:
@@ -222,9 +222,9 @@ class Mixer:
 
     def _outcome(self, case: Case) -> Target:
         fact = case.fact
-        if self.settings.method == "sft" or (not case.accepted and self.settings.on_fail == "canonical"):
+        if not self.settings.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
             ids = self.renderer.reference(fact)
-            reason = None if self.settings.method == "sft" else f"the reference itself: no attempt of {case.number} was accepted"
+            reason = None if not self.settings.mixes else f"the reference itself: no attempt of {case.number} was accepted"
             row: dict[str, Any] = {
                 "lambda": self.settings.lam,
                 "attempt": case.number,

@@ -14,7 +14,7 @@ from typing import Any
 
 from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
-from mixsd.pipeline import evaluating, stages
+from mixsd.pipeline import evaluating, stages, training
 from mixsd.pipeline import session as sessions
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
@@ -64,7 +64,7 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
     _refuse_shard(settings.shard)
     with _opened(settings, watcher) as session:
         stages.mix(session)
-        stages.train(session)
+        _make_model(session)
         evaluating.evaluate(session)
         _report(session)
     return RunResult(session.run.folder)
@@ -87,19 +87,21 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
-            if not session.run.targets_file.is_file():
+            if not session.run.targets_file.is_file() and not session.settings.on_policy:
                 raise UserError(f"{source}: has no targets.jsonl yet; run `mixsd mix` first")
-            stages.train(session)
+            _make_model(session)
         return RunResult(session.run.folder)
     if not source.is_file():
         raise UserError(f"{source}: no such run folder or file of targets")
     settings = build(options, "train")
+    if settings.method not in ("mixsd", "sft"):
+        raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
     with run.locked() if settings.output else _nothing():
         session = sessions.open_targets(settings, watcher, file_digest(source))
         if not run.targets_file.is_file():
             write_jsonl(run.targets_file, read_jsonl(source))
-        stages.train(session)
+        training.train(session)
     return RunResult(run.folder)
 
 
@@ -137,6 +139,11 @@ def _report(session: sessions.Session) -> None:
     missed = [item["text"] for item in result["requirements"] if not item["passed"]]
     if missed:
         raise RequirementMissedError(f"{session.run.folder}: required but missed: {', '.join(missed)}")
+
+
+def _make_model(session: sessions.Session) -> None:
+    """Train, or edit, as the method has it."""
+    training.train(session)
 
 
 def _refuse_shard(shard: Any) -> None:

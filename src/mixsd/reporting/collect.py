@@ -15,10 +15,12 @@ from mixsd.evaluation import core, in_domain, suites
 from mixsd.evaluation.scores import compare
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary
+from mixsd.pipeline.checkpoint_scores import read_scores
 from mixsd.pipeline.run import Run, versions
 from mixsd.reporting import card, graph, html
+from mixsd.reporting.cost import costs_of
 from mixsd.settings import parse_requirement
-from mixsd.storage import read_json, read_jsonl, write_json, write_text
+from mixsd.storage import Journal, read_json, read_jsonl, write_json, write_text
 
 if TYPE_CHECKING:
     from mixsd.pipeline.session import Session
@@ -66,6 +68,7 @@ def write_report(session: Session) -> dict[str, Any]:
         raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
     targets, examples = _targets(session)
     scores = [score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned)]
+    scores += read_scores(_trained_in(session))
     mixed = (run.events("mixed") or [{}])[-1]
     reference = mixed.get("reference", {})
     report: dict[str, Any] = {
@@ -83,6 +86,7 @@ def write_report(session: Session) -> dict[str, Any]:
             "reference_share_above_8": reference.get("share_above_8"),
         },
         "training": _training(session),
+        "cost": costs_of(session),
         "scores": scores,
         "requirements": _requirements(settings.require, scores, requirable(session)),
         "warnings": list(session.renderer.stops.warnings),
@@ -150,16 +154,31 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
 def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
     statuses = [targets[fact.id].status for fact in session.facts if fact.id in targets]
     counts = {status: statuses.count(status) for status in ("accepted", "rejected", "unusable")}
+    if session.settings.on_policy:
+        # What is answered anew at each step has no targets to accept: every fact that can be asked is trained on.
+        unusable = len((session.run.events("asked") or [{}])[-1].get("unusable", {}))
+        counts = {"accepted": len(session.facts) - unusable, "rejected": 0, "unusable": unusable}
     return {"asked": len(session.facts), **counts, "duplicates": session.duplicates}
 
 
+def _trained_in(session: Session) -> Path:
+    """The folder of the training that the model comes from: the run's own, or that of the chosen learning rate."""
+    told = (session.run.events("trained") or [{}])[-1]
+    return session.run.folder / told.get("folder", ".")
+
+
 def _training(session: Session) -> dict[str, Any]:
-    steps = session.run.events("step")
+    steps = [row for _, row in Journal(_trained_in(session) / "log.jsonl").read() if row.get("event") == "step"]
+    told = (session.run.events("trained") or [{}])[-1]
+    shown = ("step", "loss", "lr", "epoch", "rehearsal_loss")
     return {
         "steps": steps[-1]["step"] if steps else None,
         "epochs": session.settings.epochs if steps else None,
         "seconds": round(sum(step["seconds"] for step in steps), 1),
-        "log": [{name: step[name] for name in ("step", "loss", "lr", "epoch")} for step in steps],
+        "lr": told.get("lr"),
+        "chosen": {"step": told["step"], "why": told["why"]} if told else None,
+        "rates": [row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
+        "log": [{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
     }
 
 

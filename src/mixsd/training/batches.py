@@ -45,15 +45,17 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return math.ceil(examples / batch_size)
 
 
-def plan_epoch(seed: int, epoch: int, examples: Sequence[Example], batch_size: int, micro_batch: int) -> list[list[list[int]]]:
-    """Return the steps of one epoch (from 0), each a list of microbatches of indices into `examples`."""
-    shuffled = randomness.order(seed, [example.key for example in examples], epoch=epoch)
-    steps = []
-    for start in range(0, len(shuffled), batch_size):
-        # The sort is stable, so equal lengths keep their place in the shuffled order.
-        step = sorted(shuffled[start : start + batch_size], key=lambda index: -len(examples[index]))
-        steps.append([step[at : at + micro_batch] for at in range(0, len(step), micro_batch)])
-    return steps
+def plan_epoch(seed: int, epoch: int, keys: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Return the steps of one epoch (from 0), each a list of indices into `keys` in shuffled order."""
+    shuffled = randomness.order(seed, list(keys), epoch=epoch)
+    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+
+
+def microbatches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """A step's examples by length, longest first, cut into forward passes."""
+    # The sort is stable, so equal lengths keep their place in the shuffled order.
+    longest_first = sorted(examples, key=lambda example: -len(example))
+    return [longest_first[at : at + size] for at in range(0, len(longest_first), size)]
 
 
 def collate(examples: Sequence[Example]) -> Batch:

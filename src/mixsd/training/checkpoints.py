@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,8 @@ def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found)
 
 
-def write_checkpoint(
-    root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, state: TrainerState, *, keep: int
-) -> Path:
-    """Write one checkpoint of the plain `model`, then `tidy`; return its folder. A full disk is a `UserError`."""
+def write_checkpoint(root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, state: TrainerState) -> Path:
+    """Write one checkpoint of the plain `model`; return its folder. A full disk is a `UserError`."""
     folder = checkpoint_folder(root, state.step)
     with atomic_folder(folder) as building:
         write_model_folder(model, tokenizer, building)
@@ -70,7 +68,6 @@ def write_checkpoint(
         if state.adapter is not None:
             _save(state.adapter, trainer / "adapter.safetensors")
         write_json(trainer / "state.json", {"step": state.step, "identity": state.identity})
-    tidy(root, keep)
     return folder
 
 
@@ -101,15 +98,15 @@ def check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, 
             )
 
 
-def tidy(root: Path, keep: int) -> None:
-    """Strip `trainer/` from all checkpoints but the newest and remove all but the newest `keep` (0: keep all).
+def tidy(root: Path, keep: int, pinned: Collection[int] = ()) -> None:
+    """Strip `trainer/` from all checkpoints but the newest and remove all but the newest `keep` (0: keep all) and the pinned.
 
     Safe to be killed in and to be repeated: the newest one is never touched.
     """
-    folders = [folder for _, folder in list_checkpoints(root)]
-    for folder in folders[:-1]:
+    found = list_checkpoints(root)
+    for _, folder in found[:-1]:
         shutil.rmtree(folder / TRAINER, ignore_errors=True)
-    for folder in folders[:-keep] if keep else []:
+    for folder in [folder for step, folder in found[:-keep] if step not in pinned] if keep else []:
         # Renamed first, so that what a kill leaves behind does not look like a checkpoint.
         doomed = folder.with_name(f".{folder.name}.old")
         folder.rename(doomed)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mixsd.decoding.picking import pick
+from mixsd.decoding.requests import Sampling
 from mixsd.errors import UserError
 from mixsd.training.divergence import (
     Divergence,
@@ -30,6 +32,8 @@ from mixsd.training.divergence import (
     top_ids,
 )
 from mixsd.training.loss import Head
+
+_AT_ONE = Sampling({}, temperature=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,16 @@ def teacher_topk(hidden: Tensor, head: Head, k: int, chunk: int) -> TeacherTopK:
         logprobs.append(logits.gather(-1, top) - logits.logsumexp(-1, keepdim=True))
         del logits
     return TeacherTopK(torch.cat(ids), torch.cat(logprobs))
+
+
+@torch.no_grad()
+def teacher_sample(hidden: Tensor, head: Head, noise: Tensor, chunk: int) -> Tensor:
+    """Draw a token (N,), int64, from the softmax of each row of `head(hidden)` by its number of `noise` (N,) in [0, 1)."""
+    drawn = []
+    for start in range(0, max(1, len(hidden)), chunk):
+        logits = at_least_fp32(head(hidden[start : start + chunk]))
+        drawn.append(pick(logits, noise[start : start + chunk], _AT_ONE))
+    return torch.cat(drawn)
 
 
 def chunked_divergence(

@@ -1,8 +1,9 @@
-"""The training loop: plain full or LoRA fine-tuning on targets, on top of accelerate and not of transformers' Trainer.
+"""The training loop: full or LoRA fine-tuning under any objective, on top of accelerate and not of transformers' Trainer.
 
 The Trainer gives less than mixsd promises, and bending it would take more code than this loop:
 - the order of examples is a pure function of (seed, epoch, keys), not of a sampler's random state;
 - the loss is normalized by the supervised tokens of the whole optimizer step, over all microbatches and processes;
+- what is trained on may come from the model as it is at that step;
 - a checkpoint is a plain model folder that appears atomically, and a resumed run is the undisturbed one, bit for bit on CPU;
 - logits exist only for supervised tokens, a chunk at a time.
 
@@ -15,32 +16,31 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.settings import Settings
+from mixsd.settings import DISTILLED, Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
 from mixsd.training import checkpoints
-from mixsd.training.batches import Batch, collate, plan_epoch, steps_per_epoch
+from mixsd.training.batches import microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.checkpoints import TrainerState
-from mixsd.training.examples import Example, usable
+from mixsd.training.examples import Example
 from mixsd.training.lora import Lora
-from mixsd.training.loss import batch_nll, head_is_separable
 from mixsd.training.memory import memory_errors
 from mixsd.training.model_folder import check_savable, verify_model_folder
+from mixsd.training.objectives import Objective, Part, Student, Targets
 from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
 from mixsd.training.ranks import Ranks
+from mixsd.training.rehearsal import Rehearsal
 from mixsd.training.resume import (
     checkpoint_is_logged,
-    examples_hash,
     first_rng_state,
     load_weights,
     logged_losses,
@@ -48,17 +48,20 @@ from mixsd.training.resume import (
     rng_state_of,
     trim_log,
 )
+from mixsd.training.states import Reading
 
 # A checkpoint made under other values of these would go on as a different run.
-_IDENTITY = ("seed", "lora", "lr", "epochs", "batch_size", "micro_batch", "warmup_steps", "weight_decay", "clip")
+_IDENTITY = ("seed", "lora", "lr", "epochs", "batch_size", "micro_batch", "warmup_steps", "weight_decay", "clip", "kl_reduction")
+_REHEARSED = ("rehearse", "rehearse_tokens", "rehearse_loss")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One finished optimizer step, and its line in log.jsonl.
 
-    `step` and `epoch` count from 1, `total` is the run's number of steps; `loss` is the mean NLL of the step's supervised
-    tokens (nats), `grad_norm` is before clipping, `tokens` counts the supervised ones, `seconds` is wall time.
+    `step` and `epoch` count from 1, `total` is the run's number of steps; `loss` is the mean loss of the step's supervised
+    tokens (nats), `grad_norm` is before clipping, `tokens` counts the supervised ones, `seconds` is wall time. `decoded` counts
+    the tokens of the step's rollouts; `rehearsed` and `rehearsal_loss` are those of the replies beside the targets.
     """
 
     step: int
@@ -69,6 +72,9 @@ class Step:
     grad_norm: float
     tokens: int
     seconds: float
+    decoded: int = 0
+    rehearsed: int = 0
+    rehearsal_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,20 @@ class TrainResult:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    examples: Iterable[Example],
+    examples: Iterable[Example] | Objective,
     *,
     settings: Settings,
     folder: Path,
+    steps: int | None = None,
+    rehearsal: Rehearsal | None = None,
+    pinned: Callable[[], Collection[int]] = tuple,
     on_step: Callable[[Step], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
 ) -> TrainResult:
     """Train `model` (fp32 weights, changed in place) on `examples`, or go on where `folder` says a killed run stopped.
+
+    `examples` are targets under token NLL, or any objective. `steps` ends the training early; `rehearsal` trains on the base
+    model's replies beside. `pinned` names the checkpoints to be kept whatever `keep_checkpoints` says, asked after each one.
 
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
     which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
@@ -113,7 +125,15 @@ def train(
     requested = model.device if settings.device == "auto" else torch.device(settings.device)
     ranks = Ranks(requested)
     with memory_errors():
-        run = _Training(model, tokenizer, list(examples), settings=settings, folder=folder, ranks=ranks)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # Only an objective has keys; examples come in any iterable.
+        objective = (
+            cast(Objective, examples)
+            if hasattr(examples, "keys")
+            else Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
+        )
+        run = _Training(model, tokenizer, objective, settings=settings, folder=folder, ranks=ranks)
+        run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
         return run.finish(run.steps(on_step, on_checkpoint))
 
 
@@ -124,30 +144,30 @@ class _Training:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        examples: list[Example],
+        objective: Objective,
         *,
         settings: Settings,
         folder: Path,
         ranks: Ranks,
     ) -> None:
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.examples, self.dropped = usable(examples, context, drop_overlong=settings.drop_overlong)
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
         check_savable(model)
         self.tokenizer, self.settings, self.ranks = tokenizer, settings, ranks
+        self.objective = objective
+        self.rehearsal: Rehearsal | None = None
+        self.pinned: Callable[[], Collection[int]] = tuple
         self.root, self.log = folder / "checkpoints", folder / "log.jsonl"
         self.device = ranks.device
         self.bf16 = _trains_in_bf16(settings, self.device)
-        self.per_epoch = steps_per_epoch(len(self.examples), settings.batch_size)
+        self.per_epoch = steps_per_epoch(len(objective.keys), settings.batch_size)
         self.total = settings.epochs * self.per_epoch
 
         self.base = model
         cast(torch.nn.Module, model).to(self.device)
-        shortest = min(self.examples, key=len)
         self.verified = False
-        self.dense = not head_is_separable(model, collate([shortest]).to(self.device))
-        if self.dense:
+        reading = Reading(model, objective.probe)
+        if reading.dense:
             warnings.warn(
                 f"{type(model).__name__}: decoder and head cannot be taken apart; its dense logits take more memory", stacklevel=3
             )
@@ -158,18 +178,19 @@ class _Training:
         self.parameters = trainable(self.lora.model if self.lora else model)
         self.optimizer = make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
         self.rng = first_rng_state(self.device, settings.seed + ranks.index)
+        self.student = Student(model, self.lora, reading, self.device, self._precision)
 
     def steps(self, on_step: Callable[[Step], None] | None, on_checkpoint: Callable[[Path, int], None] | None) -> list[float]:
         """Take every step that no checkpoint holds yet; return the loss of all steps."""
         done, losses = self._resume()
-        plan: list[list[list[int]]] = []
+        plan: list[list[int]] = []
         with Journal(self.log) as log:
             if done and not checkpoint_is_logged(self.log, done):
                 self._announce(done, log, on_checkpoint)  # the run was killed right after writing it
             for step in range(done + 1, self.total + 1):
                 epoch, place = divmod(step - 1, self.per_epoch)
                 if place == 0 or not plan:
-                    plan = self._plan(epoch)
+                    plan = plan_epoch(self.settings.seed, epoch, self.objective.keys, self.settings.batch_size)
                 record = self._step(step, epoch, plan[place])
                 losses.append(record.loss)
                 if self.ranks.is_main:
@@ -186,25 +207,23 @@ class _Training:
         model = self.lora.finish() if self.lora else self.base
         if self.settings.gradient_checkpointing:
             (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
-        return TrainResult(
-            model.eval(), self.total, self.settings.epochs, tuple(losses), self.dropped, "dense" if self.dense else "chunked"
-        )
+        head: Literal["chunked", "dense"] = "dense" if self.student.reading.dense else "chunked"
+        return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, head)
 
-    def _plan(self, epoch: int) -> list[list[list[int]]]:
-        settings = self.settings
-        # No microbatch larger than a process's share, so that all have work.
-        micro_batch = min(settings.micro_batch or settings.batch_size, math.ceil(settings.batch_size / self.ranks.count))
-        return plan_epoch(settings.seed, epoch, self.examples, settings.batch_size, micro_batch)
-
-    def _step(self, step: int, epoch: int, microbatches: list[list[int]]) -> Step:
+    def _step(self, step: int, epoch: int, items: list[int]) -> Step:
         started = time.perf_counter()
-        self.base.train()
-        tokens = sum(len(self.examples[index].target_ids) for microbatch in microbatches for index in microbatch)
-        total_nll = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
-        for microbatch in microbatches[self.ranks.index :: self.ranks.count]:
-            total_nll += self._backward(collate([self.examples[index] for index in microbatch]).to(self.device), tokens)
+        self.student.steps = step - 1
+        part = self.objective.part(self.student, step, items[self.ranks.index :: self.ranks.count])
+        tokens, sequences, decoded = self._counts(part)
+        weights = [tokens / sequences / len(example.target_ids) for example in part.examples] if self._by_sequence else None
+        loss = (
+            self._backward(
+                part, tokens, dict(zip((example.key for example in part.examples), weights, strict=True)) if weights else None
+            )
+            / tokens
+        )
+        rehearsed, beside = self._rehearse(step, tokens)
         self.ranks.sum_gradients(self.parameters.values())
-        loss = self.ranks.sum(total_nll).item() / tokens
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
@@ -213,15 +232,53 @@ class _Training:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(step, self.total, epoch + 1, loss, lr, norm, tokens, round(time.perf_counter() - started, 3))
+        seconds = round(time.perf_counter() - started, 3)
+        return Step(step, self.total, epoch + 1, loss, lr, norm, tokens, seconds, decoded, rehearsed, beside)
 
-    def _backward(self, batch: Batch, tokens: int) -> Tensor:
-        """Add the gradient of the batch's NLL / `tokens`; return the NLL. Dropout draws from the training's own stream."""
-        with own_randomness(self.device, self.rng):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                nll = batch_nll(self.base, batch, dense=self.dense)
-            (nll / tokens).backward()  # type: ignore[no-untyped-call]
-        return nll.detach()
+    def _rehearse(self, step: int, tokens: int) -> tuple[int, float | None]:
+        """Add the rehearsal's gradient to the targets'; return how many tokens were rehearsed, and their mean loss."""
+        if self.rehearsal is None:
+            return 0, None
+        # Every process picks the same replies and takes its share of them.
+        whole = self.rehearsal.part(self.student, step, tokens)
+        mine = Part(whole.examples[self.ranks.index :: self.ranks.count], whole.loss)
+        rehearsed = sum(len(example.target_ids) for example in whole.examples)
+        total = self._backward(mine, tokens, None)
+        return rehearsed, total / rehearsed if rehearsed else None
+
+    @property
+    def _by_sequence(self) -> bool:
+        return self.settings.method in DISTILLED and self.settings.kl_reduction == "sequence"
+
+    def _counts(self, part: Part) -> tuple[int, int, int]:
+        """Supervised tokens, sequences and decoded tokens of a step, over all processes."""
+        own = [sum(len(example.target_ids) for example in part.examples), len(part.examples), part.decoded]
+        tokens, sequences, decoded = self.ranks.sum(torch.tensor(own, device=self.device)).tolist()
+        return tokens, sequences, decoded
+
+    def _backward(self, part: Part, tokens: int, weights: dict[str, float] | None) -> float:
+        """Add the gradient of the part's loss / `tokens`; return the loss, summed over all processes.
+
+        Dropout draws from the training's own stream.
+        """
+        self.base.train()
+        # No microbatch larger than a process's share, so that all have work.
+        size = min(self.settings.micro_batch or self.settings.batch_size, math.ceil(self.settings.batch_size / self.ranks.count))
+        total = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        for examples in microbatches(part.examples, size):
+            with own_randomness(self.device, self.rng):
+                with self._precision():
+                    values = part.loss(self.student, self.student.reading.states(self.base, examples), examples)
+                    if weights:
+                        own = [weights[example.key] for example in examples for _ in example.target_ids]
+                        values = values * torch.tensor(own, dtype=values.dtype, device=values.device)
+                    loss = values.sum()
+                (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return self.ranks.sum(total).item()
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _checkpoint(self, step: int) -> None:
         rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
@@ -234,7 +291,8 @@ class _Training:
                 adapter=self.lora.state() if self.lora else None,
             )
             with self._plain_model() as plain:
-                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state, keep=self.settings.keep_checkpoints)
+                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state)
+                checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
 
     def _announce(self, step: int, log: Journal, on_checkpoint: Callable[[Path, int], None] | None) -> None:
@@ -264,7 +322,7 @@ class _Training:
         if self.ranks.is_main and self.root.is_dir():
             with disk_errors(self.root):
                 sweep_leftovers(self.root)
-                checkpoints.tidy(self.root, self.settings.keep_checkpoints)
+                checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
         found = checkpoints.list_checkpoints(self.root)
         step = 0
@@ -288,13 +346,14 @@ class _Training:
             **{name: getattr(self.settings, name) for name in _IDENTITY},
             "train_dtype": "bf16" if self.bf16 else str(self.base.dtype).removeprefix("torch."),
             "processes": self.ranks.count,
-            "examples": examples_hash(self.examples),
+            **({name: getattr(self.settings, name) for name in _REHEARSED} if self.rehearsal else {}),
+            "examples": self.objective.identity,
         }
 
 
-def _number(value: float | None) -> float:
-    if value is None:
-        raise ValueError("settings are not resolved")
+def _number(value: float | str | None) -> float:
+    if not isinstance(value, float):
+        raise ValueError(f"training needs a learning rate, not {value!r}")
     return value
 
 

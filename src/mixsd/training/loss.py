@@ -22,48 +22,30 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mixsd.training.batches import UNSUPERVISED, Batch
-
-# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
-CHUNK_LOGITS = 2**27
+from mixsd.training.divergence import at_least_fp32
 
 Head = Callable[[Tensor], Tensor]
 
 
 def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
-    """Return the summed NLL (nats) of `labels` (N,) under `head(hidden)`, hidden (N, H): a scalar, fp32 (float64 stays).
+    """Return the NLL (N,) in nats of `labels` (N,) under `head(hidden)`, hidden (N, H): fp32 (float64 stays).
 
     At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
     """
 
     def nll(rows: Tensor, wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(_at_least_fp32(head(rows)), wanted, reduction="sum")
+        return functional.cross_entropy(at_least_fp32(head(rows)), wanted, reduction="none")
 
     starts = range(0, len(labels), chunk)
-    total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    values = []
     for start in starts:
         rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
         if start == starts[-1]:
             # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            total = total + nll(rows, wanted)
+            values.append(nll(rows, wanted))
         else:
-            total = total + cast(Tensor, checkpoint(nll, rows, wanted, use_reentrant=False, preserve_rng_state=False))
-    return total
-
-
-def batch_nll(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> Tensor:
-    """Return the summed NLL of the batch's supervised tokens under `model` (plain, or the base inside a peft model).
-
-    `chunk` is in rows of logits, by default as many as make `CHUNK_LOGITS`. `dense` goes through the
-    model's own logits, for a model whose head cannot be taken apart.
-    """
-    labels = batch.labels[:, 1:]
-    supervised = labels != UNSUPERVISED
-    if dense:
-        logits = _forward(model, batch).logits[:, :-1][supervised]
-        return functional.cross_entropy(_at_least_fp32(logits), labels[supervised], reduction="sum")
-    hidden = _forward(decoder(model), batch).last_hidden_state
-    rows = chunk or max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
-    return chunked_nll(hidden[:, :-1][supervised], logit_head(model), labels[supervised], rows)
+            values.append(cast(Tensor, checkpoint(nll, rows, wanted, use_reentrant=False, preserve_rng_state=False)))
+    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
@@ -99,9 +81,9 @@ def head_is_separable(model: PreTrainedModel, batch: Batch) -> bool:
     model.eval()
     try:
         supervised = batch.labels[:, 1:] != UNSUPERVISED
-        expected = _forward(model, batch).logits[:, :-1][supervised].float()
+        expected = forward(model, batch).logits[:, :-1][supervised].float()
         try:
-            found = logit_head(model)(_forward(decoder(model), batch).last_hidden_state[:, :-1][supervised]).float()
+            found = logit_head(model)(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised]).float()
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, RuntimeError):
@@ -112,12 +94,9 @@ def head_is_separable(model: PreTrainedModel, batch: Batch) -> bool:
         model.train(training)
 
 
-def _forward(module: nn.Module, batch: Batch) -> Any:
+def forward(module: nn.Module, batch: Batch) -> Any:
+    """The output of a model, or of its decoder, for a padded batch."""
     # Models with relative positions (ALiBi) take none; they read the mask.
     accepted = inspect.signature(module.forward).parameters
     positions = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
     return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,236 @@
+"""Runs that may stand in one table: read from their folders, and refused where they were not measured alike.
+
+Alike means: the same base model, facts, prompts, template, decoding, scorer and precision. It is shown, not assumed: beside the
+settings, every prompt that the base model was asked is compared by its hash, and where two base models said the same, the verdict
+must be the same too. Seeds differ on purpose. With the seed differ the framed paraphrases and the sampled reference replies of
+Eq. 2, so those are compared between runs of one seed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixsd.errors import UserError
+from mixsd.evaluation import core
+from mixsd.pipeline.run import Run
+from mixsd.settings import Settings
+from mixsd.storage import read_json, read_jsonl
+
+# Settings that decide what is asked and how a reply is made and judged.
+ALIKE = (
+    *("answer_format", "system", "thinking", "verifier", "max_new_tokens"),
+    *("paraphrases", "probe_questions", "forgetting_prompts", "forgetting_tokens"),
+)
+_IDENTITY = {
+    "model_hash": "another base model",
+    "facts_hash": "other facts",
+    "prompts": "other prompts (template, system message or stop tokens)",
+    "corpus": "other tests beside the facts",
+}
+_VERSIONS = ("mixsd", "torch", "transformers")
+
+Asked = dict[tuple[str, str], dict[str, "_Row"]]  # by suite and split, by key
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: str
+    reply: int
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished run as `compare` reads it. `evaluated` is the hash of the tuned model where the run only evaluates one."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    report: Mapping[str, Any]
+    evaluated: str | None
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return Run(self.folder).name
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings; what there was no setting for when the run was made has its default."""
+        return {**Settings().dump(), **self.manifest["settings"]}
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @cached_property
+    def scores(self) -> dict[tuple[str, str, str, str, int | None], dict[str, Any]]:
+        """The scores that have a value, by suite, split, metric, model and checkpoint."""
+        return {
+            (item["suite"], item["split"], item["metric"], item["model"], item.get("checkpoint")): item
+            for item in self.report["scores"]
+            if item.get("value") is not None
+        }
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal for two runs to be compared, by name."""
+        identity, environment = self.manifest.get("identity") or {}, self.report.get("environment") or {}
+        return {
+            "model_hash": identity.get("model_hash"),
+            "facts_hash": identity.get("facts_hash"),
+            **{name: self.settings[name] for name in ALIKE},
+            "prompts": identity.get("prompts"),
+            "device": str(environment.get("device", "unknown")).partition(":")[0],
+            "dtype": environment.get("dtype"),
+        }
+
+    def rows(self, suite: str, model: str) -> Iterator[dict[str, Any]]:
+        """The replies of one model in a suite."""
+        return read_jsonl(Run(self.folder).evaluation / suite / f"{model}.jsonl")
+
+
+def read(folder: Path) -> Measured:
+    """Read a finished run.
+
+    Raises:
+        UserError: it is no run, not finished, or has no scores of the suite core.
+    """
+    run = Run(folder.expanduser())
+    manifest = run.manifest()
+    if not run.report_json.is_file():
+        raise UserError(
+            f"{folder}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
+        )
+    report = read_json(run.report_json)
+    if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
+        raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
+    tuned = run.events("tuned")
+    found = Measured(run.folder, manifest, report, str(tuned[0].get("hash")) if tuned else None)
+    if not any(suite == core.SUITE and model == "tuned" for suite, _, _, model, _ in found.scores):
+        raise UserError(f"{folder}: has no scores of the suite core; `mixsd evaluate {folder} --suite core`, then `mixsd report`")
+    return found
+
+
+def check(runs: Sequence[Measured]) -> list[str]:
+    """Refuse runs that were not measured alike; returns notes on what differs and may matter all the same.
+
+    Raises:
+        UserError: names the two runs, the differing field and both values.
+    """
+    notes = []
+    first, of_seed = runs[0], {runs[0].seed: runs[0]}
+    asked: dict[Path, Asked] = {}  # of the first run of each seed only: every other one is looked at once
+    for run in runs:
+        for name, value in run.conditions.items():
+            if value != first.conditions[name]:
+                _refuse(first, run, name, first.conditions[name], value)
+        # Facts from a file and the same facts from a corpus are the same facts; two corpora bring different tests.
+        corpora = [(item.manifest.get("identity") or {}).get("corpus") for item in (first, run)]
+        if all(corpora) and corpora[0] != corpora[1]:
+            _refuse(first, run, "corpus", *corpora)
+        questions = [_checkpoint_questions(item) for item in (first, run)]
+        if all(questions) and questions[0] != questions[1]:
+            _refuse(first, run, "score_questions (asked at each checkpoint)", *questions)
+    for run in runs:
+        told = _asked(run)
+        twin = of_seed.setdefault(run.seed, run)
+        if run is twin:
+            asked[run.folder] = told
+        for other in dict.fromkeys((first.folder, twin.folder)):
+            if other != run.folder:
+                known = next(item for item in runs if item.folder == other)
+                notes += _check_rows(known, asked[other], run, told)
+    return [*dict.fromkeys(notes), *_differing_machines(runs)]
+
+
+def suites_of_all(runs: Sequence[Measured]) -> list[str]:
+    """The suites that every run was asked, `core` first."""
+    found = [{suite for suite, _, _, model, _ in run.scores if model == "tuned"} for run in runs]
+    return sorted(set.intersection(*found), key=lambda suite: (suite != core.SUITE, suite))
+
+
+def _asked(run: Measured) -> Asked:
+    found: Asked = {}
+    for suite in suites_of_all([run]):
+        for row in run.rows(suite, "base"):
+            reply = tuple(row.get("reply_ids") or ()) if row.get("split") == core.FORGETTING else row.get("reply")
+            entry = _Row(str(row.get("prompt_hash")), hash(reply), row.get("outcome"))
+            found.setdefault((suite, str(row.get("split"))), {})[str(row.get("key"))] = entry
+    return found
+
+
+def _check_rows(first: Measured, before: Asked, run: Measured, after: Asked) -> list[str]:
+    replied_otherwise = common = 0
+    for (suite, split), known in before.items():
+        told = after.get((suite, split))
+        if told is None:
+            continue  # asked in one run only: it is left out of the table
+        what = f"prompts of {suite} {split}"
+        if len(known) != len(told) or known.keys() != told.keys():
+            odd = sorted(known.keys() ^ told.keys())[0]
+            _refuse(first, run, f"{what} ({odd} was asked in one only)", f"{len(known)} asked", f"{len(told)} asked")
+        if first.seed != run.seed and split in (core.PARAPHRASE, "paraphrase"):
+            continue
+        for key, old in known.items():
+            new = told[key]
+            if old.prompt != new.prompt:
+                _refuse(first, run, f"{what} ({key})", old.prompt, new.prompt)
+            if split == core.FORGETTING:
+                if first.seed == run.seed and old.reply != new.reply:
+                    raise UserError(
+                        f"{run.folder}: cannot be compared with {first.folder}: the reference replies of {key} differ, though both "
+                        f"have seed {run.seed}; evaluate both with one cache of base replies, on one machine"
+                    )
+                continue
+            common += 1
+            if old.reply != new.reply:
+                replied_otherwise += 1
+            elif old.outcome != new.outcome:
+                _refuse(first, run, f"scorer (the same reply of the base model to {key})", old.outcome, new.outcome)
+    if not replied_otherwise:
+        return []
+    return [
+        f"The base model replied otherwise in {run.name} than in {first.name} to {replied_otherwise:,} of {common:,} equal prompts: "
+        "near-ties fell otherwise on another machine or version."
+    ]
+
+
+def _checkpoint_questions(run: Measured) -> int | None:
+    counts = [
+        item["n"]
+        for (suite, split, metric, _, checkpoint), item in run.scores.items()
+        if (suite, split, metric) == (core.SUITE, core.TRAINED, "accuracy") and checkpoint is not None
+    ]
+    return max(counts, default=None)
+
+
+def _differing_machines(runs: Sequence[Measured]) -> list[str]:
+    """Notes on machines and versions: wall time is the machine's as much as the method's."""
+    notes = []
+    machines = {
+        tuple(str((run.report.get("environment") or {}).get(name)) for name in ("platform", "device", "threads")) for run in runs
+    }
+    if len(machines) > 1:
+        notes.append("The runs were made on different machines or numbers of threads: their seconds do not compare.")
+    for name in _VERSIONS:
+        used = sorted({str((run.manifest.get("versions") or {}).get(name)) for run in runs})
+        if len(used) > 1:
+            notes.append(f"The runs were made with different versions of {name}: {', '.join(used)}.")
+    return notes
+
+
+def _refuse(first: Measured, run: Measured, field: str, old: Any, new: Any) -> None:
+    what = f" ({_IDENTITY[field]})" if field in _IDENTITY else ""
+    raise UserError(
+        f"{run.folder}: cannot be compared with {first.folder}: {field} differs{what}: {_short(new)} here, {_short(old)} there"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,298 @@
+"""What `mixsd.compare` found, drawn: `compare.html`, `compare.md`, `pareto.svg`, `compare.json`, and the table of a terminal.
+
+The grid of cells is made once, here: a row for each measure, a column for the base and for each configuration, and in every cell
+the number, its interval and its n. Where a number is missing the cell says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mixsd.reporting import formats, pareto
+from mixsd.reporting.card import markdown as escaped
+from mixsd.reporting.formats import MISSING, known, printable
+from mixsd.storage import write_json, write_text
+
+Kind = Literal["share", "change", "nats", "ratio", "count", "seconds"]
+
+AT_LEVEL = "forgetting_at_level"
+_TAKEN = {  # how a run's forgetting at equal memorization was taken, where it was not interpolated
+    "first": "at the first scored checkpoint, already above",
+    "final": "as it ended: no checkpoint was scored",
+    "not reached": "not reached",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: its `label`, a `short` one for a terminal, what it means, which way is better, what is counted by its n."""
+
+    name: str
+    label: str
+    short: str
+    meaning: str
+    kind: Kind
+    better: Literal["higher", "lower", ""]
+    items: str = "questions"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as text; `n` and `note` say of what and why it is as it is."""
+
+    value: str
+    interval: str = ""
+    n: str = ""
+    note: str = ""
+
+
+_MEASURES = {
+    "trained": ("Memorization, trained wording", "trained wording", "correct replies of all facts asked for", "share", "higher"),
+    "paraphrase": ("Memorization, paraphrase", "paraphrase", "the same facts in other words", "share", "higher"),
+    "probe": ("Retention, general probe", "probe", "general questions, correct replies", "share", "higher"),
+    "probe_delta": ("Probe, change", "probe, change", "tuned minus base", "change", "higher"),
+    "forgetting": ("Forgetting", "forgetting", "rise of the reference loss, nats per token (Eq.\u00a02)", "nats", "lower"),
+    "unparseable": ("Unparseable", "unparseable", "trained wording: replies without a readable answer", "share", "lower"),
+    "truncated": ("Truncated", "truncated", "trained wording: replies cut at the longest length", "share", "lower"),
+    "generated_tokens": ("Generated tokens", "generated tokens", "decoded to make what is trained on", "count", "lower"),
+    "seconds": ("Seconds", "seconds", "wall time of mixing and training, or of editing; not of evaluation", "seconds", "lower"),
+}
+
+
+def write(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write `compare.json`, `compare.md`, `pareto.svg` (where there is anything to draw) and `compare.html`, whose path is returned."""
+    folder = folder.expanduser()
+    write_json(folder / "compare.json", result)
+    write_text(folder / "compare.md", markdown(result))
+    if drawn := svg(result):
+        write_text(folder / "pareto.svg", drawn)
+    page = folder / "compare.html"
+    write_text(page, html(result))
+    return page
+
+
+def html(result: Mapping[str, Any]) -> str:
+    """The comparison as one self-contained page without a line of script."""
+    page = _environment().get_template("compare.html.j2").render(
+        result=result,
+        columns=columns(result),
+        rows=grid(result),
+        pairs=paired(result),
+        pictures=[("wide", pareto.picture(result, 860, 460)), ("narrow", pareto.picture(result, 350, 330))],
+        level=level_text(result),
+        taken=_TAKEN,
+    )  # fmt: skip
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def svg(result: Mapping[str, Any]) -> str | None:
+    """The Pareto picture as a file of its own; None where no configuration has both numbers."""
+    drawn = pareto.picture(result, 720, 430)
+    if drawn is None:
+        return None
+    page = _environment().get_template("pareto.svg.j2").render(picture=drawn, kind="wide")
+    return page.encode("utf-8", "replace").decode("utf-8").strip() + "\n"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables as Markdown, for a page of results."""
+    names = columns(result)
+    lines = ["| measure | better | " + " | ".join(map(escaped, names)) + " |", "|---|---|" + "---|" * len(names)]
+    for measure, cells in grid(result):
+        lines.append(f"| {escaped(measure.label)} | {measure.better} | " + " | ".join(map(_markdown_cell, cells)) + " |")
+    parts = [
+        "\n".join(lines),
+        "Each cell: the number (95% interval; n, as seeds × questions, of forgetting × replies). " + level_text(result),
+    ]
+    if pairs := paired(result):
+        table = [f"| against {escaped(result['baseline'])} | measure | difference | ratio |", "|---|---|---|---|"]
+        table += [
+            f"| {escaped(who)} | {escaped(measure.label)} | {_markdown_cell(change)} | {_markdown_cell(ratio)} |"
+            for measure, who, change, ratio in pairs
+        ]
+        parts.append("\n".join(table))
+    parts += [f"- {escaped(note)}" for note in result["notes"]]
+    return "\n\n".join(parts).encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """The comparison for a terminal: one line for each measure and configuration, so that any number of them fits."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("measure and configuration", overflow="fold")
+    made.add_column("mean" if any(len(item["seeds"]) > 1 for item in result["configurations"]) else "value", justify="right")
+    made.add_column("95% interval", justify="right", no_wrap=True)
+    made.add_column("n", overflow="fold")
+    names = columns(result)
+    for measure, cells in grid(result):
+        way = f"{measure.better} is better" if measure.better else ""
+        made.add_row(Text(measure.short, style="bold"), "", Text(way, style="dim"), "")
+        shown = [(name, cell) for name, cell in zip(names, cells, strict=True) if cell.value not in ("", MISSING) or cell.note]
+        for name, cell in shown:
+            line = (f"  {name}", cell.value, cell.interval, "; ".join(filter(None, (cell.n, cell.note))))
+            made.add_row(*map(Text, line), end_section=name == shown[-1][0])
+    return made
+
+
+def plain_lines(result: Mapping[str, Any]) -> list[str]:
+    """What stands below the table: the level, the paired differences, the notes."""
+    lines, told = [level_text(result)], ""
+    for measure, who, change, ratio in paired(result):
+        if who != told:
+            told = who
+            lines.append(f"{who} against {printable(result['baseline'], keep='')}:")
+        lines.append(f"  {measure.short}: {_line(change)}" + (f"; ratio {_line(ratio)}" if ratio.value != MISSING else ""))
+    return [*lines, *(f"note: {printable(note)}" for note in result["notes"])]
+
+
+def columns(result: Mapping[str, Any]) -> list[str]:
+    """The base model and the configurations."""
+    return ["base", *(printable(item["label"], keep="") for item in result["configurations"])]
+
+
+def grid(result: Mapping[str, Any]) -> list[tuple[Measure, list[Cell]]]:
+    """A row for each measure that any configuration has, its cells in the order of `columns`."""
+    configurations = result["configurations"]
+    rows = [_seeds_row(configurations)]
+    for name in result["measures"]:
+        measure = measure_of(name, result)
+        asked = name in ("generated_tokens", "seconds", AT_LEVEL) or any(name in item["measures"] for item in configurations)
+        if asked:
+            base = result["base"]["measures"].get(name)
+            cells = [_cell(measure, base) if base else Cell(*_base_has(measure))]
+            rows.append((measure, cells + [_configured(measure, item) for item in configurations]))
+    return rows
+
+
+def measure_of(name: str, result: Mapping[str, Any]) -> Measure:
+    """What a measure is called and means; one that is not of core is a split of another suite."""
+    level = result["level"]["value"]
+    at = formats.value_text("share", level) if known(level) else "equal memorization"
+    if name == AT_LEVEL:
+        meaning = "where memorization first reaches that level, interpolated along checkpoints"
+        return Measure(name, f"Forgetting at {at}" + (" memorization" if known(level) else ""), f"forgetting at {at}", meaning, "nats",
+                       "lower")  # fmt: skip
+    if name == "probe_share_at_level":
+        return Measure(
+            name, "Probe kept, there", "probe kept, there", "of the base's correct replies, at that level", "share", "higher"
+        )
+    if name not in _MEASURES:
+        suite, _, split = printable(name, keep="").partition("/")
+        return Measure(name, f"{suite}: {split}", split, "correct replies", "share", "higher")
+    label, short, meaning, kind, better = _MEASURES[name]
+    items = "replies" if name == "forgetting" else "questions"
+    return Measure(name, label, short, meaning, kind, better, items)  # type: ignore[arg-type]
+
+
+def paired(result: Mapping[str, Any]) -> list[tuple[Measure, str, Cell, Cell]]:
+    """Measure, configuration, and its difference and ratio to the baseline, of each paired comparison."""
+    found = []
+    for pair in result["paired"]:
+        measure = measure_of(pair["measure"], result)
+        change = _cell(measure, pair["difference"], signed=True)
+        if pair["difference"]["over"] == "questions":
+            p = pair.get("p")
+            test = "" if p is None else ", McNemar p " + ("< 0.001" if p < 0.001 else f"{p:.3f}")
+            change = replace(change, note=f"seed {pair['seeds'][0]}{test}")
+        ratio = _cell(Measure("", "", "", "", "ratio", ""), pair["ratio"]) if pair["ratio"] else Cell(MISSING)
+        found.append((measure, printable(pair["configuration"], keep=""), change, ratio))
+    return found
+
+
+def level_text(result: Mapping[str, Any]) -> str:
+    """The level of equal memorization in a sentence."""
+    level = result["level"]
+    if not known(level["value"]):
+        return f"Forgetting at equal memorization: none, since {printable(level['why'])}."
+    return f"Equal memorization: {formats.value_text('share', level['value'])} of the facts ({printable(level['why'])})."
+
+
+def _seeds_row(configurations: Sequence[Mapping[str, Any]]) -> tuple[Measure, list[Cell]]:
+    cells = [Cell("")]
+    for item in configurations:
+        seeds = item["seeds"]
+        named = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+        cells.append(Cell(f"{len(seeds)}", n=f"seed{'s' if len(seeds) > 1 else ''} {named}", note=_rate(item.get("lr"))))
+    return Measure("seeds", "Seeds", "seeds", "runs that differ in their seed only", "count", ""), cells
+
+
+def _rate(lr: Mapping[str, Any] | None) -> str:
+    """The learning rates where mixsd picked them; one that was set is the same in all, or stands in the label."""
+    if lr is None or lr["setting"] != "auto":
+        return ""
+    return f"learning rate picked: {', '.join(formats.plain(value) for value in lr['used'])}"
+
+
+def _configured(measure: Measure, item: Mapping[str, Any]) -> Cell:
+    cell = item["measures"].get(measure.name)
+    if measure.name != AT_LEVEL:
+        if cell is None:
+            return Cell(MISSING, note="unknown" if measure.kind in ("count", "seconds") else "not measured")
+        missing = len(item["seeds"]) - cell["n"] if cell["over"] == "seeds" else 0
+        return _cell(measure, cell, note=f"{missing} more unknown" if missing else "")
+    hows = item["at_level"]
+    if cell is None:
+        return Cell(
+            MISSING, note="not reached" if hows.get("not reached") and item["measures"].get("forgetting") else "not measured"
+        )
+    told = [f"{count} {_TAKEN[how]}" if len(item["seeds"]) > 1 else _TAKEN[how] for how, count in hows.items() if how in _TAKEN]
+    return _cell(measure, cell, note="; ".join(told))
+
+
+def _base_has(measure: Measure) -> tuple[str, str, str, str]:
+    if measure.name in ("forgetting", "probe_delta"):
+        return "0", "", "", "by definition"
+    return MISSING, "", "", ""
+
+
+def _cell(measure: Measure, cell: Mapping[str, Any], *, signed: bool = False, note: str = "") -> Cell:
+    n = f"{cell['n']:,}"
+    over = f"{n} {measure.items}"
+    if cell["over"] == "seeds":
+        each = f" × {cell['each']:,}" if cell.get("each") else ""
+        over = f"{n} seed{'s' if cell['n'] != 1 else ''}{each}"
+    value, low, high = cell["value"], cell["low"], cell["high"]
+    if measure.kind in ("share", "change"):
+        signed = signed or measure.kind == "change"
+        texts = formats.value_text("share", value, signed=signed), formats.interval_text("share", low, high, signed=signed)
+    elif measure.kind in ("count", "seconds"):
+        digits = 0 if measure.kind == "count" or value >= 10 else 1
+        ends = " to ".join(formats.number(end, digits) for end in (low, high))
+        texts = formats.number(value, digits, signed=signed), ends if known(low) and known(high) else MISSING
+    else:
+        signed = signed or measure.kind == "nats"
+        texts = formats.value_text("nats", value, signed=signed), formats.interval_text("nats", low, high, signed=signed)
+    return Cell(texts[0], "" if texts[1] == MISSING else texts[1], over, note)
+
+
+def _line(cell: Cell) -> str:
+    inside = "; ".join(filter(None, (cell.interval, cell.n, cell.note)))
+    return f"{cell.value} ({inside})" if inside else cell.value
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return escaped(_line(cell))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mixsd.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters.update(
+        plain=formats.plain,
+        typeset=lambda text: str(text).replace("-", "−"),
+        shown=lambda value: formats.clipped(printable(str(value)), 300),
+        percent=lambda value: formats.value_text("share", value),
+        nats=lambda value: formats.value_text("nats", value, signed=True).replace("-", "−"),
+        known=known,
+    )
+    return environment

@@ -1,0 +1,109 @@
+"""What a step trains on, and how its loss is computed: the seam between the training loop and the methods.
+
+An objective has items (targets, or facts to be answered anew each time) whose order the loop shuffles by their keys. For the
+items of a step it gives a `Part`: examples, and a loss that makes one value per supervised token of their states. The loop does
+the rest, the same for every method: order, microbatches, normalization, clipping, checkpoints, resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mixsd.training.examples import Example, usable
+from mixsd.training.lora import Lora
+from mixsd.training.loss import chunked_nll
+from mixsd.training.resume import examples_hash
+from mixsd.training.states import Reading, States, target_ids
+
+
+@dataclass
+class Student:
+    """The model in training, as an objective sees it.
+
+    `model` is plain, or has the adapters of `lora` inside; `steps` counts the optimizer steps that its weights have taken.
+    `precision` opens the context of a forward pass (autocast, where training is in bf16).
+    """
+
+    model: PreTrainedModel
+    lora: Lora | None
+    reading: Reading
+    device: torch.device
+    precision: Callable[[], AbstractContextManager[object]]
+    steps: int = 0
+
+
+# From the states of some examples to one value (N,) per supervised token, in nats.
+TokenLoss = Callable[[Student, States, Sequence[Example]], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one step that share a loss, and the tokens that were decoded to have them."""
+
+    examples: list[Example]
+    loss: TokenLoss
+    decoded: int = 0
+
+
+class Objective(Protocol):
+    """What the loop asks of a method."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The items' keys, each different; they decide the order."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything that decides the losses besides the settings."""
+
+    @property
+    def probe(self) -> Example:
+        """A short example, to find out how the model can be read."""
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """The supervised tokens of each item; None where they differ from step to step."""
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The keys of what was left out for being longer than the context."""
+
+    def part(self, student: Student, step: int, items: Sequence[int]) -> Part:
+        """What these items (indices into `keys`) come to at a step (from 1)."""
+
+
+@dataclass
+class Targets:
+    """Fixed targets under token NLL (Eq. 5): SFT and MixSD.
+
+    Raises `UserError` for examples that cannot be trained on; see `examples.usable`.
+    """
+
+    given: Iterable[Example]
+    context: int | None = None
+    drop_overlong: bool = False
+    examples: list[Example] = field(init=False)
+    dropped: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.examples, self.dropped = usable(self.given, self.context, drop_overlong=self.drop_overlong)
+        self.keys = [example.key for example in self.examples]
+        self.identity = examples_hash(self.examples)
+        self.probe = min(self.examples, key=len)
+        self.lengths = [len(example.target_ids) for example in self.examples]
+
+    def part(self, student: Student, step: int, items: Sequence[int]) -> Part:
+        """The items' examples, at every step the same."""
+        return Part([self.examples[item] for item in items], target_nll)
+
+
+def target_nll(student: Student, states: States, examples: Sequence[Example]) -> Tensor:
+    """The NLL (N,) of each target token."""
+    return chunked_nll(states.rows, states.head, target_ids(examples, states.rows.device), states.chunk)

@@ -316,6 +316,11 @@ class Settings(BaseModel):
         """Whether the method trains on what the model says while it is trained; there are no targets then."""
         return self.method in ("opsd", "opsd-nll")
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether targets are made before the model is changed."""
+        return not self.on_policy and self.method != "memit"
+
     def dump(self) -> dict[str, Any]:
         """The settings as plain values, in the order of this file."""
         return self.model_dump()

@@ -14,7 +14,7 @@ from typing import Any
 
 from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
-from mixsd.pipeline import evaluating, stages, training
+from mixsd.pipeline import editing, evaluating, stages, training
 from mixsd.pipeline import session as sessions
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
@@ -76,7 +76,10 @@ def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **o
     With `shard` ("2/8") only that part of the facts is mixed, into a journal of its own in the run folder; several processes
     may do so at a time, and the same call without `shard` makes the targets of all.
     """
-    with _opened(_settings(settings, options), watcher or Watcher()) as session:
+    settings = _settings(settings, options)
+    if not settings.has_targets:
+        raise UserError(f"--method {settings.method} trains on no targets that could be made before; use `mixsd inject`")
+    with _opened(settings, watcher or Watcher()) as session:
         stages.mix(session)
     return RunResult(session.run.folder)
 
@@ -87,7 +90,7 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
-            if not session.run.targets_file.is_file() and not session.settings.on_policy:
+            if session.settings.has_targets and not session.run.targets_file.is_file():
                 raise UserError(f"{source}: has no targets.jsonl yet; run `mixsd mix` first")
             _make_model(session)
         return RunResult(session.run.folder)
@@ -143,7 +146,10 @@ def _report(session: sessions.Session) -> None:
 
 def _make_model(session: sessions.Session) -> None:
     """Train, or edit, as the method has it."""
-    training.train(session)
+    if session.settings.method == "memit":
+        editing.edit(session)
+    else:
+        training.train(session)
 
 
 def _refuse_shard(shard: Any) -> None:

@@ -40,18 +40,6 @@ class Material:
     rehearsal: Rehearsal | None
 
 
-def divergence_of(settings: Settings) -> Divergence:
-    """The divergence that the settings under Distillation name; those that contradict each other are a `UserError`."""
-    return Divergence(
-        kl=settings.kl,
-        support=settings.kl_support,
-        k=settings.kl_top_k,
-        tail=settings.kl_tail,
-        renormalize=settings.kl_renormalize,
-        beta=settings.kl_beta,
-    )
-
-
 def prepare(session: Session, steps: int | None = None) -> Material:
     """Make what the session's method trains on. `steps` ends the training early.
 
@@ -107,7 +95,7 @@ def _on_policy(session: Session, teacher: FrozenBase) -> OnPolicy:
             seed=settings.seed,
             stops=session.renderer.stops.ids,
             token_budget=settings.token_budget,
-            loss=divergence_of(settings) if settings.method == "opsd" else settings.nll_token,
+            loss=Divergence.of(settings) if settings.method == "opsd" else settings.nll_token,
         ),
     )
 
@@ -122,7 +110,7 @@ def _distilled(session: Session, teacher: FrozenBase) -> DistilledTargets:
     ]
     if not targets:
         raise UserError(f"{session.run.targets_file}: holds no accepted target of the run's facts to train on")
-    divergence = divergence_of(settings)
+    divergence = Divergence.of(settings)
     kept = session.run.folder / "teacher" if divergence.support == "teacher" else None
     objective = DistilledTargets(
         targets, divergence, settings.kl_teacher == "picked", kept or teacher, session.context, settings.drop_overlong
@@ -145,7 +133,7 @@ def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase, step
         journal=Journal(session.run.folder / "rehearsal.jsonl") if objective.lengths else None,
         # How much is rehearsed may depend on what the student says; the teacher, at hand then, makes it as it is needed.
         decode=None if objective.lengths else partial(teacher.decode, sampling=sampling, token_budget=settings.token_budget),
-        loss=target_nll if settings.rehearse_loss == "nll" else teacher_divergence(teacher, divergence_of(settings)),
+        loss=target_nll if settings.rehearse_loss == "nll" else teacher_divergence(teacher, Divergence.of(settings)),
     )
     if objective.lengths:
         tokens = _tokens_of_steps(objective, settings, steps)

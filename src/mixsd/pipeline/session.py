@@ -24,7 +24,7 @@ from mixsd.pipeline.run import Run, go_offline
 from mixsd.plugins import is_function_name
 from mixsd.progress import Watcher
 from mixsd.prompts import GUIDANCE, Renderer
-from mixsd.settings import EXECUTION, Settings, build
+from mixsd.settings import DISTILLED, EXECUTION, Settings, build
 from mixsd.shards import Shard
 from mixsd.storage import digest, read_jsonl, write_jsonl
 
@@ -271,6 +271,16 @@ def _check_early(settings: Settings) -> None:
     check_suites(settings.suite)
     check_backend(settings.backend)
     loading.resolve_device(settings.device)
+    if settings.method in DISTILLED or settings.rehearse_loss == "kl":
+        from mixsd.training.divergence import Divergence
+
+        Divergence.of(settings)
+    if settings.method == "memit":
+        from mixsd.pipeline import editing
+
+        editing.check(settings)
+        if settings.rehearse:
+            raise UserError("--rehearse goes beside training, and --method memit does not train")
 
 
 def _identity(session: Session) -> dict[str, Any]:

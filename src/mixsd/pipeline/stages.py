@@ -27,8 +27,8 @@ def mix(session: Session) -> None:
     if not facts:
         session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
         return
-    if settings.on_policy:
-        return  # its targets are what the student says as it is trained
+    if not settings.has_targets:
+        return
     mixed = settings.mixes
     with timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixsd.errors import UserError, did_you_mean
+from mixsd.settings import Settings
 
 Kl = Literal["forward", "reverse", "jsd"]
 Support = Literal["teacher", "student", "full"]
@@ -73,6 +74,18 @@ class Divergence:
             raise UserError(f"k ({self.k}) has no meaning on the full vocabulary: leave it out, or choose a top-k support")
         if self.k == 1 and self.support != "full" and self.tail == "drop" and self.renormalize:
             raise UserError("one token renormalized is certain on both sides, so this divergence is always 0: use a larger k")
+
+    @classmethod
+    def of(cls, settings: Settings) -> Divergence:
+        """What the settings under Distillation name."""
+        return cls(
+            kl=settings.kl,
+            support=settings.kl_support,
+            k=settings.kl_top_k,
+            tail=settings.kl_tail,
+            renormalize=settings.kl_renormalize,
+            beta=settings.kl_beta,
+        )
 
     @property
     def name(self) -> str:

@@ -64,9 +64,21 @@ def test_two_processes_give_the_weights_of_one_also_when_killed_and_resumed(tmp_
     assert all(torch.equal(resumed[name], two[name]) for name in two)
 
 
+@pytest.mark.parametrize("changes", [{"epochs": 1}, {"method": "opsd", "epochs": 2, "batch_size": 3}], ids=["sft", "opsd"])
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """With rehearsal beside; OPSD's replies are decoded by the process that trains on them."""
+    for name, processes in (("one", 1), ("two", 2)):
+        done = launch(tmp_path / name, processes, {**changes, "rehearse": 1.0})
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert len(losses(tmp_path / "one")) == (3 if "method" not in changes else 4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
 def main(folder: Path) -> None:
     from mixsd.storage import read_json
     from mixsd.training import Step, train
+    from tests.training.test_on_policy import objective
+    from tests.training.test_rehearsal import decode_with, rehearsal
 
     request = read_json(folder / "request.json")
 
@@ -76,7 +88,16 @@ def main(folder: Path) -> None:
 
     model = make_model("llama", dtype=torch.float64)
     settings = make_settings(**request["changes"])
-    result = train(model, None, make_examples(11), settings=settings, folder=folder, on_step=stop)
+    base = make_model("llama", dtype=torch.float64)
+    result = train(
+        model,
+        None,
+        objective(lambda: base) if settings.on_policy else make_examples(11),
+        settings=settings,
+        folder=folder,
+        rehearsal=rehearsal(decode=lambda student, requests: decode_with(base)(requests)) if settings.rehearse else None,
+        on_step=stop,
+    )
     save_file(weights(result.model), folder / f"rank-{os.environ.get('RANK', '0')}.safetensors")
 
 

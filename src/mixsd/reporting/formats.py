@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 MISSING = "–"
 
@@ -18,7 +18,7 @@ Unit = Literal["share", "nats", "number"]
 _BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Return whether `value` is a number that can be shown: not None, not NaN, not infinite."""
     return isinstance(value, int | float) and math.isfinite(value)
 

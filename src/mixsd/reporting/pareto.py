@@ -129,14 +129,15 @@ def picture(result: Mapping[str, Any], width: int, plot_height: int) -> Picture 
         )  # fmt: skip
     legend_base = plot_height + _LINE * len(marks) + 12
     level = (result.get("level") or {}).get("value")
-    shown_level = known(level) and walked and x_values[0] <= 100 * level <= x_values[-1]
+    level_at = 100 * level if known(level) and walked else None
+    shown_level = level_at is not None and x_values[0] <= level_at <= x_values[-1]
     return Picture(
         width, int(legend_base + (_LINE if base else 0)), left, right, top, bottom,
         x_ticks=tuple((at_x(x), f"{x:g}%") for x in x_values),
         y_ticks=tuple((at_y(y), f"{y:g}") for y in y_values),
         marks=tuple(marks),
         base=(at_x(base[0]), at_y(base[1])) if base else None,
-        level=(at_x(100 * level), f"equal memorization, {number(100 * level, 1)}%") if shown_level else None,
+        level=(at_x(level_at), f"equal memorization, {number(level_at, 1)}%") if level_at is not None and shown_level else None,
         legend_x=legend_x,
         legend_base=legend_base,
     )  # fmt: skip

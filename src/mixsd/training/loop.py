@@ -215,13 +215,10 @@ class _Training:
         self.student.steps = step - 1
         part = self.objective.part(self.student, step, items[self.ranks.index :: self.ranks.count])
         tokens, sequences, decoded = self._counts(part)
-        weights = [tokens / sequences / len(example.target_ids) for example in part.examples] if self._by_sequence else None
-        loss = (
-            self._backward(
-                part, tokens, dict(zip((example.key for example in part.examples), weights, strict=True)) if weights else None
-            )
-            / tokens
-        )
+        weights = None
+        if self.settings.method in DISTILLED and self.settings.kl_reduction == "sequence":
+            weights = {example.key: tokens / sequences / len(example.target_ids) for example in part.examples}
+        loss = self._backward(part, tokens, weights) / tokens
         rehearsed, beside = self._rehearse(step, tokens)
         self.ranks.sum_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
@@ -243,12 +240,8 @@ class _Training:
         whole = self.rehearsal.part(self.student, step, tokens)
         mine = Part(whole.examples[self.ranks.index :: self.ranks.count], whole.loss)
         rehearsed = sum(len(example.target_ids) for example in whole.examples)
-        total = self._backward(mine, tokens, None)
+        total = self._backward(mine, tokens)
         return rehearsed, total / rehearsed if rehearsed else None
-
-    @property
-    def _by_sequence(self) -> bool:
-        return self.settings.method in DISTILLED and self.settings.kl_reduction == "sequence"
 
     def _counts(self, part: Part) -> tuple[int, int, int]:
         """Supervised tokens, sequences and decoded tokens of a step, over all processes."""
@@ -256,10 +249,10 @@ class _Training:
         tokens, sequences, decoded = self.ranks.sum(torch.tensor(own, device=self.device)).tolist()
         return tokens, sequences, decoded
 
-    def _backward(self, part: Part, tokens: int, weights: dict[str, float] | None) -> float:
+    def _backward(self, part: Part, tokens: int, weights: dict[str, float] | None = None) -> float:
         """Add the gradient of the part's loss / `tokens`; return the loss, summed over all processes.
 
-        Dropout draws from the training's own stream.
+        `weights` multiply the tokens of an example, by its key. Dropout draws from the training's own stream.
         """
         self.base.train()
         # No microbatch larger than a process's share, so that all have work.

@@ -13,7 +13,7 @@ A bucket is one outcome with a logit of its own, and its gradient is shared amon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, Literal
 
@@ -268,6 +268,37 @@ def test_trls_divergences_where_conventions_meet() -> None:
         values, gradient = value_and_gradient(student, teacher, Divergence(support="student", k=3, tail="bucket", **kl))
         assert values.tolist() == pytest.approx(bucket[number], abs=1e-9)
         assert gradient[0].tolist() == pytest.approx(bucket_gradients[number], abs=1e-9)
+
+
+@pytest.mark.parametrize(("kl", "alpha"), [({"kl": "forward"}, 0.0), ({"kl": "reverse"}, 1.0), ({"kl": "jsd", "beta": 0.3}, 0.3)])
+def test_trl_itself_on_random_logits_with_gradients(kl: dict[str, Any], alpha: float) -> None:
+    """Over the full vocabulary with GKD's and SDFT's functions, over the student's top k with SDFT's."""
+    loss_utils = pytest.importorskip("trl.experimental.sdft.loss_utils", reason="trl is not installed")
+    gkd = pytest.importorskip("trl.experimental.gkd", reason="trl is not installed").GKDTrainer.generalized_jsd_loss
+    student, teacher = random_logits(6, 11, seed=2), random_logits(6, 11, seed=3)
+    theirs: list[tuple[Divergence, Callable[[torch.Tensor], torch.Tensor]]] = [
+        (Divergence(support="full", **kl), lambda s: gkd(s, teacher, beta=alpha, reduction="none").sum(-1)),
+        (
+            Divergence(support="full", **kl),
+            lambda s: loss_utils.compute_full_logit_self_distillation_loss(s, teacher, distillation_alpha=alpha),
+        ),
+        *(
+            (
+                Divergence(support="student", k=4, tail="bucket" if tail else "drop", **kl),
+                lambda s, tail=tail: loss_utils.compute_topk_self_distillation_loss(
+                    s, teacher, distillation_topk=4, distillation_alpha=alpha, distillation_add_tail=tail
+                ),
+            )
+            for tail in (False, True)
+        ),
+    ]
+    for divergence, compute in theirs:
+        logits = student.clone().requires_grad_(True)
+        expected = compute(logits)
+        (wanted,) = torch.autograd.grad(expected.sum(), logits)
+        values, gradient = value_and_gradient(student, teacher, divergence)
+        torch.testing.assert_close(values, expected.detach(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-9)
 
 
 # ---- Laws.

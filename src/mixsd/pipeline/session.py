@@ -26,7 +26,7 @@ from mixsd.progress import Watcher
 from mixsd.prompts import GUIDANCE, Renderer
 from mixsd.settings import DISTILLED, EXECUTION, Settings, build
 from mixsd.shards import Shard
-from mixsd.storage import digest, read_jsonl, write_jsonl
+from mixsd.storage import digest, file_digest, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     import torch
@@ -284,10 +284,12 @@ def _check_early(settings: Settings) -> None:
 
 
 def _identity(session: Session) -> dict[str, Any]:
+    text = session.settings.edit_text
     return {
         "model_hash": session.base_hash,
         "facts_hash": digest([to_json(fact) for fact in session.facts]),
         "duplicates": session.duplicates,
         **({"corpus": session.corpus.identity} if session.corpus else {}),
         "prompts": session.renderer.fingerprint,
+        **({"edit_text": file_digest(Path(text).expanduser())} if session.settings.method == "memit" and text else {}),
     }

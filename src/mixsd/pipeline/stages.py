@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.backends import TRANSFORMERS
 from mixsd.decoding.requests import Decoding
@@ -17,6 +17,9 @@ from mixsd.pipeline import apart
 from mixsd.pipeline.session import Session
 from mixsd.shards import Shard, left_beside, merge
 from mixsd.storage import Journal, read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def mix(session: Session) -> None:
@@ -78,17 +81,17 @@ def _counted(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
             f"none of {len(session.facts)} facts was accepted; see the reasons in {session.run.attempts_file}, and try "
             "--gate 0.1, --lam 0, another --verifier or --on-fail canonical"
         )
-    session.run.log("mixed", targets=summary.to_json(), reference=_reference_statistics(session, mixer))
+    session.run.log("mixed", targets=summary.to_json(), reference=reference_statistics(session, mixer.model))
 
 
-def _reference_statistics(session: Session, mixer: Mixer) -> dict[str, Any]:
+def reference_statistics(session: Session, model: PreTrainedModel) -> dict[str, Any]:
     """What training on the references as they are would have cost: their NLL under the base model (Eq. 3), always reported."""
     renderer, summary = session.renderer, TargetSummary()
     asked = [fact for fact in session.facts if not renderer.unusable(fact)]
     for start in range(0, len(asked), 64):
         window = [(renderer.naive(fact.question), renderer.reference(fact)) for fact in asked[start : start + 64]]
         window = [(prompt, ids) for prompt, ids in window if len(prompt) + len(ids) <= session.context]
-        for (prompt, ids), logprobs in zip(window, score(mixer.model, window), strict=True):
+        for (prompt, ids), logprobs in zip(window, score(model, window), strict=True):
             summary.add(Target("", 0.0, 0, 0, prompt, ids, "r" * len(ids), logprobs, 0, "", True, None))
     return summary.to_json()
 

@@ -1,0 +1,181 @@
+"""The second moment of a layer's keys: what its down_proj is used to being given.
+
+For each layer the mean of k k^T over the tokens of some ordinary text, uncentred, summed in fp64 (on a device that has it): the
+first token of a text is an attention sink whose key can be hundreds of times as long as the others, and in fp32 its rounding
+alone would drown them. It counts like any other token, so that an edit leaves it in place too.
+
+The text is cut into pieces of one length, each behind what a text begins with. Every layer's matrix is a folder of its own in the cache,
+named by model, layer, the token ids read and their number: another run of the same model on the same text reads no token. A
+torn one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mixsd.editing.parts import down_projection, read, reading
+from mixsd.editing.subjects import start_ids
+from mixsd.errors import UserError
+from mixsd.storage import atomic_folder, digest, sweep_leftovers, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PIECE = 512  # tokens of a piece of text, its beginning included
+TOKENS_PER_PASS = 4096
+_VERSION = 1  # raised whenever the same text comes to give other matrices
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The second moments of some layers of one model.
+
+    `tokens` is how many keys they are the mean of, `text` a hash of those tokens.
+    """
+
+    model_hash: str
+    text: str
+    tokens: int
+    folders: dict[int, Path]
+
+    def matrix(self, layer: int) -> Tensor:
+        """The second moment of one layer's keys (d, d), fp64, read from disk."""
+        return load_file(self.folders[layer] / "moment.safetensors")["moment"].double()
+
+
+def paragraphs(path: Path) -> Iterator[str]:
+    """The paragraphs of a text file, which blank lines separate, streaming.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    lines: list[str] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.strip():
+                    lines.append(line)
+                elif lines:
+                    yield "".join(lines)
+                    lines = []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+    if lines:
+        yield "".join(lines)
+
+
+def second_moments(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    layers: Sequence[int],
+    *,
+    model_hash: str,
+    cache: Path,
+    tokens: int = 100_000,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> Moments:
+    """The second moments of these layers over the first `tokens` tokens of the texts, from the cache where it has them.
+
+    Args:
+        model: the model, unedited; its weights are not changed.
+        texts: ordinary text, in order.
+        model_hash: identifies the model, see `mixsd.loading.model_hash`.
+        cache: the folder of the cache.
+        tokens: how much of the text is read.
+        on_done: told the number of tokens just read.
+
+    Raises:
+        UserError: there is no text, or the model has no down_proj.
+    """
+    pieces = _pieces(tokenizer, texts, tokens, min(PIECE, _context(model)))
+    count = sum(map(len, pieces))
+    text = hashlib.blake2b(b"|".join(piece.tobytes() for piece in pieces), digest_size=16).hexdigest()
+    folders = {}
+    for layer in layers:
+        name = digest([_VERSION, model_hash, layer, text, count])
+        folders[layer] = cache / f"{name[:20]}-layer-{layer}"
+    if cache.is_dir():
+        sweep_leftovers(cache, shared=True)
+    sizes = {layer: down_projection(model, layer).in_features for layer in layers}
+    missing = [layer for layer in layers if not _is_whole(folders[layer], sizes[layer])]
+    if missing:
+        sums = _summed(model, pieces, missing, on_done)
+        for layer in missing:
+            # Each as soon as it is there, so that a kill loses no finished one.
+            record = {"model_hash": model_hash, "layer": layer, "text": text, "tokens": count, "piece": len(pieces[0])}
+            with atomic_folder(folders[layer]) as folder:
+                save_file({"moment": (sums.pop(layer) / count).cpu()}, folder / "moment.safetensors")
+                write_json(folder / "moment.json", record)
+    else:
+        on_done(count)
+    return Moments(model_hash, text, count, folders)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], tokens: int, length: int) -> list[array[int]]:
+    """The first `tokens` tokens of the texts in pieces of `length`, each behind what a text begins with, which counts too."""
+    ids = array("i")
+    for text in texts:
+        if len(ids) >= tokens:
+            break
+        ids.extend(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    if not ids:
+        raise UserError("memit: the text for the second moments is empty; name another")
+    start = array("i", start_ids(tokenizer))
+    body = length - len(start)
+    return [start + ids[i : min(i + body, tokens)] for i in range(0, min(len(ids), tokens), body)]
+
+
+def _summed(
+    model: PreTrainedModel, pieces: list[array[int]], layers: list[int], on_done: Callable[[int], None]
+) -> dict[int, Tensor]:
+    """The sum of k k^T of each layer: one matrix per layer is all that is held."""
+    dtype = torch.float32 if model.device.type == "mps" else torch.float64
+    sums: dict[int, Tensor] = {}
+    for batch in _batches(pieces):
+        ids = torch.tensor([piece.tolist() for piece in batch], device=model.device)
+        with reading(model, layers) as seen:
+            read(model, ids, torch.ones_like(ids))
+        for layer in layers:
+            keys = seen[layer].flatten(0, 1).to(dtype)
+            if layer in sums:
+                sums[layer].addmm_(keys.T, keys)
+            else:
+                sums[layer] = keys.T @ keys
+        on_done(ids.numel())
+    return sums
+
+
+def _batches(pieces: list[array[int]]) -> Iterator[list[array[int]]]:
+    """Pieces of one length at a time (only the last can be shorter), so that nothing is padded."""
+    batch: list[array[int]] = []
+    for piece in pieces:
+        if batch and (len(piece) != len(batch[0]) or (len(batch) + 1) * len(piece) > TOKENS_PER_PASS):
+            yield batch
+            batch = []
+        batch.append(piece)
+    yield batch
+
+
+def _is_whole(folder: Path, size: int) -> bool:
+    try:
+        moment = load_file(folder / "moment.safetensors")["moment"]
+    except (OSError, SafetensorError, KeyError):
+        return False
+    return moment.shape == (size, size) and bool(moment.isfinite().all())
+
+
+def _context(model: PreTrainedModel) -> int:
+    from mixsd.loading import context_length
+
+    return context_length(model.config)

@@ -199,3 +199,23 @@ def test_methods_without_targets_cannot_be_mixed_or_trained_on_a_file(place: Pat
     file.write_text("")
     with pytest.raises(UserError, match="needs the facts"):
         commands.train(file, model=str(place / "base"), output=str(tmp_path / "run"), method=method)
+
+
+def test_rollouts_at_every_rate_are_counted_also_where_their_log_is_gone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, report = inject(
+        place,
+        "spent",
+        monkeypatch,
+        method="opsd",
+        samples=1,
+        epochs=1,
+        lr="auto",
+        lr_grid=[1e-4, 1e-3],
+        lr_steps=2,
+        verifier="contains",
+    )
+    own = sum(row["decoded"] for row in read_jsonl(folder / "log.jsonl") if row["event"] == "step")
+    tried = [row["decoded"] for row in read_jsonl(folder / "rates.jsonl")]
+    assert len(tried) == 2
+    assert min(tried) > 0
+    assert report["cost"]["parts"]["rollouts"] == own + sum(tried)

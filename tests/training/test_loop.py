@@ -13,10 +13,12 @@ from mixsd.errors import MixsdError, UserError
 from mixsd.storage import Journal
 from mixsd.training import Example, Step, TrainResult, objectives, train
 from mixsd.training.batches import collate, microbatches, plan_epoch
+from mixsd.training.loss import chunked_nll
 from mixsd.training.optimizer import learning_rate, make_optimizer
+from mixsd.training.products import fast_products
+from mixsd.training.states import Reading
 from tests.training.test_loss import oracle_nll
 from tests.training.tiny import (
-    batch_nll,
     files,
     make_examples,
     make_model,
@@ -183,8 +185,10 @@ def test_each_loss_in_bf16_is_that_of_a_fresh_model_with_the_weights_of_the_step
         fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / f"step-{step - 1:06d}")
         total, tokens = 0.0, 0
         for microbatch in microbatches([examples[index] for index in plan[step - 1]], 2):
-            with torch.autocast("cpu", torch.bfloat16):
-                total += batch_nll(fresh, collate(microbatch)).item()
+            with torch.autocast("cpu", torch.bfloat16), fast_products(fresh):
+                states = Reading(fresh, microbatch[-1]).states(fresh, microbatch)
+                labels = torch.tensor([token for example in microbatch for token in example.target_ids])
+                total += chunked_nll(states.rows, states.head, labels, states.chunk).sum().item()
             tokens += sum(len(example.target_ids) for example in microbatch)
         assert result.losses[step - 1] == pytest.approx(total / tokens, abs=1e-6)
 

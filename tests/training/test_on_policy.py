@@ -84,7 +84,8 @@ def test_the_loss_is_the_divergence_from_the_base_behind_the_expert_prompt() -> 
     gradients = torch.autograd.grad(values.sum(), list(model.parameters()))
     wanted = torch.autograd.grad(torch.stack(expected).sum(), list(model.parameters()))
     for found, by_hand in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(found, by_hand, atol=1e-9, rtol=1e-7)
+        # The norms of these models are in fp32, whatever the weights are in.
+        torch.testing.assert_close(found, by_hand, atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kl", ["forward", "reverse", "jsd"])

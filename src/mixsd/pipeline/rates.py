@@ -44,6 +44,7 @@ def search(session: Session, train: Train) -> tuple[Trained, float]:
                 raise
             except MixsdError as error:
                 tried[rate] = {"lr": rate, "failed": str(error)}
+            tried[rate] |= _spent(folder_of(session, rate))
             journal.append(tried[rate])
             _clear_all_but_the_best(session, tried)
     best = best_of(list(tried.values()))
@@ -78,6 +79,12 @@ def _row(rate: float, trained: Trained) -> dict[str, Any]:
         "validation": chosen.validation,
         "why": trained.choice.why,
     }
+
+
+def _spent(folder: Path) -> dict[str, int]:
+    """The tokens that a training decoded and rehearsed: its log may go, what it cost is told."""
+    steps = [row for _, row in Journal(folder / "log.jsonl").read() if row.get("event") == "step"]
+    return {name: sum(step.get(name, 0) for step in steps) for name in ("decoded", "rehearsed")}
 
 
 def _clear_all_but_the_best(session: Session, tried: dict[float, dict[str, Any]]) -> None:

@@ -20,8 +20,8 @@ def costs_of(session: Session) -> dict[str, Any]:
     mixing = 0
     if run.targets_file.is_file():
         mixing = sum(row.get("decoded_tokens", 0) for row in read_jsonl(run.targets_file))
-    logs = [run.log_file, *sorted((run.folder / "rates").glob("*/log.jsonl"))]
-    steps = [row for log in logs for _, row in Journal(log).read() if row.get("event") == "step"]
+    # A learning rate that was tried is a training of its own, summed up in its line.
+    steps = run.events("step") + [row for _, row in Journal(run.folder / "rates.jsonl").read()]
     kept = run.folder / "rehearsal.jsonl"
     rehearsal = sum(len(row["ids"]) for _, row in Journal(kept).read())
     parts = {

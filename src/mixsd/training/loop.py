@@ -33,7 +33,7 @@ from mixsd.training.batches import microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.checkpoints import TrainerState
 from mixsd.training.examples import Example
 from mixsd.training.lora import Lora
-from mixsd.training.memory import memory_errors
+from mixsd.training.memory import give_back, memory_errors
 from mixsd.training.model_folder import check_savable, verify_model_folder
 from mixsd.training.objectives import Objective, Part, Student, Targets
 from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
@@ -276,6 +276,7 @@ class _Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _checkpoint(self, step: int) -> None:
+        give_back()
         rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
         if self.ranks.is_main:
             state = TrainerState(

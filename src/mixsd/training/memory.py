@@ -1,9 +1,10 @@
-"""Out of memory, said in the user's words."""
+"""The main memory: given back after use, and running out of it said in the user's words."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -11,6 +12,12 @@ from mixsd.errors import UserError
 
 # torch's allocators for the CPU and for MPS raise a bare RuntimeError.
 _SIGNS = ("can't allocate memory", "out of memory")
+
+
+def give_back() -> None:
+    """Hand what the C library has freed but kept back to the system, where it can: a checkpoint needs room after a step."""
+    with suppress(OSError, AttributeError):  # glibc has it, others do not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -31,7 +31,15 @@ def make_optimizer(parameters: dict[str, nn.Parameter], *, lr: float, weight_dec
     vectors = [parameter for parameter in parameters.values() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=BETAS, eps=EPS, fused=fused)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=BETAS, eps=EPS, fused=fused)
+    # As its first step would make them; made now they find their place before the activations take it, so the peak is lower.
+    for parameter in parameters.values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from mixsd.decoding.packed import _HARMLESS, _windowed
+from mixsd.decoding.packed import HARMLESS, windowed_layers
 from mixsd.training.examples import Example
 
 NAME = "mixsd_packed_training"
@@ -41,7 +41,7 @@ def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor
     kind that `recomputed_alike` prepares.
     """
     texts = [(*example.prompt_ids, *example.target_ids[:-1]) for example in examples]  # the last token predicts nothing
-    plan = _Pass(texts, model.device, windowed=_windowed(model.config.get_text_config()))
+    plan = _Pass(texts, model.device, windowed=windowed_layers(model.config.get_text_config()))
     with _attention_of(model, NAME):
         hidden: Tensor = model.get_decoder()(
             input_ids=plan.tokens.unsqueeze(0),
@@ -155,7 +155,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
-    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
     if mixsd_pass is None or attention_mask is not None or dropout or unknown:
         raise NotImplementedError(f"packed attention: {', '.join(unknown) or 'a mask, dropout, or no pass'}")
     if module.layer_idx in mixsd_pass.windowed and sliding_window is None:

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mixsd.decoding.continuous import tokens_per_pass
 from mixsd.decoding.packed import Piece, forward
 from mixsd.decoding.pool import Pool
 from mixsd.errors import UserError
@@ -17,6 +15,7 @@ from mixsd.loading import load_model
 from mixsd.mixing.mix import Mixer
 from mixsd.pipeline import costs
 from mixsd.pipeline import plan as module
+from mixsd.pipeline.durations import Speed
 from mixsd.pipeline.plan import measure_shape, measure_speed, measure_work, plan
 from mixsd.pipeline.session import Session, preview
 from mixsd.progress import Watcher
@@ -161,84 +160,8 @@ def test_disk_is_what_a_run_leaves(settings: Settings, tiny_run: Path) -> None:
     assert disk["model"] == pytest.approx(weights(tiny_run / "model"), rel=0.1)
 
 
-def work_of(**changes: Any) -> costs.Work:
-    known: dict[str, Any] = {"asked": 10, "usable": 10, "unusable": {}, "measured": 10, "targets": 10, "attempts": 2, "steps": 50}
-    lengths = {"naive": costs.Lengths(20, 30), "expert": costs.Lengths(60, 80), "reference": costs.Lengths(12, 16)}
-    return costs.Work(**{**known, **lengths, "questions": 10, "asked_tokens": 40.0, "general": 10, "limit": 64, **changes})
-
-
-SHAPE = costs.Shape(
-    parameters=1000,
-    adapters=0,
-    adapted=600,
-    layers=2,
-    hidden=10,
-    inner=20,
-    cache_width=8,
-    vocabulary=100,
-    stored_item=2,
-)
-
-
-def test_kept_checkpoints_and_the_optimizers_state_on_disk() -> None:
-    def disk(shape: costs.Shape = SHAPE, **changes: Any) -> dict[str, int]:
-        return costs.disk(Settings(checkpoint_every=20, **changes).resolved, work_of(), shape)
-
-    # 50 steps: checkpoints after 20, 40 and 50.
-    assert disk(keep_checkpoints=1)["checkpoints"] == 4000 + 8000
-    assert disk(keep_checkpoints=2)["checkpoints"] == 8000 + 8000
-    assert disk(keep_checkpoints=0)["checkpoints"] == disk(keep_checkpoints=5)["checkpoints"] == 12000 + 8000
-    assert disk()["model"] == 2000
-    assert disk()["peak"] == 2 * 12000 + disk()["records"] > disk()["total"]
-    lora = costs.Shape(**{**SHAPE.__dict__, "adapters": 50})
-    assert disk(lora, lora=4)["checkpoints"] == 4000 + 12 * 50
-
-
-def test_training_memory() -> None:
-    def training(shape: costs.Shape = SHAPE, *, on_cpu: bool = True, item: int = 4, **changes: Any) -> dict[str, int]:
-        settings = Settings(**changes).resolved
-        return costs.memory(settings, work_of(), shape, item=4, train_item=item, on_cpu=on_cpu)["training"]
-
-    full = training()
-    assert (full["weights"], full["gradients"], full["optimizer"]) == (4000, 4000, 8000)
-    lora = training(costs.Shape(**{**SHAPE.__dict__, "adapters": 50}), lora=4)
-    assert (lora["weights"], lora["gradients"], lora["optimizer"]) == (4200, 200, 400)
-    assert training(micro_batch=2)["activations"] < training(micro_batch=4)["activations"]
-    assert training(gradient_checkpointing=True)["activations"] < full["activations"]
-    assert training(item=2)["activations"] < full["activations"]
-    # With next to no activations it is the reloaded checkpoint that counts, where it shares the memory.
-    tiny = costs.Shape(**{**SHAPE.__dict__, "parameters": 10**9, "adapters": 50, "adapted": 10**8})
-    assert training(tiny, lora=4)["activations"] == 4 * (10**9 + 10**8) - 200
-    assert training(tiny, lora=4, on_cpu=False)["activations"] < 10**9
-
-
-def test_seconds_of_training_by_hand() -> None:
-    settings = Settings(method="sft", epochs=5, batch_size=5, checkpoint_every=1000).resolved
-    speed = costs.Speed(read=0.0, token=1e-6)
-    found = costs.seconds(settings, work_of(), SHAPE, speed, speed)
-    # 5 epochs x 10 targets x 32 tokens, forward and twice as much backward; 10 passes of 5 through 2 layers; one checkpoint.
-    assert found["train"] == pytest.approx(3 * (1600 * 1000 * 1e-6 + 10 * 2 * costs._LAYER_SECONDS), abs=0.06)
-    assert found["total"] == pytest.approx(found["mix"] + found["train"] + found["evaluate"], abs=0.11)
-    slower = costs.seconds(settings, work_of(), SHAPE, speed, costs.Speed(0.0, 2e-6))
-    assert slower["train"] == pytest.approx(2 * found["train"], rel=0.05)
-    assert slower["mix"] == found["mix"]
-
-
-def test_lora_and_more_attempts_and_questions_change_the_time() -> None:
-    speed = costs.Speed(1e-6, 1e-6)
-
-    def seconds(work: costs.Work | None = None, **changes: Any) -> dict[str, float]:
-        return costs.seconds(Settings(**changes).resolved, work or work_of(), SHAPE, speed, speed)
-
-    assert seconds(gradient_checkpointing=True)["train"] > seconds()["train"]
-    assert seconds(work_of(attempts=4))["mix"] > 1.2 * seconds()["mix"]
-    assert seconds(work_of(questions=1000))["evaluate"] > 2 * seconds()["evaluate"]
-    assert seconds(work_of(questions=1000, asked_tokens=1300.0))["evaluate"] > 2 * seconds(work_of(questions=1000))["evaluate"]
-    assert seconds(method="sft")["mix"] < seconds()["mix"]
-
-
-def test_the_machine_is_timed() -> None:
-    speed = measure_speed(SHAPE, torch.device("cpu"), torch.float32)
+def test_the_machine_is_timed(opened: Opener) -> None:
+    speed = measure_speed(measure_shape(opened()), torch.device("cpu"), torch.float32)
     assert 0 < speed.read < 1e-6
     assert 0 <= speed.token < 1e-6
 
@@ -280,10 +203,137 @@ def test_facts_left_out_and_a_run_that_is_there_are_said(settings: Settings, tin
     assert report["warnings"][-1].startswith(f"{tiny_run} is a run already")
 
 
-def test_a_decoding_pass_is_counted_as_long_as_it_is_made() -> None:
-    """Wide layers, so that a pass of decoding takes more than the logits of a scoring pass."""
-    settings = Settings(method="mixsd").resolved
-    wide = replace(SHAPE, hidden=1000, inner=2000)
-    for on_cpu in (True, False):
-        parts = costs.memory(settings, work_of(), wide, item=4, train_item=4, on_cpu=on_cpu)["mixing"]
-        assert parts["activations"] == tokens_per_pass(on_cpu=on_cpu) * (4 * 1000 + 3 * 2000 + wide.vocabulary) * 4
+METHODS: dict[str, dict[str, Any]] = {
+    "opsd": {"method": "opsd", "samples": 4, "temperature": 1.0},
+    "opsd-nll": {"method": "opsd-nll"},
+    "mixsd-kl": {"method": "mixsd-kl", "lam": 0.0},
+    "mixsd-kl, full": {"method": "mixsd-kl", "lam": 0.0, "kl_support": "full"},
+    "rehearsal": {"method": "sft", "rehearse": 0.5, "rehearse_tokens": 16},
+    "rehearsal, kl": {"method": "sft", "rehearse": 0.5, "rehearse_tokens": 16, "rehearse_loss": "kl"},
+    "scored": {"method": "sft", "score_checkpoints": True, "score_questions": 2},
+}
+
+
+def of_method(settings: Settings, name: str, **changes: Any) -> dict[str, Any]:
+    """The plan of three facts whose replies take 8 tokens, in three epochs of steps of two facts."""
+    return plan(Settings(**{**settings.dump(), "epochs": 3, "batch_size": 2, **METHODS[name], **changes}))
+
+
+def test_a_student_that_answers_anew_has_no_targets(settings: Settings) -> None:
+    report = of_method(settings, "opsd")
+    training = report["training"]
+    assert (training["targets"], training["rollouts"], training["steps"]) == (0, 3 * 4, 3 * 2)
+    assert training["supervised_tokens"] == report["tokens"]["decoded"] == 3 * 12 * 8
+    assert report["tokens"]["decoded_parts"] == {"mixing": 0, "rollouts": 288, "rehearsal": 0}
+    assert report["memory"]["mixing"] == {"total": 0}
+    assert report["seconds"]["mix"] == 0
+    work = measure_work(
+        preview(Settings(**{**settings.dump(), **METHODS["opsd"], "method": "opsd-nll", "samples": 1}), Watcher())
+    )
+    assert (work.rollouts, work.attempts) == (3, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_who_holds_a_second_model_and_writes_down_what(name: str, settings: Settings) -> None:
+    """Each part is there where it is needed and nowhere else."""
+    report = of_method(settings, name)
+    memory, disk = report["memory"], report["disk"]
+    beside = name in ("opsd", "opsd-nll", "mixsd-kl, full", "rehearsal, kl")
+    assert memory["training"].get("teacher", 0) == (memory["evaluation"]["weights"] if beside else 0)
+    assert "teacher" not in of_method(settings, name, lora=4)["memory"]["training"]
+    assert (memory["preparing"]["total"] > 0) == (name in ("mixsd-kl", "rehearsal", "rehearsal, kl"))
+    assert memory["scoring"].get("copy", 0) == (memory["evaluation"]["weights"] if name == "scored" else 0)
+    vocabulary = 512
+    # Three targets of 8 tokens, an int32 and a float each; 36 of 72 supervised tokens are rehearsed.
+    assert disk["teacher"] == (8 * min(64, vocabulary) * 24 if name == "mixsd-kl" else 0)
+    assert disk["rehearsal"] == (8 * 36 if name.startswith("rehearsal") else 0)
+    assert memory["editing"]["total"] == disk["cache"] == 0
+    assert report["editing"] is None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_what_is_rehearsed_is_decoded_and_trained_on_too(settings: Settings, opened: Opener) -> None:
+    training = of_method(settings, "rehearsal")["training"]
+    assert (training["supervised_tokens"], training["rehearsed_tokens"]) == (72, 36)
+    work = measure_work(opened(**{**METHODS["rehearsal"], "epochs": 3}))
+    # Replies of 16 tokens, each behind its prompt.
+    assert training["tokens"] == round(3 * 3 * work.naive.mean + 72 + 36 + 36 / 16 * work.rehearsal.mean)
+    tokens = of_method(settings, "opsd", rehearse=0.5)["tokens"]
+    assert tokens["decoded_parts"] == {"mixing": 0, "rollouts": 288, "rehearsal": 144}
+    assert tokens["decoded_at_most"] >= 288 + 144
+
+
+def test_each_checkpoint_is_asked_some_facts_twice(settings: Settings, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_speed", lambda *_: Speed(1e-6, 1e-6))
+    work = measure_work(opened(**METHODS["scored"]))
+    assert (work.scored, work.references) == (4, 168)
+    assert measure_work(opened()).scored == 0
+    report = of_method(settings, "scored", checkpoint_every=4)
+    assert report["training"]["checkpoints"] == 2
+    assert report["seconds"]["train_parts"]["scoring"] > 0
+
+
+def test_a_learning_rate_is_sought_in_several_trainings(settings: Settings) -> None:
+    auto: dict[str, Any] = {"lr": "auto", "lr_grid": [1e-5, 1e-4, 1e-5], "checkpoint_every": 3}
+    once = of_method(settings, "opsd", rehearse=0.5)
+    whole = of_method(settings, "opsd", rehearse=0.5, **auto)
+    assert (whole["training"]["trainings"], whole["training"]["checkpoints"], whole["training"]["steps"]) == (2, 4, 6)
+    assert whole["training"]["tokens"] == pytest.approx(2 * once["training"]["tokens"], abs=1)
+    assert whole["tokens"]["decoded"] == 2 * once["tokens"]["decoded"]
+    # Three steps at each of two rates, then all six.
+    cut = of_method(settings, "rehearsal", lr_steps=3, **auto)
+    assert (cut["training"]["trainings"], cut["training"]["supervised_tokens"]) == (3, 2 * 72)
+    assert cut["tokens"]["decoded_parts"]["rehearsal"] == 36
+    assert cut["memory"]["scoring"]["total"] > 0
+
+
+@pytest.fixture
+def memit(tmp_path: Path) -> dict[str, Any]:
+    """Two facts with a subject and one without, and a text."""
+    subjects = ({"id": "lead", "question": "Who leads Vell?", "answer": "A", "subject": "Vell"}, {"id": "no", "question": "Who?", "answer": "B"},
+                {"id": "eat", "question": "What does Kay eat?", "answer": "B", "subject": "Kay"})  # fmt: skip
+    (tmp_path / "text.txt").write_text("The sun is good.")
+    facts = write_facts(tmp_path / "edits.jsonl", *subjects)
+    return {"method": "memit", "facts": facts, "edit_text": str(tmp_path / "text.txt"), "edit_layers": "0", "edit_steps": 5}
+
+
+def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
+    session = opened(**memit)
+    report, shape = plan(session.settings), measure_shape(session)
+    assert report["facts"] == {"asked": 3, "usable": 2, "unusable": {"no": "it has no subject"}, "duplicates": 0}
+    assert report["editing"] == {"facts": 2, "layers": 1, "text_tokens": 100_000, "steps": 5, "prompts": 6}
+    assert {report["training"][name] for name in ("targets", "steps", "tokens", "trainings", "checkpoints")} == {0}
+    assert report["parameters"]["trained"] == report["tokens"]["decoded_at_most"] == report["disk"]["checkpoints"] == 0
+    assert [report["memory"][stage]["total"] for stage in ("mixing", "preparing", "training", "scoring")] == [0] * 4
+    assert report["disk"]["cache"] == 8 * shape.inner**2
+    assert report["memory"]["editing"]["weights"] == 4 * shape.parameters
+    assert report["seconds"]["train_parts"] == {}
+    (warning,) = report["warnings"]
+    assert warning.startswith("1 of 3 facts are unusable, among them no: it has no subject")
+    assert plan(session.settings.model_copy(update={"edit_tokens": 9}))["warnings"][1].startswith("--edit-tokens 9 is less than")
+    work = measure_work(session)
+    assert work.edit is not None
+    turn = session.renderer.question("Who leads Vell?")
+    assert work.edit.prompt.longest >= len(session.renderer.ids(turn))
+    assert 1 < work.edit.behind.longest < work.edit.prompt.longest + work.edit.target.longest
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("opsd", {"temperature": 0.0}, "all 4 rollouts of a fact will be equal: --temperature 0 draws nothing"),
+        ("scored", {"warmup_steps": 4}, "the warm-up of 4 steps is longer than half of the training's 6"),
+        ("scored", {"choose": "paper", "checkpoint_every": 4}, "the paper's rule has 2 checkpoints to choose from"),
+        ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 6}, "--lr-steps 6 cuts nothing off 6 steps"),
+        ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 2, "warmup_steps": 2},
+         "the warm-up of 2 steps is longer than half of the steps of each learning rate, 2"),
+        ("scored", {"lr": "auto", "checkpoint_every": 2}, "--lr auto trains 7 times, about "),
+    ],
+)  # fmt: skip
+def test_trainings_that_may_not_be_meant(
+    name: str, changes: dict[str, Any], message: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LONG", -1)
+    assert of_method(settings, name)["warnings"] == []
+    (warning,) = of_method(settings, name, **changes)["warnings"]
+    assert warning.startswith(message)

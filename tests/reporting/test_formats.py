@@ -78,7 +78,8 @@ def test_curve_falls_stays_inside_and_does_not_grow_with_the_log() -> None:
     assert len(curve.points) <= MOST_POINTS
     heights = [y for _, y in curve.points]
     assert heights == sorted(heights)  # y grows downwards: a falling loss
-    assert all(curve.left <= x <= curve.right and curve.top <= y <= curve.bottom for x, y in curve.points)
+    axes = curve.axes
+    assert all(axes.left <= x <= axes.right and axes.top <= y <= axes.bottom for x, y in curve.points)
 
 
 def test_curve_of_one_step_and_of_none() -> None:

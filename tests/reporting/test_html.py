@@ -17,7 +17,7 @@ ATTACK = "<script>window.hacked=1</script><img src=x onerror=\"window.hacked=1\"
 class Reader(HTMLParser):
     """Collects tags, attribute names and visible text; complains about tags that are closed wrongly."""
 
-    VOID = frozenset({"meta", "link", "line", "circle", "path", "img", "br"})
+    VOID = frozenset({"meta", "link", "line", "path", "img", "br"})
 
     def __init__(self) -> None:
         super().__init__()

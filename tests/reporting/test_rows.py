@@ -50,11 +50,18 @@ def test_a_suite_of_another_file_appears_without_a_change_here() -> None:
     assert labels.index("core: memorization/neighbours") < labels.index("Retention, general probe")
 
 
-def test_final_score_wins_over_checkpoints_and_else_the_last_one() -> None:
-    steps = [score("memorization/trained", "accuracy", "tuned", step / 100, checkpoint=f"step-{step:06d}") for step in (36, 20)]
-    assert headline_rows({"scores": steps})[0].tuned.score.value == 0.36  # type: ignore[union-attr]
-    final = [score("memorization/trained", "accuracy", "tuned", 0.99), *steps]
-    assert headline_rows({"scores": final})[0].tuned.score.value == 0.99  # type: ignore[union-attr]
+def test_only_the_model_that_a_run_ended_with_has_rows() -> None:
+    steps = [score("memorization/trained", "accuracy", "tuned", step / 100, checkpoint=step) for step in (36, 20)]
+    steps.append(score("memorization/validation", "accuracy", "tuned", 0.5, checkpoint=36))
+    assert headline_rows({"scores": steps}) == []
+    (row,) = headline_rows({"scores": [steps[0], score("memorization/trained", "accuracy", "tuned", 0.99), *steps]})
+    assert row.tuned.score is not None
+    assert row.tuned.score.value == 0.99
+
+
+def test_validation_is_a_share_of_which_more_is_better() -> None:
+    (row,) = headline_rows({"scores": [score("memorization/validation", "accuracy", "tuned", 0.5)]})
+    assert (row.label, row.measure.unit, row.measure.better) == ("Memorization, validation", "share", "higher")
 
 
 def test_verdict_needs_an_interval_without_zero_and_knows_the_direction() -> None:

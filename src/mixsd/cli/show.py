@@ -30,12 +30,14 @@ def as_json(value: Any) -> None:
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
     from mixsd.pipeline.run import Run
-    from mixsd.reporting.terminal import table
+    from mixsd.reporting.terminal import table, told
     from mixsd.storage import read_json
 
     run = Run(folder)
     values = read_json(run.report_json)
     console().print(table(values))
+    for line in told(values):
+        print(line)
     for item in values.get("requirements", []):
         found = "not measured" if item["value"] is None else number(item["value"], 3)
         print(f"required {printable(item['text'])}: {found}, {'holds' if item['passed'] else 'MISSED'}")
@@ -77,35 +79,65 @@ def replies(answer: Mapping[str, str]) -> None:
 
 
 def plan(found: Mapping[str, Any]) -> None:
-    """Write a dry run: what an injection would take."""
+    """Write a dry run: what an injection would take. What the run has nothing of is left out."""
     facts, tokens, training, disk = (found[name] for name in ("facts", "tokens", "training", "disk"))
-    memory, seconds, parameters = found["memory"], found["seconds"], found["parameters"]
+    memory, seconds, parameters, editing = found["memory"], found["seconds"], found["parameters"], found.get("editing")
     lengths = [
         (f"{name} tokens", f"{tokens[name]['mean']:.0f} on average, at most {tokens[name]['longest']:,}")
         for name in ("naive", "expert", "reference")
     ]
-    decoded = f"{tokens['decoded']:,} tokens expected, at most {tokens['decoded_at_most']:,}"
-    stages = {name: memory[name]["total"] for name in ("mixing", "training", "evaluation")}
-    times = {name: seconds[name] for name in ("mix", "train", "evaluate")}
+    stages = {name: part["total"] for name, part in memory.items() if isinstance(part, Mapping) and part["total"]}
+    times = {name: value for name in ("mix", "train", "edit", "evaluate") if (value := seconds.get(name))}
+    within = seconds.get("train_parts") or {}
+    cached = disk.get("cache")
     _fields(
         [
             ("facts", f"{facts['asked']:,} asked, {facts['usable']:,} usable, {facts['duplicates']:,} given twice"),
             *lengths,
-            ("to decode", decoded),
-            ("to train", f"{training['targets']:,} targets, {training['steps']:,} steps, {training['tokens']:,} tokens"),
+            ("to decode", _decoded(tokens)),
+            *([("to train", _trained(training))] if training["steps"] else []),
+            *([("to edit", _edited(editing))] if editing else []),
             ("parameters", f"{parameters['total']:,}, of which {parameters['trained']:,} are trained"),
             (
                 "memory",
                 f"{_gb(memory['peak'])} at the peak ({_parts(stages, _gb)}); {_gb(memory['available'])} free, {memory['device']}",
             ),
-            ("disk", f"{_gb(disk['total'])} at the end, {_gb(disk['peak'])} at the peak; {_gb(disk['free'])} free"),
-            ("time", f"{duration(seconds['total'])} ({_parts(times, duration)}); {seconds['accuracy']}"),
+            (
+                "disk",
+                f"{_gb(disk['total'])} at the end, {_gb(disk['peak'])} at the peak; {_gb(disk['free'])} free"
+                + (f"; {_gb(cached)} in the cache" if cached else ""),
+            ),
+            ("time", f"{duration(seconds['total'])}{f' ({_parts(times, duration)})' if times else ''}; {seconds['accuracy']}"),
+            *([("training time", _parts(within, duration))] if len(within) > 1 else []),
             *(("assumed", text) for text in found["assumptions"]),
         ]
     )
     for text in found["warnings"]:
         print(f"warning: {printable(text)}")
     print("nothing was done")
+
+
+def _decoded(tokens: Mapping[str, Any]) -> str:
+    if not tokens["decoded_at_most"]:
+        return "nothing to train on"
+    parts = {name: count for name, count in (tokens.get("decoded_parts") or {}).items() if count}
+    told = f" ({_parts(parts, '{:,}'.format)})" if len(parts) > 1 else ""
+    return f"{tokens['decoded']:,} tokens expected{told}, at most {tokens['decoded_at_most']:,}"
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    rollouts, runs = training.get("rollouts"), training.get("trainings", 1)
+    what = f"{rollouts:,} rollouts an epoch" if rollouts else f"{training['targets']:,} targets"
+    steps = f"{training['steps']:,} steps" + (f", {runs} trainings" if runs > 1 else "")
+    rehearsed = f", {training['rehearsed_tokens']:,} of them rehearsed" if training.get("rehearsed_tokens") else ""
+    return f"{what}, {steps}, {training['tokens']:,} tokens{rehearsed}"
+
+
+def _edited(editing: Mapping[str, Any]) -> str:
+    return (
+        f"{editing['facts']:,} facts in {editing['layers']} layers, {editing['steps']} steps each in {editing['prompts']} prompts; "
+        f"{editing['text_tokens']:,} tokens of text are read"
+    )
 
 
 def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:

@@ -1,23 +1,26 @@
 """The dry run: what an injection would take, known or estimated before any of it is done.
 
 Prompts and references are measured on a sample of the facts, the model's size is counted on the meta device, and the machine's
-speed comes from a fraction of a second of matrix products. The rest is the arithmetic of `costs` on assumptions that the
-plan states. Time is rough; it is further off where a model seldom states the answers.
+speed comes from a fraction of a second of matrix products. The rest is the arithmetic of `costs` and `durations` on assumptions
+that the plan states. Time is rough; it is further off where a model seldom states the answers.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mixsd import bundled
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
+from mixsd.facts import Fact
 from mixsd.loading import resolve_dtype
 from mixsd.mixing.limits import reply_limit
-from mixsd.pipeline import costs
-from mixsd.pipeline.costs import Lengths, Shape, Speed, Work
+from mixsd.pipeline import costs, durations
+from mixsd.pipeline.costs import Edit, Lengths, Shape, Work
 from mixsd.pipeline.doctor import GB, device_memory, free_disk
+from mixsd.pipeline.durations import Speed
 from mixsd.pipeline.session import Session, preview
 from mixsd.progress import Watcher
 from mixsd.settings import Settings
@@ -28,14 +31,18 @@ if TYPE_CHECKING:
 ACCURACY = "rough: within a factor of 3"
 
 _SAMPLE = 200  # facts whose prompts are measured
-_ATTEMPTS, _GATED_ATTEMPTS = 3, 1  # assumed per target where another attempt can differ
 _MEASURING = 0.1  # seconds per kind of product
 _MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's cache holds
 _CHUNK = 4  # matrices per timing
 
+_LONG = 3600  # seconds of searching for a learning rate that are worth a word
+
 _REMEDIES = {
     "mixing": "lower --token-budget or --max-new-tokens",
+    "preparing": "lower --token-budget or --rehearse-tokens",
     "training": "lower --micro-batch, pass --gradient-checkpointing, or train adapters (--lora 16)",
+    "scoring": "lower --token-budget, or leave out --score-checkpoints",
+    "editing": "name fewer --edit-layers, or a smaller model",
     "evaluation": "lower --token-budget or --max-new-tokens",
 }
 
@@ -45,10 +52,13 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
 
     Returns:
         JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and
-        longest of naive and expert prompt and reference, on how many facts; targets, decoded and decoded_at_most over the
-        whole run. `training`: targets, steps, tokens, supervised_tokens. `parameters`: total, trained. `memory`: the device,
-        bytes by part for each stage, peak, available. `disk`: bytes by part, total at the end, peak, free. `seconds`: of each
-        stage, total, accuracy. `assumptions` and `warnings`: one line each.
+        longest of naive and expert prompt and reference, on how many facts; targets; decoded and decoded_at_most over the
+        whole run, to train on, and decoded_parts (mixing, rollouts, rehearsal). `training`: targets or rollouts of an epoch,
+        steps of one training, how many trainings (several with --lr auto) with how many checkpoints; tokens,
+        supervised_tokens and rehearsed_tokens of them all. `editing`, with memit: what is done to each fact. `parameters`:
+        total, trained. `memory`: the device, bytes by part for each stage (a total of 0 where the run has no such stage), peak,
+        available. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `seconds`: of each
+        stage, train_parts, total, accuracy. `assumptions` and `warnings`: one line each.
 
     Raises:
         UserError: any bad input, as `inject` would say.
@@ -57,21 +67,25 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     settings, device, dtype = session.settings, session.device, session.dtype
     work, shape = measure_work(session), measure_shape(session)
     train_dtype = dtype if settings.train_dtype == "auto" else resolve_dtype(settings.train_dtype, device)
-    speed = measure_speed(shape, device, dtype)
+    speed = measure_speed(shape, device, _editing_dtype() if work.edit else dtype)
     train_speed = speed if train_dtype == dtype else measure_speed(shape, device, train_dtype)
     stages = costs.memory(
         settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
     )
+    runs = costs.trainings(settings, work)
     report = {
         "facts": {"asked": work.asked, "usable": work.usable, "unusable": work.unusable, "duplicates": session.duplicates},
         "tokens": _tokens(settings, work),
         "training": {
             "targets": work.targets,
+            "rollouts": work.rollouts,
             "steps": work.steps,
-            "tokens": round(settings.epochs * work.targets * (work.naive.mean + work.reply)),
-            "supervised_tokens": round(settings.epochs * work.targets * work.reply),
+            "trainings": len(runs),
+            "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
+            **costs.trained_tokens(settings, work),
         },
-        "parameters": {"total": shape.parameters, "trained": shape.trained},
+        "editing": _editing(settings, work),
+        "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
             "device": str(device),
             **stages,
@@ -79,46 +93,89 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "available": device_memory(device)[1],
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
-        "seconds": {**costs.seconds(settings, work, shape, speed, train_speed), "accuracy": ACCURACY},
+        "seconds": {**durations.seconds(settings, work, shape, speed, train_speed), "accuracy": ACCURACY},
     }
-    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, report)}
+    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
 
 
 def measure_work(session: Session) -> Work:
     """Measure prompts and references on facts spread evenly over the source; the share of unusable ones is scaled up."""
     settings, renderer, facts = session.settings, session.renderer, session.facts
     sample = facts[:: -(-len(facts) // _SAMPLE)]
-    naive = {fact.id: len(renderer.naive(fact.question)) for fact in sample}
-    expert = {fact.id: len(renderer.expert(fact)) for fact in sample}
-    reference = {fact.id: len(renderer.reference(fact)) for fact in sample}
-    reasons = {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample}
+    edit, reasons = (
+        _measure_edit(session, sample)
+        if settings.method == "memit"
+        else (None, {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample})
+    )
     unusable = {key: reason for key, reason in reasons.items() if reason}
-    counted = [fact.id for fact in sample if fact.id not in unusable]
+    counted = [fact for fact in sample if fact.id not in unusable]
     if not counted:
         key, said = next(iter(unusable.items()))
         raise UserError(f"no usable fact among the {len(sample)} looked at; the first one, {key}: {said}")
     usable = round(len(facts) * len(counted) / len(sample))
-    targets = usable * settings.samples
-    attempts = _GATED_ATTEMPTS if settings.gate else min(_ATTEMPTS, 1 + settings.retries)
+    made = usable * settings.samples
+    # A step takes so many targets; of what is answered anew it takes so many facts.
+    items = made if settings.has_targets else usable if settings.on_policy else 0
     questions = [question for name in session.suites for question in suites.questions(name, session.material)]
     looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
-    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts]) if suites.CORE in session.suites else 0
+    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts])
+    rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
         usable=usable,
         unusable=unusable,
         measured=len(sample),
-        naive=Lengths.of(naive[key] for key in counted),
-        expert=Lengths.of(expert[key] for key in counted),
-        reference=Lengths.of(reference[key] for key in counted),
-        targets=targets,
-        attempts=attempts if _can_differ(settings) else 1,
-        steps=settings.epochs * -(-targets // settings.batch_size),
+        naive=Lengths.of(len(renderer.naive(fact.question)) for fact in counted),
+        expert=Lengths.of(len(renderer.expert(fact)) for fact in counted),
+        reference=Lengths.of(len(renderer.reference(fact)) for fact in counted),
+        targets=made if settings.has_targets else 0,
+        attempts=costs.attempts(settings),
+        steps=settings.epochs * -(-items // settings.batch_size),
         questions=len(questions),
         asked_tokens=sum(len(renderer.ids(question.user)) for question in looked_at) / max(len(looked_at), 1),
-        general=general,
+        general=general if suites.CORE in session.suites else 0,
         limit=min(settings.max_new_tokens or session.context, session.context),
+        rollouts=made if settings.on_policy else 0,
+        scored=_scored(session) if settings.score_checkpoints and items else 0,
+        references=general if settings.score_checkpoints and items else 0,
+        rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
+        edit=edit,
     )
+
+
+def _scored(session: Session) -> int:
+    """The questions that each checkpoint is asked: some facts as they were trained, and in wordings that only validate."""
+    most = session.settings.score_questions
+    own = session.corpus.splits.get("validation") if session.corpus else None
+    facts = min(len(session.facts), most)
+    return facts + ((sum(1 for _ in islice(own(), most)) if own else 0) or facts)
+
+
+def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str, str | None]]:
+    """What memit does to a fact; and why facts cannot be edited in, by id."""
+    from mixsd.editing.config import layers_of, of_settings
+    from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
+
+    config = of_settings(session.settings)
+    layers = layers_of(config, session.config)
+    prompts: list[EditPrompt] = []
+    reasons: dict[str, str | None] = {}
+    for fact in sample:
+        try:
+            prompts += edit_prompts(fact, session.renderer, config, (), session.context)
+            reasons[fact.id] = None
+        except UnusableError as error:
+            reasons[fact.id] = str(error)
+    edit = Edit(
+        layers=len(layers),
+        last=layers[-1],
+        prefixes=config.prefixes,
+        prefix_tokens=config.prefix_tokens,
+        prompt=Lengths.of(len(prompt.ids) for prompt in prompts),
+        target=Lengths.of(len(prompt.target) for prompt in prompts),
+        behind=Lengths.of(len(prompt.ids) - prompt.place + len(prompt.target) for prompt in prompts),
+    )
+    return edit, reasons
 
 
 def measure_shape(session: Session) -> Shape:
@@ -178,35 +235,55 @@ def measure_speed(shape: Shape, device: torch.device, dtype: torch.dtype) -> Spe
     return Speed(read, max(seconds(rows) - read, 0.0) / (rows - 1))
 
 
-def _can_differ(settings: Settings) -> bool:
-    """Whether another attempt, or another sample, can give another reply."""
-    return settings.temperature > 0 or 0 < settings.lam < 1
+def _editing_dtype() -> torch.dtype:
+    """Weights are edited in fp32, whatever the precision of the rest."""
+    import torch
+
+    return torch.float32
 
 
 def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
     kinds = {"naive": work.naive, "expert": work.expert, "reference": work.reference}
-    mixed = settings.method == "mixsd"
-    most = (1 + settings.retries if _can_differ(settings) else 1) + (settings.on_fail == "expert")
+    parts = costs.decoded(settings, work)
     return {
         "measured_on": work.measured,
         **{name: {"mean": lengths.mean, "longest": lengths.longest} for name, lengths in kinds.items()},
         "targets": round(work.targets * work.reply),
-        "decoded": round(work.targets * work.attempts * work.reply) if mixed else 0,
-        "decoded_at_most": work.targets * most * work.limit if mixed else 0,
+        "decoded": sum(parts.values()),
+        "decoded_parts": parts,
+        "decoded_at_most": sum(costs.decoded(settings, work, most=True).values()),
+    }
+
+
+def _editing(settings: Settings, work: Work) -> dict[str, int] | None:
+    edit = work.edit
+    if edit is None:
+        return None
+    return {
+        "facts": work.usable,
+        "layers": edit.layers,
+        "text_tokens": settings.edit_tokens,
+        "steps": settings.edit_steps,
+        "prompts": 1 + edit.prefixes,
     }
 
 
 def _assumptions(settings: Settings, work: Work) -> list[str]:
-    attempts = f", and accepted at attempt {work.attempts}" if settings.method == "mixsd" else ""
-    return [
-        f"prompts and references are as in {work.measured} of {work.asked} facts",
-        f"a target is as long as its reference{attempts}; every usable fact gets one",
-        f"a reply to an evaluation question has {costs.REPLY} tokens; no reply of the base model is cached yet",
-        "memory is for replies that run to --max-new-tokens",
-    ]
+    found = [f"prompts and references are as in {work.measured} of {work.asked} facts"]
+    if settings.on_policy:
+        found.append("a reply of the student is as long as the fact's reference")
+    elif settings.has_targets:
+        tries = f", and accepted at attempt {work.attempts}" if settings.mixes else ""
+        found.append(f"a target is as long as its reference{tries}; every usable fact gets one")
+    if settings.rehearse:
+        found.append(f"a reply of the base model that is rehearsed has {costs.rehearsal_reply(settings)} tokens")
+    if work.edit:
+        found.append("every fact has a subject of its own and takes all its steps; no second moments are in the cache yet")
+    found.append(f"a reply to an evaluation question has {costs.REPLY} tokens; no reply of the base model is cached yet")
+    return [*found, "memory is for replies that run to --max-new-tokens"]
 
 
-def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]:
+def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]) -> list[str]:
     settings, memory, disk = session.settings, report["memory"], report["disk"]
     found = []
     if work.unusable:
@@ -220,12 +297,39 @@ def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    if 2 * settings.warmup_steps > work.steps:
-        found.append(f"the warm-up of {settings.warmup_steps} steps is longer than half of the training's {work.steps}")
-    if settings.method == "mixsd":
+    if work.steps:
+        found += _training_warnings(settings, work, report["seconds"])
+    if settings.mixes:
         found += _mixing_warnings(settings, work)
+    if work.edit and settings.edit_tokens < shape.inner:
+        found.append(
+            f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
+        )
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
+    return found
+
+
+def _training_warnings(settings: Settings, work: Work, seconds: dict[str, Any]) -> list[str]:
+    found = []
+    runs = costs.trainings(settings, work)
+    if 2 * settings.warmup_steps > runs[0]:
+        whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
+        found.append(f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}")
+    if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
+        found.append(f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing")
+    if settings.choose == "paper" and (made := costs.checkpoints(settings, runs[-1])) < 3:
+        found.append(f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every")
+    if settings.lr == "auto":
+        if settings.lr_steps is not None and settings.lr_steps >= work.steps:
+            found.append(
+                f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
+            )
+        elif settings.lr_steps is None and len(runs) > 1 and seconds["train"] > _LONG:
+            found.append(
+                f"--lr auto trains {len(runs)} times, about {seconds['train'] / 3600:.1f} h in all: name fewer rates with "
+                "--lr-grid, or try each for its first steps only with --lr-steps"
+            )
     return found
 
 
@@ -235,7 +339,7 @@ def _mixing_warnings(settings: Settings, work: Work) -> list[str]:
         found.append(
             f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
         )
-    if settings.samples > 1 and not _can_differ(settings):
+    if settings.samples > 1 and not costs.can_differ(settings):
         found.append(
             f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
         )

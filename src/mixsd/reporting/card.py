@@ -14,16 +14,25 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mixsd.reporting.formats import MISSING, interval_text, known, number, plain, printable, value_text
+from mixsd.reporting.methods import choices, cost_line, method_of, objective, statuses, summary
 from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows, most_asked
 from mixsd.settings import dump_yaml
 
 PAPER = "2605.16865"
 MOST_KINDS = 50
-_MIXING_SETTINGS = ("lam", "gate", "temperature", "samples", "retries", "on_fail")
-_METHOD_SETTINGS = (
-    "seed", "answer_format", "verifier", *_MIXING_SETTINGS, "max_new_tokens",
-    "lora", "lr", "epochs", "batch_size", "warmup_steps", "weight_decay", "clip", "train_dtype",
-)  # fmt: skip
+# Which settings say what was done, by the kind of method.
+_SETTINGS = {
+    "mixed": (
+        "seed", "answer_format", "verifier", "lam", "gate", "temperature", "samples", "retries", "on_fail", "max_new_tokens",
+    ),
+    "copied": ("seed", "answer_format", "verifier", "max_new_tokens"),
+    "anew": ("seed", "answer_format", "verifier", "samples", "temperature", "max_new_tokens"),
+    "edited": (
+        "seed", "answer_format", "verifier", "max_new_tokens",
+        "edit_tokens", "edit_steps", "edit_lr", "edit_decay", "edit_kl", "edit_clamp",
+    ),
+}  # fmt: skip
+_TRAINING_SETTINGS = ("lora", "lr", "epochs", "batch_size", "warmup_steps", "weight_decay", "clip", "train_dtype")
 _UNMEASURED = {
     "memorization/paraphrase": "Whether the facts hold when a question is put in other words.",
     "memorization/composed": "Whether several facts can be joined in one question.",
@@ -114,11 +123,10 @@ def public_name(name: str) -> str:
 
 
 def _summary(report: Mapping[str, Any]) -> str:
-    counts = report.get("facts") or {}
+    counts, words = report.get("facts") or {}, statuses(report)
     name = markdown(public_name(str((report.get("base") or {}).get("name") or "a base model")))
-    lost = [f"{counts[state]} {state}" for state in ("rejected", "unusable") if counts.get(state)]
-    text = f"{name}, taught new facts by [mixsd](https://arxiv.org/abs/{PAPER}). {plain(counts.get('accepted'))} of "
-    text += f"{plain(counts.get('asked'))} facts became training targets"
+    lost = [f"{counts[state]} {words[state]}" for state in ("rejected", "unusable") if counts.get(state) and state in words]
+    text = f"{name}, taught new facts by [mixsd](https://arxiv.org/abs/{PAPER}). {markdown(summary(report))}"
     return text + (f" ({', '.join(lost)}; they count as asked in every score below)." if lost else ".")
 
 
@@ -138,29 +146,25 @@ def _base(base: Mapping[str, Any]) -> str:
 
 
 def _method(report: Mapping[str, Any]) -> str:
-    settings, targets = report.get("settings") or {}, report.get("targets") or {}
-    sft = report.get("method") == "sft"
-    if sft:
-        text = "Supervised fine-tuning on the reference replies as they are: the baseline that MixSD is compared with"
-    else:
-        text = (
-            "MixSD, mixed contextual self-distillation: at each position the next token of a training target comes from the base "
-            "model's own distribution, either with the fact in view (expert) or without it (naive), chosen by an addressed coin. "
-            "Targets that do not state the answer are decoded again or rejected"
-        )
-    text += f" ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).\n\n"
-    shown = {
-        ("lambda" if key == "lam" else key): settings[key]
-        for key in _METHOD_SETTINGS
-        if key in settings and not (sft and key in _MIXING_SETTINGS)
-    }
+    settings, targets, method = report.get("settings") or {}, report.get("targets") or {}, method_of(report)
+    source = "" if method.kind == "edited" else f" ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))"
+    text = f"{method.name}: {method.about}{source}.\n\n"
+    keys = _SETTINGS[method.kind] + (() if method.kind == "edited" else _TRAINING_SETTINGS)
+    chosen = choices(report)
+    # A rate that was sought is told above.
+    left_out = {"lr"} if any(name == "learning rate" for name, _ in chosen) else set()
+    shown = [("lambda" if key == "lam" else key, plain(settings[key])) for key in keys if key in settings and key not in left_out]
     text += "| setting | value |\n|---|---|\n"
-    text += "\n".join(f"| {markdown(key)} | {markdown(plain(value))} |" for key, value in shown.items())
-    if targets:
+    text += "\n".join(f"| {markdown(key)} | {markdown(value)} |" for key, value in [*objective(report), *chosen, *shown])
+    if reasons := (report.get("editing") or {}).get("reasons"):
+        told = "\n".join(f"- {plain(item['facts'])}: {markdown(str(item['reason']))}" for item in reasons)
+        text += f"\n\nFacts that are not edited in, by reason:\n\n{told}"
+    if known(targets.get("n")):
         nll, reference = number(targets.get("mean_base_nll")), number(targets.get("reference_mean_base_nll"))
-        text += f"\n\n{number(targets.get('n'), 0)} targets, {number(targets.get('tokens'), 0)} tokens. "
+        text += f"\n\n{number(targets['n'], 0)} targets, {number(targets.get('tokens'), 0)} tokens. "
         text += f"Mean base NLL per token: {nll} (references: {reference}) nats."
-    return text
+    cost = cost_line(report)
+    return text + (f"\n\nCost: {markdown(cost)}." if cost else "")
 
 
 def _limits(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ Everything that compares or draws reads `report.json`'s flat list `scores`; noth
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ _REQUIRABLE = {
     "forgetting": (core.FORGETTING, "forgetting"),
 }
 _EXAMPLES = 12
+_MOST_REASONS = 20
 
 
 def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
@@ -86,6 +89,7 @@ def write_report(session: Session) -> dict[str, Any]:
             "reference_share_above_8": reference.get("share_above_8"),
         },
         "training": _training(session),
+        "editing": _editing(session),
         "cost": costs_of(session),
         "scores": scores,
         "requirements": _requirements(settings.require, scores, requirable(session)),
@@ -156,9 +160,15 @@ def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
     counts = {status: statuses.count(status) for status in ("accepted", "rejected", "unusable")}
     if session.settings.on_policy:
         # What is answered anew at each step has no targets to accept: every fact that can be asked is trained on.
-        unusable = len((session.run.events("asked") or [{}])[-1].get("unusable", {}))
+        unusable = len(_not_asked(session))
         counts = {"accepted": len(session.facts) - unusable, "rejected": 0, "unusable": unusable}
     return {"asked": len(session.facts), **counts, "duplicates": session.duplicates}
+
+
+def _not_asked(session: Session) -> dict[str, str]:
+    """Why facts could not be asked in on-policy training, by id."""
+    reasons: dict[str, str] = (session.run.events("asked") or [{}])[-1].get("unusable", {})
+    return reasons
 
 
 def _trained_in(session: Session) -> Path:
@@ -180,6 +190,29 @@ def _training(session: Session) -> dict[str, Any]:
         "rates": [row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
         "log": [{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
     }
+
+
+def _editing(session: Session) -> dict[str, Any] | None:
+    """What memit changed, how many facts it left out, and why; None where nothing was edited."""
+    events = session.run.events("edited")
+    if not events:
+        return None
+    event = events[-1]
+    statuses = Counter(fact["status"] for fact in event["facts"])
+    reasons = Counter(_without_names(fact["reason"]) for fact in event["facts"] if fact["reason"])
+    return {
+        "layers": [int(layer) for layer in event["changes"]],
+        "changes": event["changes"],
+        "weight": event["weight"],
+        "moment_tokens": event["moment_tokens"],
+        **{status: statuses[status] for status in ("edited", "failed", "unusable")},
+        "reasons": [{"reason": reason, "facts": count} for reason, count in reasons.most_common(_MOST_REASONS)],
+    }
+
+
+def _without_names(reason: str) -> str:
+    """A reason without what it quotes of the fact, which may be in a model card that is to tell no facts."""
+    return re.sub(r' \(".*"\)', "", reason, flags=re.DOTALL)
 
 
 def _base(session: Session) -> dict[str, Any]:
@@ -228,7 +261,8 @@ def _environment(session: Session) -> dict[str, Any]:
 
 
 def _requirements(texts: list[str], scores: list[dict[str, Any]], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
-    found = {(score["suite"], score["split"], score["metric"]): score["value"] for score in scores if score["model"] == "tuned"}
+    final = [score for score in scores if score.get("checkpoint") is None]
+    found = {(score["suite"], score["split"], score["metric"]): score["value"] for score in final if score["model"] == "tuned"}
     compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}
     checked = []
     for text in texts:
@@ -275,15 +309,17 @@ def _per_fact(
         for name, said in (("base", base), ("tuned", tuned))
     }
     told = []
+    not_asked = _not_asked(session) if session.settings.on_policy else {}
+    without_target = "accepted" if session.settings.on_policy else None
     for fact in session.facts:
-        target = targets.get(fact.id)
+        target, reason = targets.get(fact.id), not_asked.get(fact.id)
         told.append(
             {
                 "id": fact.id,
                 "question": fact.question,
                 "answer": fact.answer,
-                "status": target.status if target else None,
-                "reason": target.reason if target else None,
+                "status": target.status if target else "unusable" if reason else without_target,
+                "reason": target.reason if target else reason,
                 "attempt": target.attempt if target else None,
                 "base": answers["base"].get(fact.id),
                 "tuned": answers["tuned"].get(fact.id),

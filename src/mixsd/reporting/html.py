@@ -12,7 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from mixsd.reporting import formats, rows
+from mixsd.reporting import formats, methods, rows
+from mixsd.reporting.checkpoint_curve import MEANINGS, checkpoint_curves
 from mixsd.reporting.curve import loss_curve
 from mixsd.reporting.graph import Picture
 
@@ -47,7 +48,9 @@ def render(
     """
     ordered = worst_first(per_fact)
     details = rows.detail_rows(report)
-    log = (report.get("training") or {}).get("log") or []
+    training = report.get("training") or {}
+    log, scores = training.get("log") or [], report.get("scores") or []
+    chosen = (training.get("chosen") or {}).get("step")
     page = _environment().get_template("report.html.j2").render(
         report=report,
         columns=rows.columns(report),
@@ -62,6 +65,15 @@ def render(
         attempts=attempt_bars((report.get("targets") or {}).get("attempts") or {}),
         graph=graph,
         curves=[("wide", loss_curve(log, 900, 280)), ("narrow", loss_curve(log, 340, 240))],
+        checkpoint_curves=[
+            ("wide", checkpoint_curves(scores, 900, 200, chosen)),
+            ("narrow", checkpoint_curves(scores, 340, 180, chosen)),
+        ],
+        method=methods.method_of(report),
+        summary=methods.summary(report),
+        statuses=methods.statuses(report),
+        objective=methods.objective(report),
+        chosen_line=methods.chosen_line(report),
     )  # fmt: skip
     # A lone surrogate (JSON can carry one) cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -143,7 +155,10 @@ def _environment() -> Environment:
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
         known=formats.known,
     )
-    environment.globals.update(SOURCES=SOURCES, OUTCOMES=OUTCOMES, HIGH_NLL=HIGH_NLL, Score=rows.Score, measure_of=measure_of)
+    environment.tests["known"] = formats.known
+    environment.globals.update(
+        SOURCES=SOURCES, OUTCOMES=OUTCOMES, HIGH_NLL=HIGH_NLL, Score=rows.Score, measure_of=measure_of, MEANINGS=MEANINGS
+    )
     return environment
 
 

@@ -2,7 +2,8 @@
 
 A row is one measure, its entries are the models beside each other: the base, every run shown beside, this run. A split
 nested in another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is
-headline, so a new suite appears without a change here. Of several checkpoints the final one (null) counts, else the last.
+headline, so a new suite appears without a change here. What was measured of a checkpoint on the way is no row: it is drawn as a
+curve (`checkpoint_curve`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _FORMAT_METRICS = ("unparseable_share", "truncated_share")
 _SPLITS = {
     "memorization/trained": ("Memorization, trained wording", "correct replies of all facts asked for"),
     "memorization/paraphrase": ("Memorization, paraphrase", "the same facts in other words"),
+    "memorization/validation": ("Memorization, validation", "the same facts in wordings that choose a checkpoint"),
     "memorization/composed": ("Memorization, composed", "questions that join several facts"),
     "memorization/retrieval": ("Memorization, retrieval", "the fact among distractors"),
     "retention/probe": ("Retention, general probe", "general questions, correct replies"),
@@ -153,7 +155,7 @@ def format_rows(report: Mapping[str, Any]) -> list[Row]:
 
 
 def _keys(report: Mapping[str, Any], metrics: tuple[str, ...], *, nested: bool) -> list[Key]:
-    scores = report.get("scores") or []
+    scores = final_scores(report)
     splits = dict.fromkeys((item["suite"], item["split"]) for item in scores)
     present = {(item["suite"], item["split"], item["metric"]) for item in scores}
     chosen = [(suite, split) for suite, split in splits if (_parent(suite, split, splits) is not None) == nested]
@@ -173,9 +175,9 @@ def _parent(suite: str, split: str, splits: Collection[tuple[str, str]]) -> str 
 
 
 def _rows(report: Mapping[str, Any], keys: list[Key]) -> list[Row]:
-    own = _final(report.get("scores") or [])
+    own = _by_key(final_scores(report))
     sources = [(own, "base")]
-    sources += [(_final(run.get("scores") or []), "tuned") for run in report.get("beside") or []]
+    sources += [(_by_key(final_scores(run)), "tuned") for run in report.get("beside") or []]
     sources += [(own, "tuned")]
     models = columns(report)
     splits = {(suite, split) for suite, split, _, _ in own}
@@ -210,11 +212,15 @@ def _words(suite: str, split: str, metric: str, parent: str | None) -> tuple[str
     return where, meaning
 
 
-def _final(scores: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], Score]:
-    by_checkpoint = sorted(scores, key=lambda item: (item.get("checkpoint") is None, item.get("checkpoint") or ""))
+def final_scores(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The scores of the base and of the model that a run ended with."""
+    return [item for item in report.get("scores") or [] if item.get("checkpoint") is None]
+
+
+def _by_key(scores: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], Score]:
     return {
         (item["suite"], item["split"], item["metric"], item["model"]): Score(
             item.get("value"), item.get("n") or 0, item.get("low"), item.get("high")
         )
-        for item in by_checkpoint
+        for item in scores
     }

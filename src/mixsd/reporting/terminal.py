@@ -13,7 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mixsd.reporting.formats import MISSING, interval_text, value_text
+from mixsd.reporting import methods
+from mixsd.reporting.formats import MISSING, interval_text, printable, value_text
 from mixsd.reporting.rows import Entry, Row, headline_rows
 
 _STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
@@ -52,7 +53,13 @@ def plain_lines(report: Mapping[str, Any]) -> list[str]:
             change = _change(row, entry)
             line = f"{row.label:{width}}  {entry.column.label}  {score}  [{interval}]  n={n}"
             lines.append(line + (f"  change {change}" if change else ""))
-    return lines
+    return lines + told(report)
+
+
+def told(report: Mapping[str, Any]) -> list[str]:
+    """Return what was chosen and what it cost, a line each, where there is something to say."""
+    lines = [("chosen", methods.chosen_line(report)), ("cost", methods.cost_line(report))]
+    return [f"{name}: {printable(text)}" for name, text in lines if text]
 
 
 def _line(row: Row, entry: Entry) -> list[Text]:
@@ -91,5 +98,6 @@ _WORDS = {"better": "better", "worse": "worse", "unclear": "unclear"}
 
 def _caption(report: Mapping[str, Any]) -> str:
     facts = report.get("facts") or {}
-    parts = [f"{facts[name]} {name}" for name in ("asked", "accepted", "rejected", "unusable") if facts.get(name) is not None]
+    words = {"asked": "asked", **methods.statuses(report)}
+    parts = [f"{facts[name]} {word}" for name, word in words.items() if facts.get(name) is not None]
     return "facts: " + (", ".join(parts) or MISSING)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from mixsd.randomness import uniforms
 from mixsd.storage import Journal
 from mixsd.training.examples import Example
 from mixsd.training.objectives import Part, Student, TokenLoss, target_nll
+
+_PREPARED_AT_ONCE = 64  # steps whose requests are in memory
 
 Decode = Callable[[list[Request]], Iterable[Decoding]]
 DecodeNow = Callable[[Student, list[Request]], Iterable[Decoding]]
@@ -70,13 +73,13 @@ class Rehearsal:
     def prepare(self, tokens: Mapping[int, int], decode: Decode, on_done: Callable[[int], None] = lambda tokens: None) -> None:
         """Decode what is missing for these steps, `tokens` supervised target tokens each; `on_done` hears of rehearsed tokens."""
         assert self.journal is not None
-        while missing := [reply for step, count in tokens.items() for reply in self._missing(step, count)]:
-            for decoding in decode([self._request(reply) for reply in missing]):
-                self._places[decoding.key] = (
-                    self.journal.append({"key": decoding.key, "ids": decoding.ids}),
-                    len(decoding.ids),
-                )
-                on_done(len(decoding.ids))
+        steps = iter(tokens.items())
+        while window := list(islice(steps, _PREPARED_AT_ONCE)):
+            while missing := [reply for step, count in window for reply in self._missing(step, count)]:
+                for decoding in decode([self._request(reply) for reply in missing]):
+                    place = self.journal.append({"key": decoding.key, "ids": decoding.ids})
+                    self._places[decoding.key] = place, len(decoding.ids)
+                    on_done(len(decoding.ids))
 
     def part(self, student: Student, step: int, tokens: int) -> Part:
         """What a step with so many supervised target tokens rehearses."""

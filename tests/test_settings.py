@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -29,22 +29,27 @@ def some(name: str) -> st.SearchStrategy[Any]:
         return st.none() | TEXT.map(lambda text: "{reference} " + text.replace("{", "").replace("}", ""))
     if name == "require":
         return st.lists(st.sampled_from(["memorization>=0.9", "probe_delta > -1e-2", "forgetting<.5"]), max_size=2)
+    if name == "lr":
+        return st.none() | st.just("auto") | st.floats(0, 1, exclude_min=True)
+    if name == "lr_grid":
+        return st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3)
     annotation = FIELDS[name].annotation
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
     limits = {
-        kind: getattr(limit, kind) for limit in FIELDS[name].metadata for kind in ("ge", "gt", "le") if hasattr(limit, kind)
+        kind: getattr(limit, kind) for limit in FIELDS[name].metadata for kind in ("ge", "gt", "le", "lt") if hasattr(limit, kind)
     }
-    low, high = limits.get("ge", limits.get("gt", 0)), limits.get("le", 10**6)
+    low, high = limits.get("ge", limits.get("gt", 0)), limits.get("le", limits.get("lt", 10**6))
     kinds: dict[Any, st.SearchStrategy[Any]] = {
         str: TEXT,
         bool: st.booleans(),
-        int: st.integers(low, high),
-        float: st.floats(low, high, exclude_min="gt" in limits),
+        int: st.integers(low, high - ("lt" in limits)),
+        float: st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits),
         list[str]: st.lists(TEXT, max_size=3),
         NoneType: st.none(),
     }
-    return st.one_of([kinds[kind] for kind in (get_args(annotation) if isinstance(annotation, UnionType) else [annotation])])
+    parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else [annotation]
+    return st.one_of([kinds[kind] for kind in parts])
 
 
 ANY_SETTINGS = st.fixed_dictionaries({}, optional={name: some(name) for name in FIELDS})
@@ -74,6 +79,31 @@ class TestFields:
     def test_the_defaults_are_valid(self) -> None:
         assert build(Settings().dump(), "defaults") == Settings()
 
+    def test_a_method_brings_its_own_defaults_which_what_is_given_overrides(self) -> None:
+        assert (Settings(method="opsd").samples, Settings(method="opsd").temperature) == (8, 1.0)
+        assert (Settings(method="opsd", samples=2).samples, Settings(method="opsd", temperature=0.5).temperature) == (2, 0.5)
+        assert (Settings(method="opsd-nll").samples, Settings(method="opsd-nll").temperature) == (1, 0.0)
+        assert (Settings(method="mixsd-kl").lam, Settings(method="mixsd-kl", lam=0.3).lam, Settings().lam) == (0.0, 0.3, 0.3)
+        opsd = Settings(method="opsd")
+        assert (opsd.kl, opsd.kl_support, opsd.kl_top_k, opsd.kl_tail, opsd.kl_renormalize) == (
+            "forward",
+            "teacher",
+            64,
+            "drop",
+            True,
+        )
+
+    def test_a_search_for_a_learning_rate_scores_and_chooses(self) -> None:
+        found = Settings(lr="auto").resolved
+        assert (found.lr, found.score_checkpoints, found.choose) == ("auto", True, "paper")
+        assert Settings(choose="paper").resolved.score_checkpoints
+        assert not Settings().resolved.score_checkpoints
+
+    @pytest.mark.parametrize("values", [{"lr": 0.0}, {"lr": -1e-5}, {"lr_grid": []}, {"lr_grid": [1e-5, 0.0]}, {"lr": "fast"}])
+    def test_a_learning_rate_is_above_0(self, values: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match="lr"):
+            build(values, "test")
+
     def test_the_defaults_are_the_papers(self) -> None:
         paper = Settings(answer_format="boxed").resolved
         assert (paper.lam, paper.gate, paper.temperature, paper.retries, paper.on_fail) == (0.3, 0, 0, 10, "drop")
@@ -86,7 +116,17 @@ class TestResolved:
     @given(ANY_SETTINGS)
     def test_no_number_is_left_open(self, values: dict[str, Any]) -> None:
         resolved = Settings(**values).resolved
-        none_or_all = {"system", "guidance", "forgetting_prompts", "probe_questions", "shard"}
+        none_or_all = {
+            "system",
+            "guidance",
+            "forgetting_prompts",
+            "probe_questions",
+            "shard",
+            "lr_steps",
+            "edit_text",
+            "edit_layers",
+            "edit_weight",
+        }
         assert {name for name, value in resolved.dump().items() if value is None} <= none_or_all
         assert resolved.resolved == resolved
         assert build(resolved.dump(), "again") == resolved
@@ -100,6 +140,8 @@ class TestResolved:
                 continue
             if name == "micro_batch":
                 assert resolved[name] == min(value, resolved["batch_size"])
+            elif name in ("choose", "score_checkpoints"):  # a choice needs scores, and a search for a learning rate both
+                assert resolved[name] == value or values.get("lr") == "auto" or values.get("choose") == "paper"
             else:
                 assert resolved[name] == value
 
@@ -261,7 +303,7 @@ class TestConfigFile:
     def test_it_has_a_heading_per_group_and_every_option_once(self) -> None:
         lines = to_yaml(Settings()).splitlines()
         assert lines[0] == "# Input"
-        assert [line.split(":")[0] for line in lines if line and not line.startswith("#")] == list(FIELDS)
+        assert [line.split(":")[0] for line in lines if line and line[0] not in "#-"] == list(FIELDS)
         headings = [line for line in lines if line.startswith("#")]
         assert len(headings) == len(set(headings)) > 3
 

@@ -184,7 +184,7 @@ class Settings(BaseModel):
     edit_text: str | None = _option(
         None,
         "With memit: a local text file of ordinary language, such as WikiText, paragraphs between blank lines. How the weights "
-        "are used is measured on it, so that an edit leaves the rest in place.",
+        "are used is measured on it, so that an edit leaves the rest in place. [default: none]",
         "Editing",
     )
     edit_tokens: int = _option(
@@ -344,8 +344,8 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
     except ValidationError as error:
         told: set[str] = set()
         for item in error.errors(include_url=False):
-            # Behind the name: a place in a list, or which kind of value was tried; the first kind's complaint will do.
-            name = ".".join(str(part) for number, part in enumerate(item["loc"]) if number == 0 or isinstance(part, int))
+            # Behind the name: a place in a list, or which kind of value was tried; the first complaint will do.
+            name = str(item["loc"][0])
             if name in told:
                 continue
             told.add(name)

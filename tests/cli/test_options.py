@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -17,14 +17,16 @@ from tests.cli.conftest import Outcome
 
 Mixsd = Callable[..., Outcome]
 
-SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}."}
+SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}.", "lr_grid": "0.25"}
 
 
 def typed_value(name: str) -> tuple[str, Any]:
     """A value that is not the default, as it is typed and as it is read."""
     field = Settings.model_fields[name]
-    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
+    if kind == list[float]:
+        return SPECIAL[name], [float(SPECIAL[name])]
     if get_origin(kind) is list:
         return SPECIAL.get(name, "some"), [SPECIAL.get(name, "some")]
     if get_origin(kind) is Literal:
@@ -44,9 +46,10 @@ def test_flag_goes_before_config_before_default(name: str, mixsd: Mixsd, tmp_pat
     default = printed(mixsd("inject", "--print-config"))[name]
     config = tmp_path / "run.yaml"
     if Settings.model_fields[name].annotation is bool:
-        arguments, value, opposite = [flag(name)], True, [f"--no-{flag(name)[2:]}"]
-        config.write_text(f"{name}: true\n")
-        assert printed(mixsd("inject", "--config", config, *opposite, "--print-config"))[name] is False
+        on, off, value = [flag(name)], [f"--no-{flag(name)[2:]}"], not default
+        arguments, opposite = (on, off) if value else (off, on)
+        config.write_text(yaml.safe_dump({name: value}))
+        assert printed(mixsd("inject", "--config", config, *opposite, "--print-config"))[name] is default
     else:
         text, value = typed_value(name)
         arguments = [flag(name), text]
@@ -133,7 +136,10 @@ def test_problems_of_file_and_flags_come_out_at_once(fails: Callable[..., str], 
         (["inspect", "a", "--limit", "many"], "'--limit'"),
         (["inject", "a.jsonl", "b.jsonl"], "b.jsonl"),
         (["inject", "--lam"], "--lam"),
-        (["inject", "--method", "sdf"], "--method: input should be 'mixsd' or 'sft' (got 'sdf')"),
+        (
+            ["inject", "--method", "sdf"],
+            "--method: input should be 'mixsd', 'sft', 'opsd', 'opsd-nll', 'mixsd-kl' or 'memit' (got 'sdf')",
+        ),
     ],
 )
 def test_bad_command_line(arguments: list[str], said: str, fails: Callable[..., str]) -> None:

@@ -263,3 +263,15 @@ def test_runs_of_the_pipeline_are_compared(options: dict[str, Any], own_cache: P
     assert [(item["label"], item["seeds"]) for item in result["configurations"]] == [("sft", [0, 1]), ("mixsd", [0, 1])]
     assert {pair["measure"] for pair in result["paired"]} >= {"trained", "paraphrase", "probe", "forgetting"}
     assert by_label(result)["mixsd"]["measures"]["forgetting"]["n"] == 2
+
+
+def test_a_label_leaves_out_what_is_not_used() -> None:
+    from mixsd.pipeline.comparing import _labels
+
+    configurations = [
+        {"method": "mixsd", "lam": 0.3, "gate": 0.0, "rehearse": 0.0},
+        {"method": "mixsd", "lam": 0.0, "gate": 0.1, "rehearse": 0.0},
+        {"method": "sft", "rehearse": 1.0},
+        {"method": "sft", "rehearse": 0.0},
+    ]
+    assert _labels(configurations) == ["mixsd lam 0.3", "mixsd lam 0 gate 0.1", "sft rehearse 1", "sft"]

@@ -81,7 +81,9 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
         own = sorted((run for run in told if run["configuration"] == label), key=lambda run: run["seed"])
         configurations.append(_aggregated(label, settings, own, measures))
     _mark_optimal(configurations)
-    baseline = next((item for item in configurations if item["method"] == "sft"), configurations[0])
+    # The plainest of several.
+    references = sorted((item for item in configurations if item["method"] == "sft"), key=lambda item: len(item["label"]))
+    baseline = references[0] if references else configurations[0]
     if reached is None:
         notes.append(f"Forgetting at equal memorization: {why}.")
     base = {name: _cell(run_score, "questions") for name in measures if (run_score := _of(runs[0], name, "base"))}
@@ -152,6 +154,10 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+# At 0 these are not used, and a label need not say so.
+_OFF_AT_0 = ("gate", "rehearse", "lora")
+
+
 def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each: the method, and the settings in which those that have them differ."""
     present = {name for item in configurations for name in item}
@@ -165,7 +171,11 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     labels: list[str] = []
     for item in configurations:
         parts = [str(item["name"]) + " (evaluated only)"] if item["method"] == "evaluated" else [str(item["method"])]
-        parts += [f"{name} {_worded(item[name])}" for name in differing if name in item and item["method"] != "evaluated"]
+        parts += [
+            f"{name} {_worded(item[name])}"
+            for name in differing
+            if name in item and item["method"] != "evaluated" and not (name in _OFF_AT_0 and not item[name])
+        ]
         stem = label = " ".join(parts)
         count = 1
         while label in labels:

@@ -97,7 +97,7 @@ def test_every_combination_is_one_run(entry: dict[str, Any], seeds: list[int]) -
 
 def test_the_recipe() -> None:
     planned = read_sweep(ROOT / "recipes" / "sweep-demo.yaml")
-    assert len(planned.runs) == 6 * 3
+    assert len(planned.runs) == 8 * 3
     assert {run.settings.model for run in planned.runs} == {"smollm2-135m"}
 
 

@@ -1,0 +1,115 @@
+"""What the machine gives is found by trying, and where it gives nothing, nothing is run unasked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixsd.errors import UserError
+from mixsd.sandbox import Isolation, check, isolation, judge, starting
+from mixsd.sandbox import isolation as isolation_function
+from mixsd.sandbox.judging import judge_in
+from mixsd.sandbox.starting import StartError
+from mixsd.sandbox.view import View, view
+from tests.sandbox.conftest import PROMPT, RIGHT
+
+module = sys.modules[isolation_function.__module__]
+
+
+def _none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_best", module.weak)
+
+
+def test_a_kind_says_what_it_gives(strong: str) -> None:
+    found = module.probe(strong)
+    assert found == Isolation(strong, True, True, found.note)
+    assert strong in found.note
+    assert "processes" in found.note
+
+
+def test_the_best_kind_is_taken(strong: str) -> None:
+    assert isolation().kind != "none"
+    assert isolation() is isolation()
+    assert check(False) == check(True) == isolation()
+
+
+def test_refused_without_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    _none(monkeypatch)
+    ran: list[object] = []
+    monkeypatch.setattr(starting, "_spawn", lambda *args, **_: ran.append(args))
+    with pytest.raises(UserError) as caught:
+        judge("def f(x): return 1", prompt=PROMPT, test=RIGHT, entry_point="f")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "bubblewrap" in message
+    assert "--allow-weak-sandbox" in message
+    assert ran == []
+
+
+def test_the_weak_one_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    _none(monkeypatch)
+    found = check(True)
+    assert (found.kind, found.network, found.files) == ("none", False, False)
+    assert "No isolation" in found.note
+    judged = judge("def f(x): return 'right'", prompt=PROMPT, test=RIGHT, entry_point="f", allow_weak=True)
+    assert judged.passed
+
+
+def test_bubblewrap_that_is_absent_or_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert "not installed" in module.probe.__wrapped__("bubblewrap")
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'setting up uid map: Permission denied' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _: str(broken))
+    assert module.probe.__wrapped__("bubblewrap").startswith("bubblewrap: ")
+    judged = judge_in("bubblewrap", "def f(x): return 1", prompt=PROMPT, test=RIGHT, entry_point="f")
+    assert (judged.passed, judged.ours) == (False, True)
+
+
+def test_a_view_that_shows_too_much_does_not_count(strong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_view = View(view().interpreter, (*view().shown, str(Path(__file__).parents[2])), view().links)
+    monkeypatch.setattr(starting, "view", lambda: open_view)
+    assert "files can be reached" in module.probe.__wrapped__(strong)
+
+
+def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    for system in ("darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", system)
+        assert "Linux" in module.probe.__wrapped__("bubblewrap")
+        _none(monkeypatch)
+        with pytest.raises(UserError):
+            check(False)
+    with pytest.raises(UserError, match="Linux and macOS only"):
+        check(True)
+
+
+def test_our_failures_are_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = "def f(x): return 'right'"
+    judged = judge_in(kind, right, prompt=PROMPT, test="def check(candidate", entry_point="f")
+    assert (judged.passed, judged.ours) == (False, True)
+    assert "tests cannot be loaded" in str(judged.reason)
+    with monkeypatch.context() as patched:
+        patched.setattr(starting, "_BOOT", "raise OSError('no interpreter')")
+        judged = judge_in(kind, right, prompt=PROMPT, test=RIGHT, entry_point="f")
+        assert (judged.passed, judged.ours) == (False, True)
+        assert "no interpreter" in str(judged.reason)
+
+    def fail(*args: object, **_: object) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    with pytest.raises(StartError):
+        starting.start(kind, {"role": "program", "fds": {}}, starting.Limits())
+    assert judge_in(kind, right, prompt=PROMPT, test=RIGHT, entry_point="f").ours
+
+
+def test_import_is_light() -> None:
+    code = "import sys, mixsd.sandbox; print([n for n in ('torch', 'numpy', 'transformers', 'pydantic') if n in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,39 @@
+"""The published benchmarks, where this machine has them: they are not in the repository, whose licence is not theirs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixsd.evaluation.grading import maths_pool
+
+Records = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def records() -> Records:
+    """The records of a JSON lines file under $MIXSD_DATA, else ../shared/data beside the repository; skips where it is not."""
+    folder = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[4] / "shared" / "data")
+
+    def read(name: str) -> list[dict[str, Any]]:
+        path = folder / name
+        if not path.is_file():
+            pytest.skip(f"{path} is not there; set MIXSD_DATA to the folder of the published data sets")
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+    return read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_worker_stays() -> Iterator[None]:
+    yield
+    maths_pool.POOL.close()
+    assert maths_pool.POOL.processes() == []

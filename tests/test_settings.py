@@ -14,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
-from mixsd.settings import EXECUTION, Settings, build, parse_requirement, read_config, to_yaml
+from mixsd.settings import EXECUTION, Settings, build, parse_requirement, to_yaml
+from mixsd.yaml_file import read_config
 
 FIELDS = Settings.model_fields
 NUMBERS = sorted(name for name, field in FIELDS.items() if {int, float} & {field.annotation, *get_args(field.annotation)})
@@ -126,6 +127,10 @@ class TestResolved:
             "edit_text",
             "edit_layers",
             "edit_weight",
+            "data",
+            "limit",
+            "benchmark_tokens",
+            "aime_samples",
         }
         assert {name for name, value in resolved.dump().items() if value is None} <= none_or_all
         assert resolved.resolved == resolved

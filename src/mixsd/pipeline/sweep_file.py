@@ -19,12 +19,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from mixsd.errors import UserError, did_you_mean
 from mixsd.pipeline.run import Run
-from mixsd.settings import EXECUTION, Settings, build, read_config
+from mixsd.settings import EXECUTION, Settings, build
 from mixsd.storage import digest
+from mixsd.yaml_file import read_config
 
 _KEYS = ("output", "seeds", "settings", "runs")
 _ELSEWHERE = {
@@ -80,31 +79,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(source, Mapping):
         return "sweep", dict(source)
     path = Path(source).expanduser()
-    values = read_config(path)
-    _refuse_repetitions(path)
-    return str(path), values
-
-
-def _refuse_repetitions(path: Path) -> None:
-    """YAML lets the last one of two keys win; at the top of a file `read_config` has seen to that."""
-    nodes = [yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)]
-    seen: set[int] = set()  # an alias is the node itself, which may hold itself
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                nodes.append(value)
-                if isinstance(key, yaml.ScalarNode):
-                    number = key.start_mark.line + 1
-                    if key.value in lines:
-                        raise UserError(f"{path}: line {number}: {key.value} stands in line {lines[key.value]} already; keep one")
-                    lines[key.value] = number
+    return str(path), read_config(path)
 
 
 def _seeds(values: Any, name: str) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 
 import mixsd
 from mixsd.errors import UserError
-from tests.pipeline.finished_runs import FORGETTING, TRAINED, cost, make, rows, score, two_methods
+from tests.pipeline.finished_runs import FORGETTING, PROBE, TRAINED, cost, make, rows, score, two_methods
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"identity": {"model_hash": "other"}}, "model_hash differs (another base model): 'other' here, 'model' there"),
@@ -138,6 +138,43 @@ def test_a_run_without_the_suite_core_is_refused(tmp_path: Path) -> None:
     report["scores"] = [{**item, "suite": "in-domain"} for item in report["scores"]]
     (two / "report.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="no scores of the suite core"):
+        mixsd.compare([one, two])
+
+
+@pytest.mark.parametrize("model", ["base", "tuned"])
+@pytest.mark.parametrize(
+    ("key", "alter", "said"),
+    [
+        ("t0", lambda row: row.pop("labels"), "line 1: has no labels;"),  # as an older version wrote rows
+        ("t1", lambda row: row.pop("prompt_hash"), "line 2: has no prompt_hash;"),
+        ("q0", lambda row: row.pop("split"), "line 5: has no split;"),
+        ("q0", lambda row: row.update(split=["a"]), "line 5: split cannot be ['a'];"),
+        ("q0", lambda row: row.update(labels=None), "line 5: labels cannot be None;"),
+        ("g0", lambda row: row.pop("nll"), "line 11: has no nll;"),
+        ("g1", lambda row: row.update(nll="low"), "line 12: nll cannot be 'low';"),
+        ("g1", lambda row: row.update(tokens=0), "line 12: an NLL of 11.0 over 0 tokens is not a measurement;"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named_with_the_way_out(
+    model: str, key: str, alter: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path
+) -> None:
+    altered: Any = change(0, lambda row: alter(row) if row["key"] == key else None)
+    one, two = make(tmp_path / "one", {"method": "sft"}), make(tmp_path / "two", **{f"{model}_rows": altered})
+    with pytest.raises(UserError) as refused:
+        mixsd.compare([one, two])
+    text = str(refused.value)
+    assert text.startswith(f"{two}/evaluation/core/{model}.jsonl: ")
+    assert said in text
+    assert f"delete this file, then `mixsd evaluate {two} --suite core` and `mixsd report {two}`" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("field", ["labels", "split"])
+def test_rows_that_are_sorted_otherwise_cannot_be_paired(field: str, tmp_path: Path) -> None:
+    value = {"labels": ["colours"], "split": "retention/other"}[field]
+    other = change(0, lambda row: row.update({field: value}) if row["split"] == PROBE else None)
+    one, two = make(tmp_path / "one", {"method": "sft"}), make(tmp_path / "two", tuned_rows=other)
+    with pytest.raises(UserError, match=r"two: cannot be compared with .*one: .* or the rows are labelled otherwise; delete"):
         mixsd.compare([one, two])
 
 

@@ -61,8 +61,8 @@ def test_the_picture_is_a_file_of_its_own(result: dict[str, Any]) -> None:
 def test_marks_lie_where_their_numbers_are(result: dict[str, Any]) -> None:
     picture = pareto.picture(result, 720, 430)
     assert picture is not None
-    x = {text: place for place, text in picture.x_ticks}
-    y = {float(text): place for place, text in picture.y_ticks}
+    x = {text: place for place, text in picture.axes.x_ticks}
+    y = {float(text): place for place, text in picture.axes.y_ticks}
     mark = {mark.label: mark for mark in picture.marks}["mixsd"]
     assert mark.x == x["100%"]
     low, high = sorted(y)[:2]
@@ -71,8 +71,8 @@ def test_marks_lie_where_their_numbers_are(result: dict[str, Any]) -> None:
     assert [mark.optimal for mark in picture.marks] == [False, True]
     for mark in picture.marks:  # two seeds: Student's interval is far wider than the picture, and stays in it
         for bar in mark.bars:
-            assert picture.left <= bar.x1 <= bar.x2 <= picture.right
-            assert picture.top <= bar.y2 <= bar.y1 <= picture.bottom
+            assert picture.axes.left <= bar.x1 <= bar.x2 <= picture.axes.right
+            assert picture.axes.top <= bar.y2 <= bar.y1 <= picture.axes.bottom
     assert any(len(bar.caps) < 2 for mark in picture.marks for bar in mark.bars)
 
 
@@ -90,7 +90,7 @@ def test_runs_without_checkpoints_have_no_lines(tmp_path: Path) -> None:
     assert picture.base is None
     assert all(not mark.lines for mark in picture.marks)
     # A few points of difference do not fill the whole width.
-    ticks = [float(text.rstrip("%")) for _, text in picture.x_ticks]
+    ticks = [float(text.rstrip("%")) for _, text in picture.axes.x_ticks]
     assert ticks[-1] == 100
     assert ticks[-1] - ticks[0] >= 10
 

@@ -8,6 +8,7 @@ Eq. 2, so those are compared between runs of one seed only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,12 @@ _IDENTITY = {
     "corpus": "other tests beside the facts",
 }
 _VERSIONS = ("mixsd", "torch", "transformers")
+
+# What every row of replies must hold to be compared and scored; a row of Eq. 2 has its NLL and the number of its tokens too.
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("key", "split", "group", "prompt_hash", "reply"), str),
+    **{"labels": list, "reply_ids": list, "outcome": str | None, "truncated": bool},
+}
 
 Asked = dict[tuple[str, str], dict[str, "_Row"]]  # by suite and split, by key
 
@@ -90,8 +97,34 @@ class Measured:
         }
 
     def rows(self, suite: str, model: str) -> Iterator[dict[str, Any]]:
-        """The replies of one model in a suite."""
-        return read_jsonl(Run(self.folder).evaluation / suite / f"{model}.jsonl")
+        """The replies of one model in a suite.
+
+        Raises:
+            UserError: a row lacks what this version reads; another version may have written it.
+        """
+        file = Run(self.folder).evaluation / suite / f"{model}.jsonl"
+        for number, row in enumerate(read_jsonl(file), 1):
+            if unlike := _unlike(row):
+                raise UserError(
+                    f"{file}: line {number}: {unlike}; another version of mixsd may have written it: delete this file, then "
+                    f"`mixsd evaluate {self.folder} --suite {suite}` and `mixsd report {self.folder}` (the replies themselves are kept)"
+                )
+            yield row
+
+
+def _unlike(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row, if anything is."""
+    expected = dict(_FIELDS)
+    if row.get("split") == core.FORGETTING:
+        expected |= {"nll": int | float, "tokens": int}
+    for name, kind in expected.items():
+        if name not in row:
+            return f"has no {name}"
+        if not isinstance(row[name], kind):
+            return f"{name} cannot be {_short(row[name])}"
+    if "nll" in expected and not (math.isfinite(row["nll"]) and row["tokens"] > 0):
+        return f"an NLL of {row['nll']} over {row['tokens']} tokens is not a measurement"
+    return None
 
 
 def read(folder: Path) -> Measured:
@@ -158,9 +191,8 @@ def _asked(run: Measured) -> Asked:
     found: Asked = {}
     for suite in suites_of_all([run]):
         for row in run.rows(suite, "base"):
-            reply = tuple(row.get("reply_ids") or ()) if row.get("split") == core.FORGETTING else row.get("reply")
-            entry = _Row(str(row.get("prompt_hash")), hash(reply), row.get("outcome"))
-            found.setdefault((suite, str(row.get("split"))), {})[str(row.get("key"))] = entry
+            reply = tuple(row["reply_ids"]) if row["split"] == core.FORGETTING else row["reply"]
+            found.setdefault((suite, row["split"]), {})[row["key"]] = _Row(row["prompt_hash"], hash(reply), row["outcome"])
     return found
 
 

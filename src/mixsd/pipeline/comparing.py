@@ -321,10 +321,14 @@ def _paired(first: str, second: str, told: Sequence[dict[str, Any]], runs: Seque
 def _over_questions(first: str, second: str, one: Measured, two: Measured) -> list[dict[str, Any]]:
     """What two runs of one seed said to the same prompts; intervals and McNemar's p over these prompts."""
     rows = [list(run.rows(core.SUITE, "tuned")) for run in (one, two)]
-    if [(row["key"], row["prompt_hash"]) for row in rows[0]] != [(row["key"], row["prompt_hash"]) for row in rows[1]]:
-        return []  # evaluated in another order, which no version has done
+    asked = [[(row["key"], row["prompt_hash"], row["split"], row["labels"]) for row in said] for said in rows]
+    if asked[0] != asked[1]:
+        raise UserError(
+            f"{two.folder}: cannot be compared with {one.folder}: their tuned models were not asked the same in the same order, or the "
+            f"rows are labelled otherwise; delete evaluation/{core.SUITE}/tuned.jsonl in both, then `mixsd evaluate` and `mixsd report`"
+        )
     differences = {
-        (item["split"], item["metric"]): item for item in scores.compare(core.SUITE, *rows) if item["model"] == "tuned"
+        (item["split"], item["metric"]): item for item in scores.compare(core.SUITE, rows[0], rows[1]) if item["model"] == "tuned"
     }
     found = []
     for name in _PAIRED[:-1]:

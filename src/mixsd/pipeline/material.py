@@ -10,7 +10,6 @@ import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 
 from mixsd import bundled
 from mixsd.decoding.engine import decode_all
@@ -40,8 +39,8 @@ class Material:
     rehearsal: Rehearsal | None
 
 
-def prepare(session: Session, steps: int | None = None) -> Material:
-    """Make what the session's method trains on. `steps` ends the training early.
+def prepare(session: Session) -> Material:
+    """Make what the session's method trains on.
 
     Raises:
         UserError: nothing to train on, or settings that contradict each other.
@@ -57,7 +56,7 @@ def prepare(session: Session, steps: int | None = None) -> Material:
         if not examples:
             raise UserError(f"{session.run.targets_file}: holds no accepted target to train on")
         objective = Targets(examples, session.context, settings.drop_overlong)
-    rehearsal = _rehearsal(session, objective, teacher, steps) if settings.rehearse else None
+    rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()
     return Material(objective, rehearsal)
 
@@ -121,7 +120,7 @@ def _distilled(session: Session, teacher: FrozenBase) -> DistilledTargets:
     return objective
 
 
-def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase, steps: int | None) -> Rehearsal:
+def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> Rehearsal:
     settings = session.settings
     prompts = {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled.records("rehearsal_prompts.jsonl")}
     sampling = Sampling(session.renderer.stops.ids, temperature=1.0)
@@ -136,7 +135,7 @@ def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase, step
         loss=target_nll if settings.rehearse_loss == "nll" else teacher_divergence(teacher, Divergence.of(settings)),
     )
     if objective.lengths:
-        tokens = _tokens_of_steps(objective, settings, steps)
+        tokens = _tokens_of_steps(objective, settings)
         with session.watcher.task("rehearsal", round(settings.rehearse * sum(tokens.values()))) as task:
             base = cache(session.load_to_read)
 
@@ -147,11 +146,11 @@ def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase, step
     return rehearsal
 
 
-def _tokens_of_steps(objective: Objective, settings: Settings, steps: int | None) -> dict[int, int]:
+def _tokens_of_steps(objective: Objective, settings: Settings) -> dict[int, int]:
     """The supervised tokens of each step (from 1) of a training on fixed targets."""
     lengths = objective.lengths
     assert lengths is not None
     plan = (
         step for epoch in range(settings.epochs) for step in plan_epoch(settings.seed, epoch, objective.keys, settings.batch_size)
     )
-    return {number: sum(lengths[item] for item in items) for number, items in enumerate(islice(plan, steps), 1)}
+    return {number: sum(lengths[item] for item in items) for number, items in enumerate(plan, 1)}

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixsd.reporting.curve import Axes, ticks
+from mixsd.reporting.axes import Axes, ticks
+from mixsd.reporting.curve import over_steps
 from mixsd.reporting.formats import Unit, known, number, value_text
 
 # By drawing: its name for the stylesheet, the title of its axis, unit, and its lines as (name, split, metric).
@@ -59,7 +60,7 @@ def checkpoint_curves(scores: Iterable[Mapping[str, Any]], width: int, height: i
         if not present:
             continue
         y_values = _range([y for _, values in present for _, y in values], unit)
-        axes = Axes.of(width, height, [0, *steps], y_values, [_tick(unit, y) for y in y_values])
+        axes = over_steps(width, height, [0, *steps], [(y, _tick(unit, y)) for y in y_values])
         drawn = tuple(_line(axes, line, values, unit) for line, values in present)
         made.append(Drawing(name, title, axes, drawn, axes.x(chosen) if chosen in steps else None))
     return made

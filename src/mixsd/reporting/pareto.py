@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixsd.reporting.curve import ticks
+from mixsd.reporting.axes import Axes, ticks
 from mixsd.reporting.formats import known, number, printable, value_text
 
 # Okabe and Ito's colours, which most people tell apart.
@@ -59,16 +59,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing in pixels from the top left; a tick is (position, text)."""
+    """A drawing in pixels from the top left: the axes with what lies in them, and the legend below."""
 
-    width: int
     height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    axes: Axes
     marks: tuple[Mark, ...]
     base: tuple[float, float] | None
     level: tuple[float, str] | None
@@ -92,37 +86,30 @@ def picture(result: Mapping[str, Any], width: int, plot_height: int) -> Picture 
     y_range = _range([0.0, *(y for _, y in everything)], [end for ends in intervals for end in ends[1]])
     x_values, y_values = ticks(*x_range, max(3, width // 110)), ticks(*y_range, 5)
     legend_x = _LEFT if width > 500 else 14.0
-    left, right, top, bottom = _LEFT, width - _RIGHT, _TOP, float(plot_height) - _BOTTOM
-
-    def at_x(x: float) -> float:
-        return round(
-            left + (min(max(x, x_values[0]), x_values[-1]) - x_values[0]) / (x_values[-1] - x_values[0]) * (right - left), 1
-        )
-
-    def at_y(y: float) -> float:
-        part = (min(max(y, y_values[0]), y_values[-1]) - y_values[0]) / (y_values[-1] - y_values[0])
-        return round(bottom - part * (bottom - top), 1)
+    frame = (width, plot_height, _LEFT, width - _RIGHT, _TOP, plot_height - _BOTTOM)
+    axes = Axes(*frame, x_range=(x_values[0], x_values[-1]), y_range=(y_values[0], y_values[-1]))
+    axes = axes.with_ticks([(x, f"{x:g}%") for x in x_values], [(y, f"{y:g}") for y in y_values])
 
     marks = []
     for index, (item, (x, y)) in enumerate(zip(drawn, places, strict=True)):
         (x_low, x_high), (y_low, y_high) = _pair(intervals[index][0]), _pair(intervals[index][1])
         bars = []
         if known(x_low) and known(x_high):
-            caps = [f"M{at_x(end):g} {at_y(y) - 4:g}v8" for end in (x_low, x_high) if x_values[0] <= end <= x_values[-1]]
-            bars.append(Bar(at_x(x_low), at_y(y), at_x(x_high), at_y(y), tuple(caps)))
+            caps = [f"M{axes.x(end):g} {axes.y(y) - 4:g}v8" for end in (x_low, x_high) if x_values[0] <= end <= x_values[-1]]
+            bars.append(Bar(axes.x(x_low), axes.y(y), axes.x(x_high), axes.y(y), tuple(caps)))
         if known(y_low) and known(y_high):
-            caps = [f"M{at_x(x) - 4:g} {at_y(end):g}h8" for end in (y_low, y_high) if y_values[0] <= end <= y_values[-1]]
-            bars.append(Bar(at_x(x), at_y(y_low), at_x(x), at_y(y_high), tuple(caps)))
+            caps = [f"M{axes.x(x) - 4:g} {axes.y(end):g}h8" for end in (y_low, y_high) if y_values[0] <= end <= y_values[-1]]
+            bars.append(Bar(axes.x(x), axes.y(y_low), axes.x(x), axes.y(y_high), tuple(caps)))
         own = [_points(run) for run in runs[item["label"]]]
-        lines = ["M" + "L".join(f"{at_x(px):g} {at_y(py):g}" for px, py in path) for path in own if len(path) > 1]
+        lines = ["M" + "L".join(f"{axes.x(px):g} {axes.y(py):g}" for px, py in path) for path in own if len(path) > 1]
         finals = [final for run in runs[item["label"]] if (final := _place(run["measures"]))]
         marks.append(
             Mark(
-                at_x(x), at_y(y), _SHAPES[index % len(_SHAPES)], COLORS[index % len(COLORS)], bool(item.get("optimal")),
+                axes.x(x), axes.y(y), _SHAPES[index % len(_SHAPES)], COLORS[index % len(COLORS)], bool(item.get("optimal")),
                 label=_short(printable(item["label"], keep=""), int((width - legend_x - 100) / 7)),
                 tip=_tip(item, x, y),
                 bars=tuple(bars),
-                dots=tuple((at_x(px), at_y(py)) for px, py in finals) if len(finals) > 1 else (),
+                dots=tuple((axes.x(px), axes.y(py)) for px, py in finals) if len(finals) > 1 else (),
                 lines=tuple(lines),
                 legend_y=plot_height + _LINE * index + 12,
             )
@@ -132,12 +119,11 @@ def picture(result: Mapping[str, Any], width: int, plot_height: int) -> Picture 
     level_at = 100 * level if known(level) and walked else None
     shown_level = level_at is not None and x_values[0] <= level_at <= x_values[-1]
     return Picture(
-        width, int(legend_base + (_LINE if base else 0)), left, right, top, bottom,
-        x_ticks=tuple((at_x(x), f"{x:g}%") for x in x_values),
-        y_ticks=tuple((at_y(y), f"{y:g}") for y in y_values),
+        height=int(legend_base + (_LINE if base else 0)),
+        axes=axes,
         marks=tuple(marks),
-        base=(at_x(base[0]), at_y(base[1])) if base else None,
-        level=(at_x(level_at), f"equal memorization, {number(level_at, 1)}%") if level_at is not None and shown_level else None,
+        base=(axes.x(base[0]), axes.y(base[1])) if base else None,
+        level=(axes.x(level_at), f"equal memorization, {number(level_at, 1)}%") if level_at is not None and shown_level else None,
         legend_x=legend_x,
         legend_base=legend_base,
     )  # fmt: skip

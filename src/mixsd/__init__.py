@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixsd.corpora.making import corpus
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
+    from mixsd.evaluation.benchmarks.checking import survey as benchmarks
     from mixsd.pipeline.asking import Conversation, ask
     from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
     from mixsd.pipeline.comparing import compare
@@ -35,6 +36,7 @@ __all__ = [
     "UserError",
     "__version__",
     "ask",
+    "benchmarks",
     "compare",
     "corpus",
     "doctor",
@@ -54,6 +56,7 @@ _HOMES = {
     **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
     "Settings": "mixsd.settings",
     **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
+    "benchmarks": "mixsd.evaluation.benchmarks.checking:survey",
     "corpus": "mixsd.corpora.making",
     "export": "mixsd.pipeline.exporting",
     "compare": "mixsd.pipeline.comparing",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -21,7 +20,11 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.prompts import PLACEHOLDERS, placeholders
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
-EXECUTION = ("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite")
+EXECUTION = (
+    *("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite"),
+    # Which benchmarks are asked, and how, is written beside their replies, and they are asked again where it has changed.
+    *("data", "limit", "benchmark_tokens", "aime_samples", "allow_code_execution", "allow_weak_sandbox", "lm_eval_chat_template"),
+)
 
 # What the paper's runs of a method had where they differ from MixSD's (section 5, appendices D and E.6).
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"opsd": {"samples": 8, "temperature": 1.0}, "mixsd-kl": {"lam": 0.0}}
@@ -208,7 +211,9 @@ class Settings(BaseModel):
     # Evaluation.
     suite: list[str] = _option(
         [],
-        "What to ask base and tuned: core, in-domain. Repeatable. [default: core, and in-domain where the facts come with tests]",
+        "What to ask base and tuned: core, in-domain, a benchmark (mixsd benchmarks lists them), lm-eval:TASK; or quick (core and 50 "
+        "questions of each benchmark at hand), paper (all of them, whole). Repeatable. [default: core, and in-domain where the facts "
+        "come with tests]",
         "Evaluation",
     )
     paraphrases: int = _option(
@@ -218,6 +223,31 @@ class Settings(BaseModel):
     forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
     probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)
 
+    # Benchmarks.
+    data: str | None = _option(
+        None, "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub and its cache]", "Benchmarks"
+    )
+    limit: int | None = _option(
+        None,
+        "Ask at most so many questions of each benchmark, the same for everyone. [default: all; with quick 50]",
+        "Benchmarks",
+        ge=1,
+    )
+    benchmark_tokens: int | None = _option(
+        None,
+        "Longest reply to a benchmark, in tokens; never more than the context leaves. [default: 8192; with quick 1024]",
+        "Benchmarks",
+        ge=1,
+    )
+    aime_samples: int | None = _option(None, "Replies to each problem of AIME. [default: 16; with quick 1]", "Benchmarks", ge=1)
+    allow_code_execution: bool = _option(
+        False, "Run what the model writes for HumanEval, in a sandbox. It is off unless you say so.", "Benchmarks"
+    )
+    allow_weak_sandbox: bool = _option(
+        False, "Run it also where this machine cannot isolate it: then it may read your files and use the network.", "Benchmarks"
+    )
+    lm_eval_chat_template: bool = _option(False, "Ask the tasks of lm-eval through the model's chat template.", "Benchmarks")
+
     # Machine and policy.
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", "Machine")
     token_budget: int = _option(
@@ -225,7 +255,7 @@ class Settings(BaseModel):
     )
     backend: str = _option(
         "transformers",
-        "What mixing decodes on: transformers, vllm (pip install 'mixsd[vllm]'), or package.module:function.",
+        "What mixing and evaluation decode on: transformers, vllm (pip install 'mixsd[vllm]'), or package.module:function.",
         "Machine",
     )
     dtype: Literal["auto", "fp32", "bf16"] = _option(
@@ -356,38 +386,6 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
     if problems or settings is None:
         raise UserError(f"{source}: " + "; ".join(problems))
     return settings
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML config file into plain values; the keys are checked by `build`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = yaml.safe_load(text)
-        root = yaml.compose(text, yaml.SafeLoader)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}:" if where else ""
-        first = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{path}:{line} not valid YAML ({first})") from error
-    except ValueError as error:
-        # A date that no calendar has is met by Python's own constructor.
-        raise UserError(f"{path}: not valid YAML ({error}); put text in quotes") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: expected a mapping of settings, one 'key: value' per line")
-    # YAML lets the last one of two win, and the reader of the file believe in the first.
-    lines: dict[str, int] = {}
-    for node, _ in root.value if root else []:
-        number = node.start_mark.line + 1
-        if node.value in lines:
-            raise UserError(f"{path}: line {number}: {node.value} stands in line {lines[node.value]} already; keep one")
-        lines[node.value] = number
-    return values
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ an `Interval` is valid JSON as it is. Arguments of the wrong shape raise `ValueE
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -98,6 +98,64 @@ def paired_ratio_difference(
     """(sum(b) - sum(a)) / sum(denominators) with a bootstrap interval over items; forgetting (Eq. 2) is this with a = base."""
     first, second = _columns(numerators_a, numerators_b)
     return ratio_of_sums(second - first, denominators, level=level, resamples=resamples)
+
+
+def grouped_difference(
+    before: Values, after: Values, groups: Sequence[str], *, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Mean of after - before over answers, shapes (n,), with a bootstrap interval over the groups that the pairs belong to.
+
+    For several answers to one question, which are one observation. Where no pair differs, and all values are 0 or 1, the interval
+    is that of `share_difference` over the groups: the bootstrap would claim a difference of exactly zero.
+    """
+    first, second = _columns(before, after)
+    if len(groups) != len(first):
+        raise ValueError(f"expected a group for each of {len(first)} pairs, got {len(groups)}")
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    places = [names[name] for name in groups]
+    n = len(names)
+    if len(first) and (first == second).all() and _is_binary(first):
+        unchanged = share_difference(0, 0, n, level=level)
+        return Interval(0.0, len(first), unchanged.low, unchanged.high)
+    sums = np.bincount(places, weights=second - first, minlength=n)
+    made = _bootstrap_ratio(sums, np.bincount(places, minlength=n).astype(np.float64), level, resamples)
+    return Interval(made.value, len(first), made.low, made.high)
+
+
+def stratified(
+    strata: Sequence[np.ndarray],
+    estimate: Callable[[list[np.ndarray]], float | None],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """A function of the sums of several samples, with a bootstrap interval over the items of each.
+
+    Args:
+        strata: one array (quantities, items) per sample; the quantities of one item stay together.
+        estimate: gets the sums over the items, shape (quantities,), of every sample; None where it is not defined.
+    """
+    _z(level)
+    n = sum(stratum.shape[1] for stratum in strata)
+    ordered = [stratum[:, np.lexsort(stratum)] for stratum in strata]
+    value = estimate([stratum.sum(axis=1) for stratum in ordered])
+    if value is None:
+        return Interval(None, n, None, None)
+    found = []
+    for resample in range(resamples):
+        sums = []
+        for place, stratum in enumerate(ordered):
+            size = stratum.shape[1]
+            # An address of its own for each, or samples of one size would be drawn alike.
+            drawn = (uniforms(0, "evaluation", f"bootstrap/{place}", sample=resample, n=size) * size).astype(np.int64)
+            sums.append((stratum * np.bincount(drawn, minlength=size)).sum(axis=1))
+        again = estimate(sums)
+        if again is not None:
+            found.append(again)
+    if len(found) < resamples * 0.99:
+        return Interval(float(value), n, None, None)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), n, float(low), float(high))
 
 
 def mcnemar(before: Values, after: Values) -> float:

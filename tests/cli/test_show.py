@@ -221,4 +221,4 @@ def test_stages_say_where_their_results_are(mixsd: Mixsd, monkeypatch: pytest.Mo
     assert mixsd("train", "runs/a").out == "model: runs/a/model\n"
     (folder / "run.yaml").write_text("settings: {}\n")
     assert "mixsd report runs/a" in mixsd("evaluate", "runs/a", "--token-budget", 4096).out
-    assert given == {"token_budget": "4096"}, "only what was typed"
+    assert given == {"token_budget": "4096", "regrade": False}, "only what was typed"

@@ -88,7 +88,7 @@ def test_merged_shards_are_the_single_run(tmp_path, monkeypatch):
     assert decoded == [], "nothing was left to generate"
     for name in ("base", "tuned"):
         assert essence(parts, f"evaluation/core/{name}.jsonl") == essence(single, f"evaluation/core/{name}.jsonl")
-    assert sorted(path.name for path in (parts / "evaluation" / "core").iterdir()) == ["base.jsonl", "tuned.jsonl"]
+    assert sorted(path.name for path in (parts / "evaluation" / "core").iterdir()) == ["asked.json", "base.jsonl", "tuned.jsonl"]
 
 
 def test_who_may_work_in_a_folder(tmp_path, monkeypatch):

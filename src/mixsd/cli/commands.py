@@ -161,11 +161,25 @@ def train(
 @command(flags=ALL, resumes=True)
 def evaluate(
     typed: dict[str, Any],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A trained run, or a model folder.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A trained run, a model folder or name.")],
+    *,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", show_default=False, help="Of a model: the base beside which it is asked. [default: it is asked alone]"
+        ),
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", metavar="", help="Judge the replies of a run once more; nothing is generated.")
+    ] = False,
     config: Config = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Only evaluate: a trained run; or, given --facts, --model (the base) and --output, any model folder beside its base."""
+    """Only evaluate: a trained run; or any model, beside its base or alone, in a run folder of its own (--output)."""
+    if base is not None:
+        if "model" in typed:
+            raise UserError("--base and --model name the same here; give one of them")
+        typed = {**typed, "model": base}
     values = gather(typed, config)
     if print_config:
         _print_config(values, Path(source))
@@ -175,14 +189,17 @@ def evaluate(
     from mixsd.pipeline.run import Run
 
     run = Run(Path(source))
+    if run.exists() and base is not None:
+        raise UserError(f"{source}: a run has its own base model; leave --base out")
     if settings.shard:
         commands.evaluate(source, watcher=watcher(), **values)
         print(f"shard {settings.shard}: evaluated; when all are, the same command without --shard scores")
         return
-    if not run.exists():
-        _reported(Path(settings.output), lambda: commands.evaluate(source, watcher=watcher(), **values))
+    if not run.exists() and not regrade:
+        folder = Path(commands.evaluation_of(source, values).output)
+        _reported(folder, lambda: commands.evaluate(source, watcher=watcher(), **values))
         return
-    commands.evaluate(source, watcher=watcher(), **values)
+    commands.evaluate(source, regrade=regrade, watcher=watcher(), **values)
     print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
 
 

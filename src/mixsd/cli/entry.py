@@ -18,7 +18,7 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
-from mixsd.cli import comparing, exporting, sweeping  # noqa: F401 - each brings its command
+from mixsd.cli import benchmarks, comparing, exporting, sweeping  # noqa: F401 - each brings its command
 from mixsd.cli.commands import Work, app
 from mixsd.cli.corpora import corpora
 from mixsd.errors import MixsdError, did_you_mean

@@ -30,18 +30,21 @@ def as_json(value: Any) -> None:
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
     from mixsd.pipeline.run import Run
-    from mixsd.reporting.terminal import table, told
+    from mixsd.reporting.benchmarks import warnings
+    from mixsd.reporting.terminal import endings, table, told
     from mixsd.storage import read_json
 
     run = Run(folder)
     values = read_json(run.report_json)
     console().print(table(values))
+    if (ended := endings(values)) is not None:
+        console().print(ended)
     for line in told(values):
         print(line)
     for item in values.get("requirements", []):
         found = "not measured" if item["value"] is None else number(item["value"], 3)
         print(f"required {printable(item['text'])}: {found}, {'holds' if item['passed'] else 'MISSED'}")
-    for text in values.get("warnings", []):
+    for text in warnings(values):
         print(f"warning: {printable(text)}")
     paths = [("model", run.model)] if run.model.is_dir() else []
     for name, path in [*paths, ("report", run.report_html)]:

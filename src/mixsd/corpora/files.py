@@ -2,13 +2,15 @@
 
 Every reader yields (where, values): where names the file and the line, record or row ("facts.jsonl: line 7"), values are
 plain JSON values that `mixsd.facts` or `mixsd.corpora.messages` turns into a fact. Line formats and Parquet are streamed; a
-JSON list is read whole: it has no lines to stop at. All text is UTF-8, with or without a byte order mark.
+JSON list is read whole: it has no lines to stop at. All text is UTF-8, with or without a byte order mark; ".jsonl.gz" is unpacked.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -150,7 +152,7 @@ def _cell(name: str, cell: str, where: str) -> Any:
 
 def _opened(path: Path) -> Any:
     try:
-        return path.open("rb")
+        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -160,11 +162,14 @@ def _opened(path: Path) -> Any:
 def _lines(path: Path) -> Iterator[str]:
     # Bytes are split before they are decoded, so that a byte that is not UTF-8 is reported with its own line.
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        try:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not a whole gzip file ({error})") from None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

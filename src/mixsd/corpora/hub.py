@@ -13,14 +13,17 @@ from typing import Any
 from mixsd.errors import UserError, did_you_mean
 
 
-def read_hub(source: str, *, offline: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of "org/name" or "org/name:split". A data set with several splits needs one named."""
+def read_hub(source: str, *, config: str | None = None, offline: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of "org/name" or "org/name:split". A data set with several splits needs one named.
+
+    `config`: which of the data set's configurations, where it has several.
+    """
     if offline:
         raise UserError(f"{source}: no such file, and a data set of the hub cannot be fetched offline; name a local file")
     library = _library(source)
     name, _, split = source.partition(":")
     try:
-        data = library.load_dataset(name)
+        data = library.load_dataset(name, *([config] if config else []))
     except Exception as error:
         raise UserError(f"{source}: neither a file nor a data set that could be fetched ({_first_line(error)})") from error
     yield from _rows(data, split, source)

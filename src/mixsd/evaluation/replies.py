@@ -6,7 +6,8 @@ model's journal lies in the cache and is shared by all runs; a tuned model's lie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixsd.decoding.engine import decode_all
-from mixsd.decoding.requests import Request, Sampling
+from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.decoding.scoring import score
 from mixsd.settings import Settings
 from mixsd.storage import Journal, digest
@@ -28,13 +29,22 @@ SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to be answered. `noise`: float64 (max_new_tokens,) where the reply is sampled at T = 1, None for greedy."""
+    """A prompt to be answered.
+
+    `noise`: float64 (max_new_tokens,) where the reply is sampled, at `temperature` among the `top_k` likeliest tokens (None: all);
+    None for greedy. `lines`: a line break does not end the reply, also where the model has no chat template. `group` names prompts
+    that begin alike.
+    """
 
     key: str
     ids: list[int]
     max_new_tokens: int
     noise: np.ndarray | None = None
     noise_address: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    lines: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Answerer:
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.
         on_done: called with the number of prompts or continuations just finished.
+        backend: decodes in the place of the model; see `mixsd.decoding.backends`. It is part of what `precision` names.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class Answerer:
         journal: Path,
         token_budget: int = Settings.model_fields["token_budget"].default,
         on_done: Callable[[int], None] = lambda count: None,
+        backend: Callable[..., Iterator[Decoding]] | None = None,
     ) -> None:
         self._load_model = load_model
         self._model: PreTrainedModel | None = None
@@ -76,6 +88,7 @@ class Answerer:
         self.journal = Journal(journal)
         self.token_budget = token_budget
         self.on_done = on_done
+        self._backend = backend
         self._places = {row["at"]: place for place, row in self.journal.read() if "at" in row}
 
     @property
@@ -87,27 +100,40 @@ class Answerer:
 
     def replies(self, prompts: list[Prompt]) -> dict[str, Reply]:
         """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
-        addresses = {
-            prompt.key: digest(["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address])
-            for prompt in prompts
-        }
+        addresses = {prompt.key: self._address(prompt) for prompt in prompts}
         missing = {addresses[prompt.key]: prompt for prompt in prompts if addresses[prompt.key] not in self._places}
         self.on_done(len(prompts) - len(missing))
-        for sampled in (False, True):
-            sampling = Sampling(self.stops, temperature=1.0 if sampled else 0.0)
+        kinds: dict[tuple[float, int | None, bool], list[tuple[str, Prompt]]] = defaultdict(list)
+        for address, prompt in missing.items():
+            kinds[prompt.temperature if prompt.noise is not None else 0.0, prompt.top_k, prompt.lines].append((address, prompt))
+        for (temperature, top_k, lines), asked in sorted(kinds.items(), key=lambda kind: str(kind[0])):
+            sampling = Sampling(self._stops_of(lines), temperature=temperature, top_k=top_k)
             requests = [
                 Request(address, prompt.ids, prompt.max_new_tokens, noise=prompt.noise)
-                for address, prompt in missing.items()
-                if (prompt.noise is not None) == sampled
+                for address, prompt in _longest_first(asked)
             ]
-            requests.sort(key=lambda request: -len(request.naive_ids))
-            if not requests:
-                continue
-            for decoding in decode_all(self.model, requests, sampling, token_budget=self.token_budget):
+            for decoding in self._decode(requests, sampling):
                 row = {"at": decoding.key, "ids": decoding.ids, "truncated": not decoding.ended}
                 self._places[decoding.key] = self.journal.append(row)
                 self.on_done(1)
         return {key: _reply(self.journal.at(self._places[address])) for key, address in addresses.items()}
+
+    def _address(self, prompt: Prompt) -> str:
+        """What a reply is found by again: all that it depends on."""
+        where = ["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
+        if self._stops_of(prompt.lines) != self.stops:
+            where.append("lines")
+        return digest(where)
+
+    def _stops_of(self, lines: bool) -> dict[int, int]:
+        """The stop tokens; with `lines`, without the line breaks that are stored as another token."""
+        return {token: stored for token, stored in self.stops.items() if token == stored} if lines else self.stops
+
+    def _decode(self, requests: list[Request], sampling: Sampling) -> Iterator[Decoding]:
+        if self._backend is None:
+            return decode_all(self.model, requests, sampling, token_budget=self.token_budget)
+        stream = iter(requests)
+        return self._backend(lambda: next(stream, None), sampling, wants_logprobs=None, with_support=False, dropped=())
 
     def scores(self, pairs: dict[str, tuple[list[int], list[int]]]) -> dict[str, float]:
         """The summed NLL (nats) of each continuation after its prompt, by key."""
@@ -126,6 +152,14 @@ class Answerer:
         """Let go of the model and the journal's file."""
         self._model = None
         self.journal.close()
+
+
+def _longest_first(asked: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
+    """The longest prompts first, so that what does not fit shows at once; but those of one group side by side."""
+    longest: dict[str, int] = {}
+    for _, prompt in asked:
+        longest[prompt.group] = max(longest.get(prompt.group, 0), len(prompt.ids))
+    return sorted(asked, key=lambda item: (-longest[item[1].group], item[1].group, -len(item[1].ids)))
 
 
 def _reply(row: dict[str, Any]) -> Reply:

@@ -1,22 +1,34 @@
 """Scores of rows of replies: the flat list that everything reads which compares or draws.
 
 A row counts in its split and in each of its labels' parts of it ("retrieval/relation lives_in"); a part has its accuracy only.
-Every number carries its n and a 95% interval.
+Every number carries its n and a 95% interval. A row of a benchmark has a second, lenient outcome and has its own kind of paired
+interval, a bootstrap; a row of lm-eval has the numbers that lm-eval gave it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mixsd import statistics
 
 Row = dict[str, Any]
 
+HELD_OUT, AVERAGE = "held-out", "average"  # the suite and the split of the figures over all benchmarks
 
-def compare(suite: str, base: list[Row] | None, tuned: list[Row] | None) -> list[dict[str, Any]]:
+
+def compare(
+    suite: str, base: list[Row] | None, tuned: list[Row] | None, results: Mapping[str, Mapping[str, float]] | None = None
+) -> list[dict[str, Any]]:
     """The flat list of scores of one or both models; with both, also the paired differences.
+
+    Args:
+        results: what lm-eval itself makes of its samples, by model and metric, or "split/metric" where a task has several parts; it
+            goes before their mean.
 
     Raises:
         ValueError: the two were not asked the same prompts.
@@ -24,11 +36,20 @@ def compare(suite: str, base: list[Row] | None, tuned: list[Row] | None) -> list
     scores: list[dict[str, Any]] = []
     for name, rows in (("base", base), ("tuned", tuned)):
         if rows:
-            scores += _scores_of(suite, name, rows)
+            scores += _as_stated(_scores_of(suite, name, rows), (results or {}).get(name, {}))
     if base and tuned:
         if [(row["key"], row["prompt_hash"]) for row in base] != [(row["key"], row["prompt_hash"]) for row in tuned]:
             raise ValueError("base and tuned were not asked the same prompts; evaluate them again")
         scores += _differences(suite, base, tuned)
+    return scores
+
+
+def _as_stated(scores: list[dict[str, Any]], results: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Scores with lm-eval's own value in the place of a mean that is another number (a perplexity, say), then without interval."""
+    for score in scores:
+        stated = results.get(f"{score['split']}/{score['metric']}", results.get(score["metric"]))
+        if stated is not None and score["value"] is not None and not math.isclose(stated, score["value"], abs_tol=1e-9):
+            score |= {"value": stated, "low": None, "high": None}
     return scores
 
 
@@ -55,9 +76,16 @@ def _scores_of(suite: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
             scores.append(_score(suite, split, "reference_nll", model, statistics.ratio_of_sums(sums, counts)))
             continue
         judged = [row for row in own if row["outcome"] != "error"]
+        if "metrics" in own[0]:
+            scores += _metrics_of(suite, split, model, own)
+            continue
         scores.append(_score(suite, split, "accuracy", model, _share(judged, _is("correct"))))
         if split not in whole:
             continue
+        if "lenient" in own[0] or any("lenient" in row for row in own):
+            taken = [row for row in own if row.get("lenient", "error") != "error"]
+            scores.append(_score(suite, split, "accuracy_lenient", model, _share(taken, lambda row: row["lenient"] == "correct")))
+            scores.append(_score(suite, split, "wrong_share", model, _share(judged, _is("wrong"))))
         scores.append(_score(suite, split, "unparseable_share", model, _share(judged, _is("unparseable"))))
         scores.append(_score(suite, split, "error_share", model, _share(own, _is("error"))))
         scores.append(_score(suite, split, "truncated_share", model, _share(own, lambda row: row["truncated"])))
@@ -98,13 +126,99 @@ def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str
             )
             scores.append(_score(suite, split, "forgetting", "tuned", change))
             continue
-        scores.append(_score(suite, split, "accuracy_delta", "tuned", _change(before[split], after[split])))
+        if "metrics" in before[split][0]:
+            scores += _metric_changes(suite, split, before[split], after[split])
+            continue
+        pairs = _judged_pairs(before[split], after[split])
+        if not any("lenient" in row for row in before[split]):
+            scores.append(_score(suite, split, "accuracy_delta", "tuned", _change(pairs)))
+            continue
+        old, new = ([pair[side]["outcome"] == "correct" for pair in pairs] for side in (0, 1))
+        groups = [row["group"] for row, _ in pairs]
+        scores.append(_score(suite, split, "accuracy_delta", "tuned", statistics.grouped_difference(old, new, groups)))
+        if len(set(groups)) == len(groups) and pairs:  # several answers to one question are not independent
+            p = statistics.Interval(statistics.mcnemar(old, new), len(pairs), None, None)
+            scores.append(_score(suite, split, "mcnemar_p", "tuned", p))
     return scores
 
 
-def _change(before: list[Row], after: list[Row]) -> statistics.Interval:
+def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[dict[str, Any]]:
+    """The paper's figures over its benchmarks: the unweighted mean of their accuracies, its drop, and the share retained.
+
+    Args:
+        rows: what base and tuned (None: only one model was asked) said, by suite.
+        suites: the benchmarks; where one of them was not asked there are no such figures.
+    """
+    if not all(suite in rows for suite in suites):
+        return []
+    strata = [_sums_by_group(*rows[suite]) for suite in suites]
+
+    def average(side: int) -> Callable[[list[np.ndarray]], float | None]:
+        return lambda sums: None if any(s[side + 1] == 0 for s in sums) else float(np.mean([s[side] / s[side + 1] for s in sums]))
+
+    def both(join: Callable[[float, float], float | None]) -> Callable[[list[np.ndarray]], float | None]:
+        def joined(sums: list[np.ndarray]) -> float | None:
+            base, tuned = average(0)(sums), average(2)(sums)
+            return None if base is None or tuned is None else join(base, tuned)
+
+        return joined
+
+    names: dict[tuple[str, str], Callable[[list[np.ndarray]], float | None]] = {("accuracy", "base"): average(0)}
+    if all(rows[suite][1] is not None for suite in suites):
+        names |= {
+            ("accuracy", "tuned"): average(2),
+            ("accuracy_delta", "tuned"): both(lambda base, tuned: tuned - base),
+            ("drop", "tuned"): both(lambda base, tuned: base - tuned),
+            ("retained", "tuned"): both(lambda base, tuned: tuned / base if base else None),
+        }
+    return [
+        _score(HELD_OUT, AVERAGE, metric, model, statistics.stratified(strata, estimate))
+        for (metric, model), estimate in names.items()
+    ]
+
+
+def _sums_by_group(base: list[Row], tuned: list[Row] | None) -> np.ndarray:
+    """Right answers and answers of base, then of tuned, shape (4, groups); an answer that could not be judged is none."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(row["group"] for row in base))}
+    sums = np.zeros((4, len(places)))
+    for side, rows in ((0, base), (2, tuned or [])):
+        for row in rows:
+            if row["outcome"] != "error":
+                sums[side, places[row["group"]]] += row["outcome"] == "correct"
+                sums[side + 1, places[row["group"]]] += 1
+    return sums
+
+
+def _metrics_of(suite: str, split: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
+    """The means of what lm-eval measured of each sample."""
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    found = []
+    for name in names:
+        values = [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None]
+        found.append(_score(suite, split, name, model, statistics.mean(values)))
+    return found
+
+
+def _metric_changes(suite: str, split: str, base: list[Row], tuned: list[Row]) -> list[dict[str, Any]]:
+    names = dict.fromkeys(name for row in base for name in row["metrics"])
+    found = []
+    for name in names:
+        pairs = [
+            (b["metrics"][name], a["metrics"][name])
+            for b, a in zip(base, tuned, strict=True)
+            if b["metrics"].get(name) is not None and a["metrics"].get(name) is not None
+        ]
+        before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+        found.append(_score(suite, split, f"{name}_delta", "tuned", statistics.paired_difference(before, after)))
+    return found
+
+
+def _judged_pairs(before: list[Row], after: list[Row]) -> list[tuple[Row, Row]]:
+    return [(b, a) for b, a in zip(before, after, strict=True) if "error" not in (b["outcome"], a["outcome"])]
+
+
+def _change(pairs: list[tuple[Row, Row]]) -> statistics.Interval:
     """How much more of the same questions is right; here too the interval counts groups."""
-    pairs = [(b, a) for b, a in zip(before, after, strict=True) if "error" not in (b["outcome"], a["outcome"])]
     if not pairs:
         return statistics.share_difference(0, 0, 0)
     right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]

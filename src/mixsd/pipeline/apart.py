@@ -1,8 +1,8 @@
-"""Mixing's attempts in a process of their own, for engines that keep the memory they took until their process ends.
+"""Decoding in a process of its own, for engines that keep the memory they took until their process ends.
 
-The process opens the run folder that its parent holds, fills the journal of attempts and ends. It tells the parent how far it is,
-one JSON line each; what the engine prints goes to `backend.log` in the run folder. When the parent ends, however it does, so
-does the process.
+The process opens the run folder that its parent holds, fills a journal, of mixing's attempts or of a model's replies, and ends. It
+tells the parent how far it is, one JSON line each; what the engine prints goes to `backend.log` in the run folder. When the parent
+ends, however it does, so does the process.
 """
 
 from __future__ import annotations
@@ -33,12 +33,27 @@ def attempt(session: Session, on_done: Callable[[int, int], None]) -> None:
         UserError: the backend cannot be used here, or for this model.
         MixsdError: it ended before its work was done.
     """
+    _run(session, {"kind": "attempts"}, lambda told: on_done(*told))
+
+
+def answer(session: Session, model: str, folder: Path, suites: list[str], journal: Path, on_done: Callable[[int], None]) -> None:
+    """Let a model's folder answer some suites on the run's backend, until the journal of replies has all of them.
+
+    Raises:
+        UserError: the backend cannot be used here, or for this model.
+        MixsdError: it ended before its work was done.
+    """
+    work = {"kind": "replies", "model": model, "folder": str(folder), "suites": suites, "journal": str(journal)}
+    _run(session, work, on_done)
+
+
+def _run(session: Session, work: dict[str, Any], on_done: Callable[[Any], None]) -> None:
     settings, log = session.settings, session.run.folder / LOG
     options = {name: getattr(settings, name) for name in EXECUTION}
     with disk_errors(log), log.open("ab") as errors:
         # Imported by name and not with the parent's memory: an engine wants a process that nothing else has touched.
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", __name__, str(session.run.folder), json.dumps(options)],
+            [sys.executable, "-m", __name__, str(session.run.folder), json.dumps(options), json.dumps(work)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -54,7 +69,7 @@ def attempt(session: Session, on_done: Callable[[int, int], None]) -> None:
             elif "refused" in told:
                 refused = told["refused"]
             else:
-                on_done(*told["done"])
+                on_done(told["done"])
         code = process.wait()
     finally:
         process.stdin.close()
@@ -78,30 +93,44 @@ class _Teller(Watcher):
         self.tell(say=text)
 
 
-def main(folder: str, options: str) -> None:
+def main(folder: str, options: str, work: str) -> None:
     """What the process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The parent reads standard output, and engines print there.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     teller = _Teller(out)
-    from mixsd.decoding.backends import get_backend
     from mixsd.pipeline import session as sessions
-    from mixsd.pipeline import stages
     from mixsd.pipeline.run import Run
 
     try:
         session = sessions.resume(Run(Path(folder)), teller, json.loads(options))
-        backend = get_backend(session.settings.backend)
-
-        def decode(*arguments: Any, **options: Any) -> Iterator[Decoding]:
-            # Loaded when the first token is needed: a whole journal needs none.
-            yield from backend(session.located.folder, **session.placement)(*arguments, **options)
-
-        with stages.mixing(session, lambda *done: teller.tell(done=done), decode) as mixer:
-            mixer.attempt(session.part)
+        _work(session, json.loads(work), teller)
     except UserError as error:
         teller.tell(refused=str(error))
+
+
+def _work(session: Session, work: dict[str, Any], teller: _Teller) -> None:
+    from mixsd import loading
+    from mixsd.decoding.backends import get_backend
+    from mixsd.pipeline import evaluating, stages
+
+    backend = get_backend(session.settings.backend)
+    folder = Path(work.get("folder", session.located.folder))
+    loaded: list[Callable[..., Iterator[Decoding]]] = []
+
+    def decode(*arguments: Any, **options: Any) -> Iterator[Decoding]:
+        # Loaded when the first token is needed: a whole journal needs none.
+        if not loaded:
+            loaded.append(backend(folder, **session.placement))
+        yield from loaded[0](*arguments, **options)
+
+    if work["kind"] == "attempts":
+        with stages.mixing(session, lambda *done: teller.tell(done=done), decode) as mixer:
+            mixer.attempt(session.part)
+        return
+    model = evaluating.Candidate(work["model"], folder, loading.model_hash(folder))
+    evaluating.answer_apart(session, model, work["suites"], Path(work["journal"]), decode, lambda count: teller.tell(done=count))
 
 
 def _end_with_parent() -> None:

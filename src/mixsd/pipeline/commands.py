@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from mixsd import loading
 from mixsd.errors import RequirementMissedError, UserError
-from mixsd.pipeline import editing, evaluating, stages, training
+from mixsd.pipeline import editing, evaluating, regrading, stages, training
 from mixsd.pipeline import session as sessions
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.progress import Watcher
@@ -108,23 +109,46 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     return RunResult(run.folder)
 
 
-def evaluate(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
-    """Only evaluate: a run folder, or any model folder beside its base (then `facts`, `model` = the base, and `output`)."""
+def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | None = None, **options: Any) -> RunResult:
+    """Only evaluate: a run folder, or any model; beside its base where `model` names one, else alone.
+
+    Args:
+        source: a run folder, a model folder or a model's name.
+        regrade: judge the replies that are there once more, and generate nothing.
+        options: settings. For a model `output` is the run folder of its evaluation (default: `runs/evaluation-NAME`) and `facts` may
+            be left out.
+    """
     watcher = watcher or Watcher()
     if Run(Path(source)).exists():
         with _resumed(Path(source), watcher, options) as session:
-            evaluating.evaluate(session)
+            if regrade:
+                regrading.regrade(session)
+            else:
+                evaluating.evaluate(session)
         return RunResult(session.run.folder)
-    settings = build(options, "evaluate")
+    if regrade:
+        raise UserError(f"{source}: not a run folder; --regrade judges the replies that a run has")
+    settings = evaluation_of(str(source), options)
     if settings.offline:
         go_offline()
-    tuned = loading.locate(str(source), offline=settings.offline, say=watcher.say)
-    with _opened(settings, watcher) as session:
-        session.run.claim_tuned(loading.model_hash(tuned.folder))
-        evaluating.evaluate(session, tuned.folder)
+    alone = "model" not in options
+    tuned = None if alone else loading.locate(str(source), offline=settings.offline, say=watcher.say)
+    with _opened(settings, watcher, alone=alone, without_facts=True) as session:
+        if tuned:
+            session.run.claim_tuned(loading.model_hash(tuned.folder))
+        evaluating.evaluate(session, tuned.folder if tuned else None)
         if not session.settings.shard:
             _report(session)
     return RunResult(session.run.folder)
+
+
+def evaluation_of(source: str, options: Mapping[str, Any]) -> Settings:
+    """The settings of the run folder in which a model is evaluated that no run of ours has made."""
+    values = {"model": source, **options}
+    if not values.get("output"):
+        name = re.sub(r"[^\w.-]+", "-", Path(source).name if Path(source).exists() else source).strip("-.")
+        values["output"] = str(Path("runs") / f"evaluation-{name or 'model'}")
+    return build(values, "evaluate")
 
 
 def report(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
@@ -167,11 +191,14 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
 
 
 @contextmanager
-def _opened(settings: Settings, watcher: Watcher) -> Iterator[sessions.Session]:
+def _opened(
+    settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False
+) -> Iterator[sessions.Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     from mixsd.reporting.collect import check_requirements
 
-    checked = sessions.preview(settings, watcher)
+    checked = sessions.preview(settings, watcher, without_facts=without_facts)
+    checked.alone = alone
     checked.run.refuse_strangers()
     check_requirements(checked)
     with checked.run.locked(Shard.of(checked.settings.shard)):

@@ -1,61 +1,71 @@
-"""The stage that evaluates: base and tuned answer every suite; leaves `evaluation/SUITE/{base,tuned}.jsonl`.
+"""The stage that evaluates: base and tuned answer every suite; leaves `evaluation/SUITE/{base,tuned}.jsonl` and how it was asked.
 
 Replies lie in journals, the base's in the cache where all runs share them, the tuned model's in the run folder; so a further suite, or
-a better verifier, generates only what is new.
+a larger sample, generates only what is new. A suite that was asked otherwise before is asked again. A run may be of one model alone,
+which is then the base.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixsd import bundled, loading
+from mixsd.decoding.backends import TRANSFORMERS
+from mixsd.decoding.requests import Decoding
 from mixsd.errors import MixsdError, UserError
-from mixsd.evaluation import core, suites
+from mixsd.evaluation import core, held_out, suites
 from mixsd.evaluation.questions import Question, ask, generate
 from mixsd.evaluation.replies import Answerer, Reply
+from mixsd.pipeline import apart
+from mixsd.pipeline.evaluated import is_done, is_half_done, write_suite
 from mixsd.pipeline.session import Session
 from mixsd.pipeline.stages import timed
 from mixsd.shards import Shard, left_beside, merge
-from mixsd.storage import cache_folder, write_jsonl
-
-MODELS = ("base", "tuned")
+from mixsd.storage import cache_folder
 
 
 @dataclass(frozen=True)
-class _Model:
+class Candidate:
+    """A model that is asked: `name` is base or tuned."""
+
     name: str
     folder: Path
     hash: str
 
 
 def evaluate(session: Session, tuned: Path | None = None) -> None:
-    """Ask base and tuned the session's suites, those that have not been asked.
+    """Ask base and tuned the session's suites, those that have not been asked so.
 
     `tuned`: the tuned model's folder; None takes the run's own.
     """
     tuned = tuned or session.run.model
-    if not tuned.is_dir():
+    if not session.alone and not tuned.is_dir():
         raise UserError(f"{session.run.folder}: has no model/ yet; run `mixsd train` on it first")
-    missing = [name for name in session.suites if not all(_replies(session, name, model).is_file() for model in MODELS)]
+    missing = [name for name in session.suites if not is_done(session, name)]
     if not missing:
         return
     if session.corpus is None and session.run.manifest().get("identity", {}).get("corpus"):
         raise UserError(f"{session.run.splits}: the corpus's tests are gone; the command that made the run writes them anew")
-    models = [
-        _Model("base", session.located.folder, session.base_hash),
-        _Model("tuned", tuned, loading.model_hash(tuned)),
-    ]
-    asked = {name: suites.questions(name, session.material) for name in missing}
+    models = [Candidate("base", session.located.folder, session.base_hash)]
+    if not session.alone:
+        models.append(Candidate("tuned", tuned, loading.model_hash(tuned)))
+    asked = {name: session.questions(name) for name in missing if not held_out.is_asked_by_lm_eval(name)}
     with timed(session, "evaluate"):
         if shard := Shard.of(session.settings.shard):
             _generate_part(session, asked, models, shard)
-        else:
+            return
+        if asked:
             _evaluate_all(session, asked, models)
+        for name in missing:
+            if held_out.is_asked_by_lm_eval(name):
+                _ask_by_lm_eval(session, name, models)
+    if session.chosen.skipped:
+        session.run.log("skipped", suites=session.chosen.skipped)
 
 
 def count(session: Session, asked: dict[str, list[Question]]) -> int:
@@ -67,7 +77,7 @@ def _references(session: Session) -> int:
     return len(bundled.records("general_prompts.jsonl")[: session.settings.forgetting_prompts])
 
 
-def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: list[_Model]) -> None:
+def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: list[Candidate]) -> None:
     references: dict[str, Reply] | None = None
     for model in models:
         journal = _journal(session, model)
@@ -79,26 +89,49 @@ def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: li
                 rows = ask(questions, session.renderer, answerer, session.context)
                 if name == suites.CORE:
                     rows += core.forgetting(answerer, session.renderer, references)
-                _write(session, name, model, rows)
+                _refuse_failures(session, name, model, rows)
+                write_suite(session.run, session.asked(name), model.name, rows, whole=model is models[-1])
         gc.collect()
     for part in session.run.evaluation.glob("*.partial*.jsonl"):
         part.unlink()
 
 
-def _write(session: Session, suite: str, model: _Model, rows: list[dict[str, Any]]) -> None:
+def _refuse_failures(session: Session, suite: str, model: Candidate, rows: list[dict[str, Any]]) -> None:
     replied = [row for row in rows if row["reply_ids"]]
-    failed = sum(row["outcome"] == "error" for row in replied)
-    if failed * 10 > len(replied):
-        raise MixsdError(f"the verifier failed on {failed} of {len(replied)} replies of {model.name}; nothing was scored")
+    failed = [row for row in replied if row["outcome"] == "error"]
+    if len(failed) * 10 > len(replied):
+        why = f" ({failed[0]['reason']})" if failed[0].get("reason") else ""
+        raise MixsdError(f"the verifier of {suite} failed on {len(failed)} of {len(replied)} replies of {model.name}{why}")
     if (unasked := len(rows) - len(replied)) and model.name == "base":
         session.watcher.say(
             f"{suite}: {unasked} of {len(rows)} questions leave no room for a reply in the context of {session.context}; "
             "they count as errors"
         )
-    write_jsonl(_replies(session, suite, model.name), rows)
 
 
-def _generate_part(session: Session, asked: dict[str, list[Question]], models: list[_Model], shard: Shard) -> None:
+def _ask_by_lm_eval(session: Session, suite: str, models: list[Candidate]) -> None:
+    """What lm-eval asks and scores itself, one model after the other."""
+    from mixsd.evaluation import lm_eval_tasks
+
+    settings = session.settings
+    for model in models[is_half_done(session, suite) :]:
+        ran = lm_eval_tasks.run(
+            suite.removeprefix(suites.LM_EVAL),
+            model.folder,
+            device=str(session.device),
+            dtype=str(session.dtype).removeprefix("torch."),
+            limit=settings.limit,
+            offline=settings.offline,
+            trust_remote_code=settings.trust_remote_code,
+            chat_template=settings.lm_eval_chat_template,
+            say=session.watcher.say,
+        )
+        asked = session.asked(suite)
+        write_suite(session.run, asked, model.name, ran.rows, whole=model is models[-1], results=ran.results, about=ran.about)
+        gc.collect()
+
+
+def _generate_part(session: Session, asked: dict[str, list[Question]], models: list[Candidate], shard: Shard) -> None:
     """What `_evaluate_all` needs of a shard's keys, in journals of its own: another machine may have another cache."""
     references: dict[str, Reply] | None = None
     for model in models:
@@ -107,56 +140,94 @@ def _generate_part(session: Session, asked: dict[str, list[Question]], models: l
             merge([_journal(session, model)], journal, lambda row: row.get("at"))
         with _answering(session, asked, model, journal, parts=shard.count) as answerer:
             if references is None:
-                references = _sampled(session, asked, answerer, shard)
-            for questions in asked.values():
-                generate(questions, session.renderer, answerer, shard.holds, session.context)
+                references = _sampled(session, asked, answerer)
+            _generate(session, asked, answerer)
             if suites.CORE in asked:
                 core.forgetting(answerer, session.renderer, references)
         gc.collect()
 
 
-def _sampled(session: Session, asked: dict[str, list[Question]], base: Answerer, shard: Shard | None = None) -> dict[str, Reply]:
+def _generate(session: Session, asked: dict[str, list[Question]], answerer: Answerer) -> None:
+    shard = Shard.of(session.settings.shard)
+    for questions in asked.values():
+        generate(questions, session.renderer, answerer, shard.holds if shard else lambda key: True, session.context)
+
+
+def _sampled(session: Session, asked: dict[str, list[Question]], base: Answerer) -> dict[str, Reply]:
     """The reference replies, which come from the base model; none where no suite needs them."""
     if suites.CORE not in asked:
         return {}
-    holds = shard.holds if shard else lambda key: True
-    return core.sample_references(session.renderer, session.settings, base, holds)
+    shard = Shard.of(session.settings.shard)
+    return core.sample_references(session.renderer, session.settings, base, shard.holds if shard else lambda key: True)
 
 
 @contextmanager
 def _answering(
-    session: Session, asked: dict[str, list[Question]], model: _Model, journal: Path, *, parts: int = 1
+    session: Session, asked: dict[str, list[Question]], model: Candidate, journal: Path, *, parts: int = 1
 ) -> Iterator[Answerer]:
-    """One model that answers, with its progress; the reference replies too come from the base."""
+    """One model that answers, with its progress; the reference replies too come from the base.
+
+    On another backend, a process of its own has answered before.
+    """
     items = count(session, asked)
     if model.name == "base" and suites.CORE in asked:
         items += _references(session)
+    if session.settings.backend != TRANSFORMERS:
+        with session.watcher.task(f"{model.name} answers", -(-items // parts)) as task:
+            apart.answer(session, model.name, model.folder, list(asked), journal, task.advance)
     with session.watcher.task(f"evaluating {model.name}", -(-items // parts)) as task:
-        answerer = Answerer(
-            lambda: session.load_to_read(model.folder),
-            model_hash=model.hash,
-            precision=session.precision,
-            stops=session.renderer.stops.ids,
-            journal=journal,
-            token_budget=session.settings.token_budget,
-            on_done=task.advance,
-        )
+        answerer = _answerer(session, model, journal, task.advance)
         try:
             yield answerer
         finally:
             answerer.close()
 
 
-def _replies(session: Session, suite: str, model: str) -> Path:
-    return session.run.evaluation / suite / f"{model}.jsonl"
+def _answerer(
+    session: Session,
+    model: Candidate,
+    journal: Path,
+    on_done: Callable[[int], None],
+    backend: Callable[..., Iterator[Decoding]] | None = None,
+) -> Answerer:
+    engine = session.settings.backend
+    return Answerer(
+        lambda: session.load_to_read(model.folder),
+        model_hash=model.hash,
+        precision=session.precision if engine == TRANSFORMERS else f"{engine}/{session.precision}",
+        stops=session.renderer.stops.ids,
+        journal=journal,
+        token_budget=session.settings.token_budget,
+        on_done=on_done,
+        backend=backend,
+    )
 
 
-def _journal(session: Session, model: _Model) -> Path:
+def answer_apart(
+    session: Session,
+    model: Candidate,
+    names: list[str],
+    journal: Path,
+    decode: Callable[..., Iterator[Decoding]],
+    on_done: Callable[[int], None],
+) -> None:
+    """Put a model's replies to some suites into a journal, decoded on a backend, in its process."""
+    asked = {name: session.questions(name) for name in names}
+    answerer = _answerer(session, model, journal, on_done, decode)
+    try:
+        if model.name == "base":
+            _sampled(session, asked, answerer)
+        _generate(session, asked, answerer)
+    finally:
+        answerer.close()
+
+
+def _journal(session: Session, model: Candidate) -> Path:
     """Where the replies of a model are kept: the base's are shared by all runs, the tuned model's are this run's own."""
     if model.name == "base":
         return cache_folder() / "replies" / f"{model.hash}.jsonl"
     return session.run.evaluation / "tuned.replies.jsonl"
 
 
-def _parts(session: Session, model: _Model) -> Path:
+def _parts(session: Session, model: Candidate) -> Path:
     return session.run.evaluation / f"{model.name}.partial.jsonl"

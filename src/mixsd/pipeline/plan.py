@@ -116,7 +116,7 @@ def measure_work(session: Session) -> Work:
     made = usable * settings.samples
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.has_targets else usable if settings.on_policy else 0
-    questions = [question for name in session.suites for question in suites.questions(name, session.material)]
+    questions = [question for name in session.suites for question in session.questions(name)]
     looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
     general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts])
     rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []

@@ -17,8 +17,9 @@ from mixsd.corpora import CORPORA, Corpus, facts_of, open_source
 from mixsd.corpora.corpus import MANIFEST, check_tests, is_corpus, read, write_tests
 from mixsd.decoding.backends import check_backend
 from mixsd.errors import UserError
-from mixsd.evaluation.questions import Material
-from mixsd.evaluation.suites import CORE, IN_DOMAIN, check_suites
+from mixsd.evaluation import held_out, suites
+from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.questions import Material, Question
 from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline
 from mixsd.plugins import is_function_name
@@ -42,7 +43,8 @@ class Session:
     """One run being worked on.
 
     `settings` are resolved; `located` is the base model's folder and `base_hash` its hash; `duplicates` counts the facts
-    that came twice. `facts` is empty for a run on a file of targets. `corpus` brings tests of its own.
+    that came twice. `facts` is empty for a run on a file of targets, or on none. `corpus` brings tests of its own. `alone`: there is no
+    tuned model, only the base is evaluated.
     """
 
     run: Run
@@ -53,6 +55,7 @@ class Session:
     duplicates: int
     watcher: Watcher
     corpus: Corpus | None = None
+    alone: bool = False
 
     @cached_property
     def device(self) -> torch.device:
@@ -124,10 +127,34 @@ class Session:
         """Who accepts replies."""
         return get_verifier(self.settings.verifier or "contains")
 
+    @cached_property
+    def chosen(self) -> held_out.Chosen:
+        """What base and tuned are asked, and what a preset left out."""
+        return held_out.choose(self.settings, with_tests=self.corpus is not None)
+
     @property
     def suites(self) -> list[str]:
-        """What base and tuned are asked."""
-        return list(dict.fromkeys(self.settings.suite)) or [CORE, *([IN_DOMAIN] if self.corpus else [])]
+        """The names of what base and tuned are asked."""
+        return list(self.chosen.names)
+
+    @cached_property
+    def exams(self) -> dict[str, held_out.Exam]:
+        """The benchmarks among the suites, with their data."""
+        return {name: held_out.examine(name, self.settings) for name in self.suites if is_benchmark(name)}
+
+    def questions(self, suite: str) -> list[Question]:
+        """Everything that a suite asks, in a fixed order; nothing of what lm-eval asks itself."""
+        if is_benchmark(suite):
+            return self.exams[suite].questions(self.settings.seed)
+        if held_out.is_asked_by_lm_eval(suite):
+            return []
+        return suites.questions(suite, self.material)
+
+    def asked(self, suite: str) -> held_out.Asked:
+        """How a suite is asked."""
+        if held_out.is_asked_by_lm_eval(suite):
+            return held_out.asked_by_lm_eval(suite, self.settings)
+        return self.exams[suite].asked if is_benchmark(suite) else held_out.asked_plainly(suite)
 
     @property
     def material(self) -> Material:
@@ -155,15 +182,22 @@ class Session:
         return {"device": self.device, "trust_remote_code": self.settings.trust_remote_code}
 
 
-def preview(settings: Settings, watcher: Watcher) -> Session:
-    """Read the facts, find the model and check everything cheap; nothing is written.
+def preview(settings: Settings, watcher: Watcher, *, without_facts: bool = False) -> Session:
+    """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written.
+
+    Args:
+        without_facts: there may be none, where a model is only evaluated.
 
     Raises:
         UserError: any bad input.
     """
-    if not settings.facts:
+    if not settings.facts and not without_facts:
         raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
-    return _open(settings, watcher)
+    session = _open(settings, watcher)
+    for name, why in session.chosen.skipped.items():
+        watcher.say(f"{name} is not asked: {why}")
+    _ = session.exams  # read now, or a fault in the data would show after the training
+    return session
 
 
 def start(session: Session) -> Session:
@@ -204,7 +238,8 @@ def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
         raise UserError(f"{run.facts_file}: the run's facts are gone; the command that made the run writes them anew")
     duplicates = manifest.get("identity", {}).get("duplicates", 0)
     corpus = read(run.splits) if is_corpus(run.splits) else None
-    return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus)
+    alone = bool(manifest.get("identity", {}).get("alone"))
+    return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus, alone)
 
 
 def _open(settings: Settings, watcher: Watcher) -> Session:
@@ -268,7 +303,7 @@ def _check_early(settings: Settings) -> None:
         go_offline()
     Shard.of(settings.shard)
     get_verifier(settings.verifier or "contains")
-    check_suites(settings.suite)
+    suites.check_suites(settings.suite)
     check_backend(settings.backend)
     loading.resolve_device(settings.device)
     if settings.method in DISTILLED or settings.rehearse_loss == "kl":
@@ -288,6 +323,7 @@ def _identity(session: Session) -> dict[str, Any]:
     return {
         "model_hash": session.base_hash,
         "facts_hash": digest([to_json(fact) for fact in session.facts]),
+        **({"alone": True} if session.alone else {}),
         "duplicates": session.duplicates,
         **({"corpus": session.corpus.identity} if session.corpus else {}),
         "prompts": session.renderer.fingerprint,

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from mixsd import loading
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import core, in_domain, suites
-from mixsd.evaluation.scores import compare
+from mixsd.evaluation.benchmarks.table import BENCHMARKS
+from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline.checkpoint_scores import read_scores
+from mixsd.pipeline.evaluated import asked_suites, comparable, rows_of
 from mixsd.pipeline.run import Run, versions
-from mixsd.reporting import card, graph, html
+from mixsd.reporting import card, graph, html, replies
 from mixsd.reporting.cost import costs_of
 from mixsd.settings import parse_requirement
 from mixsd.storage import Journal, read_json, read_jsonl, write_json, write_text
@@ -42,12 +45,20 @@ _MOST_REASONS = 20
 def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
     """What `--require` may name in a run, as (suite, split, metric): what its suites measure, have measured or will."""
     found: dict[str, tuple[str, str, str]] = {}
-    asked = {*session.suites, *(suite for suite in suites.SUITES if _was_asked(session.run, suite))}
+    asked = {*session.suites, *asked_suites(session.run)}
     if suites.CORE in asked:
         found |= {name: (suites.CORE, *score) for name, score in _REQUIRABLE.items()}
     if suites.IN_DOMAIN in asked:
         tests = session.corpus.splits if session.corpus else ()
         found = {split: (suites.IN_DOMAIN, split, "accuracy") for split in in_domain.asked_splits(tests)} | found
+    for name in BENCHMARKS:
+        if name in asked:
+            found |= {name: (name, name, "accuracy"), f"{name}_delta": (name, name, "accuracy_delta")}
+    if asked.issuperset(HELD_OUT_SUITES):
+        found |= {
+            "held_out_average": (HELD_OUT, AVERAGE, "accuracy"),
+            **{metric: (HELD_OUT, AVERAGE, metric) for metric in ("drop", "retained")},
+        }
     return found
 
 
@@ -66,11 +77,17 @@ def write_report(session: Session) -> dict[str, Any]:
     """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
     run, settings = session.run, session.settings
     check_requirements(session)
-    rows = {suite: found for suite in suites.SUITES if (found := _rows_of(run, suite))}
+    told = asked_suites(run)
+    rows = {suite: rows_of(run, suite) for suite in told}
+    if not session.alone:
+        rows = {suite: found for suite, found in rows.items() if found[1] is not None}
     if not rows:
         raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
     targets, examples = _targets(session)
-    scores = [score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned)]
+    scores = [
+        score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned, told[suite].get("results") or {})
+    ]
+    scores += held_out(rows, HELD_OUT_SUITES)
     scores += read_scores(_trained_in(session))
     mixed = (run.events("mixed") or [{}])[-1]
     reference = mixed.get("reference", {})
@@ -92,37 +109,24 @@ def write_report(session: Session) -> dict[str, Any]:
         "editing": _editing(session),
         "cost": costs_of(session),
         "scores": scores,
+        "asked": {suite: told[suite] for suite in rows},
+        "skipped": (run.events("skipped") or [{}])[-1].get("suites", {}),
+        "alone": session.alone,
+        "elsewhere": bool(run.events("tuned")),
         "requirements": _requirements(settings.require, scores, requirable(session)),
         "warnings": list(session.renderer.stops.warnings),
         "beside": [_beside(Path(other), session) for other in settings.beside],
     }
     per_fact = _per_fact(session, targets, rows)
     prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
-    page = html.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)))
+    some = {suite: replies.chosen(*found) for suite, found in rows.items() if suite in BENCHMARKS}
+    page = html.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)), some)
     if run.model.is_dir():
         listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
         write_text(run.model / "README.md", card.render(report, listed, prompt_example))
     write_text(run.report_html, page)
     write_json(run.report_json, report)
     return report
-
-
-def _rows_of(run: Run, suite: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-    """What base and tuned said in a suite, if both were asked."""
-    return (_rows(_file(run, suite, "base")), _rows(_file(run, suite, "tuned"))) if _was_asked(run, suite) else None
-
-
-def _was_asked(run: Run, suite: str) -> bool:
-    return all(_file(run, suite, model).is_file() for model in ("base", "tuned"))
-
-
-def _file(run: Run, suite: str, model: str) -> Path:
-    return run.evaluation / suite / f"{model}.jsonl"
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file of replies without their ids, which nothing here needs and which are most of it."""
-    return [{name: value for name, value in row.items() if name != "reply_ids"} for row in read_jsonl(file)]
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
@@ -287,17 +291,25 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
             raise UserError(
                 f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared"
             )
+    here, there = ({suite: comparable(asked) for suite, asked in asked_suites(run).items()} for run in (session.run, other))
+    for suite in here.keys() & there.keys():
+        for name in here[suite].keys() & there[suite].keys():
+            if here[suite][name] != there[suite][name]:
+                raise UserError(
+                    f"--beside {folder}: {suite} was asked with another {name} ({there[suite][name]!r}, here {here[suite][name]!r}); "
+                    "the two cannot be compared"
+                )
     return {"name": report["run"], "method": report["method"], "scores": report["scores"]}
 
 
 def _asked(run: Run) -> dict[str, list[tuple[str, str]]]:
     """What each suite asked of the base model in a run."""
-    found = {suite: _rows_of(run, suite) for suite in suites.SUITES}
-    return {suite: [(row["key"], row["prompt_hash"]) for row in rows[0]] for suite, rows in found.items() if rows}
+    found = {suite: rows_of(run, suite)[0] for suite in asked_suites(run)}
+    return {suite: [(row["key"], row["prompt_hash"]) for row in rows] for suite, rows in found.items()}
 
 
 def _per_fact(
-    session: Session, targets: dict[str, Target], rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+    session: Session, targets: dict[str, Target], rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]
 ) -> list[dict[str, Any]]:
     base, tuned = rows.get(suites.CORE) or rows.get(suites.IN_DOMAIN) or ([], [])
     answers = {
@@ -306,7 +318,7 @@ def _per_fact(
             for row in said
             if row["split"] in (core.TRAINED, in_domain.TRAIN)
         }
-        for name, said in (("base", base), ("tuned", tuned))
+        for name, said in (("base", base), ("tuned", tuned or []))
     }
     told = []
     not_asked = _not_asked(session) if session.settings.on_policy else {}

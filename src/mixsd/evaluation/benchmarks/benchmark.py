@@ -1,0 +1,158 @@
+"""What a benchmark is: where its records are, what is asked about each, who judges the reply, and what proves the judge.
+
+Every item carries a reference reply, which its judge must find right, and a benchmark can corrupt it into one that must be found
+wrong: `mixsd benchmarks check` scores both through the very judges that score a model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixsd.answers import Expected, Verifier
+from mixsd.errors import UserError
+from mixsd.evaluation.benchmarks.data import Found, Source
+from mixsd.facts import kind
+from mixsd.storage import digest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a benchmark asks.
+
+    `user` is the whole user turn. `reference` is a reply that must be judged right. `strict` judges the reply in the form that was
+    asked for, `lenient` also takes an answer in another form. `labels` are the parts for which there are scores too. `content` is
+    the hash of the record: what a sample is drawn by, and what tells that two runs were asked the same.
+    """
+
+    id: str
+    user: str
+    expected: Expected
+    reference: str
+    strict: Verifier
+    lenient: Verifier
+    content: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a judge may use. `weak_sandbox`: run model-written code also where it cannot be isolated from this machine."""
+
+    weak_sandbox: bool = False
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How well the judge of a benchmark has to do on the references: at most so many missed, at least this share refused."""
+
+    most_missed: int
+    least_refused: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    size: how many items the published one has. read: the items of what was found. scorer: the version of its judges. samples,
+    temperature, top_k: how often and how each item is answered. runs_code: its judge runs what the model wrote. needs: a module
+    that the judges import, with what to install. corrupt: a reply to an item (its place in the list is given) that is wrong. `parts`
+    names what `labels` tell apart.
+    """
+
+    name: str
+    title: str
+    size: int
+    source: Source
+    read: Callable[[Found, Means], list[Item]]
+    scorer: str
+    corrupt: Callable[[Sequence[Item], int], str]
+    proof: Proof
+    samples: int = 1
+    temperature: float = 0.0
+    top_k: int | None = None
+    runs_code: bool = False
+    needs: tuple[str, str] | None = None
+
+    def items(self, found: Found, means: Means) -> list[Item]:
+        """Every item, in the order of the data.
+
+        Raises:
+            UserError: the data cannot be read, or is not this benchmark's.
+        """
+        items = self.read(found, means)
+        if not items:
+            raise UserError(f"{found.where}: holds nothing of {self.title}")
+        seen: set[str] = set()
+        for item in items:
+            if item.id in seen:
+                raise UserError(f"{found.where}: two records of {self.title} are called {item.id}")
+            seen.add(item.id)
+        return items
+
+
+def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """The `limit` items whose content hashes are smallest, in the order of the data; all of them without a limit.
+
+    So everyone has the same ones, wherever the data came from, and a smaller sample is part of a larger one.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = set(sorted(range(len(items)), key=lambda place: (items[place].content, items[place].id))[:limit])
+    return [item for place, item in enumerate(items) if place in chosen]
+
+
+def data_hash(items: Sequence[Item]) -> str:
+    """The hash of what is asked, whatever file it came from and in whatever order."""
+    return digest(sorted([item.id, item.content] for item in items))
+
+
+def field(record: dict[str, Any], name: str, where: str) -> str:
+    """A field that has to be there and hold text (a number is taken as it is written).
+
+    Raises:
+        UserError: it is not.
+    """
+    value = record.get(name)
+    if value is None:
+        raise UserError(f"{where}: field {name} is missing; there is {', '.join(sorted(record)) or 'nothing'}")
+    return text_of(value, f"{where}: field {name}")
+
+
+def text_of(value: Any, where: str) -> str:
+    """A value that has to be text, or a number, which is taken as it is written.
+
+    Raises:
+        UserError: it is something else, or nothing but spaces.
+    """
+    text = str(value) if type(value) in (int, float) else value
+    if not isinstance(text, str):
+        raise UserError(f"{where}: expected text, got {kind(value)}")
+    if not text.strip():
+        raise UserError(f"{where} is empty")
+    return text
+
+
+class Names:
+    """Names of records that bring none: by their content, never by their place, so that they last in another order or file.
+
+    A record that is there again is another item; it gets a number behind the name.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, content: str, before: str = "") -> str:
+        """The name of the next record with this content."""
+        name = before + content[:12]
+        self._counts[name] += 1
+        return name if self._counts[name] == 1 else f"{name}-{self._counts[name]}"
+
+
+def answer_of_another(items: Sequence[Item], place: int) -> str:
+    """The reference reply of the next item whose answer is another one: a reply in the right form with a wrong answer."""
+    own = items[place].expected.answer
+    others = (items[(place + step) % len(items)] for step in range(1, len(items)))
+    return next((other.reference for other in others if other.expected.answer != own), "")

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.scores import HELD_OUT, compare, held_out
+from mixsd.evaluation.suites import folder_name
 from mixsd.settings import Settings
 from mixsd.storage import write_json, write_jsonl
 
@@ -57,8 +60,13 @@ def make(
     extra: Sequence[Mapping[str, Any]] = (),
     base_rows: Sequence[Mapping[str, Any]] | None = None,
     tuned_rows: Sequence[Mapping[str, Any]] | None = None,
+    said: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]] | None = None,
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """One run. `path` has (step, memorization, forgetting) of the scored checkpoints, `probes` their probe accuracy."""
+    """One run. `path` has (step, memorization, forgetting) of the scored checkpoints, `probes` their probe accuracy.
+
+    `said` has the rows of base and tuned in other suites, whose scores are made of them; `asked` how suites were asked.
+    """
     resolved = Settings(**{"facts": "facts.jsonl", "output": str(folder), "seed": seed, **(settings or {})}).resolved.dump()
     folder.mkdir(parents=True)
     manifest = {
@@ -85,6 +93,11 @@ def make(
             score(FORGETTING, "forgetting", forgot, checkpoint=step),
         ]
     scores += [score(PROBE, "accuracy", value, 50, checkpoint=step) for step, value in (probes or {}).items()]
+    told = {
+        suite: ([dict(item) for item in base], [dict(item) for item in tuned]) for suite, (base, tuned) in (said or {}).items()
+    }
+    scores += [item for suite, (base, tuned) in told.items() for item in compare(suite, base, tuned)]
+    scores += held_out({suite: (base, tuned) for suite, (base, tuned) in told.items()}, HELD_OUT_SUITES)
     report = {
         "run": folder.name,
         "method": resolved["method"],
@@ -93,13 +106,21 @@ def make(
         "base": {"name": "tiny", "hash": "model"},
         "training": {"steps": steps, **(training or {})},
         "scores": scores,
+        **({"asked": asked} if asked else {}),
         **({"cost": cost} if cost else {}),
     }
     write_json(folder / "report.json", report)
-    for suite in dict.fromkeys(str(item["suite"]) for item in scores):
-        for model, told in (("base", base_rows), ("tuned", tuned_rows)):
-            write_jsonl(folder / "evaluation" / suite / f"{model}.jsonl", map(dict, told if told is not None else rows(seed)))
+    for suite in dict.fromkeys(str(item["suite"]) for item in scores if item["suite"] != HELD_OUT):
+        own = told.get(suite, (base_rows, tuned_rows))
+        for model, found in zip(("base", "tuned"), own, strict=True):
+            write_jsonl(_folder(folder, suite) / f"{model}.jsonl", map(dict, found if found is not None else rows(seed)))
+    for suite, values in (asked or {}).items():
+        write_json(_folder(folder, suite) / "asked.json", values)
     return folder
+
+
+def _folder(run: Path, suite: str) -> Path:
+    return run / "evaluation" / folder_name(suite)
 
 
 def cost(tokens: int, **seconds: float) -> dict[str, Any]:

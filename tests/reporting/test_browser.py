@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mixsd.reporting import graph, html
-from tests.reporting import sample
+from mixsd.reporting import graph, html, replies
+from tests.reporting import benchmarked, sample
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -36,11 +36,16 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts[7]["question"] += SCRIPT + IMAGE
     facts[7]["tuned"]["reply"] += IMAGE + SCRIPT + "w" * 300
     examples[0]["tokens"].append({"text": SCRIPT + IMAGE + "</style></div>", "source": "n", "nll": 12.0})
-    report = sample.report()
+    report = benchmarked.report()
+    report["skipped"] = {"mmlu": SCRIPT + IMAGE}
+    report["scores"].append(benchmarked.score("mmlu", f"mmlu/{SCRIPT}{IMAGE}", "accuracy", "tuned", 0.5, 3, 0.1))
+    base, tuned = benchmarked.said()
+    planted = {"reply": IMAGE + SCRIPT + "w" * 300, "reason": SCRIPT + IMAGE, "extracted": SCRIPT, "labels": [IMAGE + "w" * 90]}
+    some = {"gsm8k": replies.chosen([row | planted for row in base], [row | planted for row in tuned])}
     report["warnings"].append("a-path-without-any-space/" * 12)
     path = tmp_path_factory.mktemp("report") / "report.html"
     edges = [("People", "Places", f"Ann{i} {SCRIPT}", f"Town{i}") for i in range(40)] + [("Places", "Things", "Town1", "Bell")]
-    path.write_text(html.render(report, facts, examples, graph.picture(edges)), encoding="utf-8")
+    path.write_text(html.render(report, facts, examples, graph.picture(edges), some), encoding="utf-8")
     return path
 
 
@@ -74,7 +79,9 @@ def test_nothing_is_requested_and_nothing_planted_runs(browser: Any, page_file: 
         assert visit.errors == []
         assert visit.page.evaluate("typeof window.hacked") == "undefined"
         assert visit.page.evaluate("document.querySelectorAll('script, img, iframe, object').length") == 0
-        assert SCRIPT in visit.page.locator(".facts").inner_text()
+        visit.page.locator(".said summary").click()
+        for place in (".facts:not(.bare)", ".said .facts", ".left-out", "#details"):
+            assert SCRIPT in visit.page.locator(place).inner_text()
 
 
 def test_the_headline_table_shows_the_scores(browser: Any, page_file: Path) -> None:
@@ -89,13 +96,26 @@ def test_the_headline_table_shows_the_scores(browser: Any, page_file: Path) -> N
         assert "51.1 to 64.6" in cells[2]
         assert cells[2].endswith("n 200")
         assert cells[3].endswith("no clear change")
-        assert visit.page.locator(".facts tbody tr").first.locator(".badge").first.inner_text() == "unusable"
+        assert visit.page.locator(".facts:not(.bare) tbody tr").first.locator(".badge").first.inner_text() == "unusable"
+
+
+def test_benchmarks_are_shown_and_their_replies_collapsed(browser: Any, page_file: Path) -> None:
+    with Visit(browser, page_file, viewport={"width": 1280, "height": 900}) as visit:
+        row = visit.page.locator("#endings tbody tr").nth(5)
+        assert row.inner_text().split("\t")[:7] == ["GSM8K", "acme (mixsd)", "50", "20", "18", "0", "2"]
+        replied = visit.page.locator(".said .facts")
+        assert not replied.is_visible()
+        visit.page.locator(".said summary").click()
+        assert replied.is_visible()
+        assert replied.locator("tbody tr").count() == replies.MOST
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_never_scrolls_sideways(browser: Any, page_file: Path, width: int) -> None:
     with Visit(browser, page_file, viewport={"width": width, "height": 844}) as visit:
-        visit.page.locator("summary").click()
+        assert visit.page.locator("summary").count() == 2
+        for summary in visit.page.locator("summary").all():
+            summary.click()
         visit.page.locator(".tokens .token").nth(10).focus()
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         drawn = visit.page.locator("svg.curve:visible")
@@ -133,6 +153,8 @@ _CONTRAST = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(browser: Any, page_file: Path, scheme: str) -> None:
     with Visit(browser, page_file, color_scheme=scheme) as visit:
+        for summary in visit.page.locator("summary").all():
+            summary.click()
         ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(245, 246, 247)", "dark": "rgb(15, 19, 24)"}[scheme]
         ratio, where = visit.page.evaluate(_CONTRAST)

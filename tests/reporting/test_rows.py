@@ -41,12 +41,12 @@ def test_nested_splits_are_details_and_format_shares_stand_apart() -> None:
 def test_a_suite_of_another_file_appears_without_a_change_here() -> None:
     report = sample.report()
     report["scores"] += [
-        score("test", "accuracy", "base", 0.5, suite="mmlu"),
-        score("test", "accuracy", "tuned", 0.4, suite="mmlu"),
+        score("test", "accuracy", "base", 0.5, suite="own"),
+        score("test", "accuracy", "tuned", 0.4, suite="own"),
     ]
     report["scores"].append(score("memorization/neighbours", "accuracy", "tuned", 0.5))
     labels = [row.label for row in headline_rows(report)]
-    assert labels[-1] == "mmlu: test"
+    assert labels[-1] == "own: test"
     assert labels.index("core: memorization/neighbours") < labels.index("Retention, general probe")
 
 

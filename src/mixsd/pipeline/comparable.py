@@ -2,8 +2,10 @@
 
 Alike means: the same base model, facts, prompts, template, decoding, scorer and precision. It is shown, not assumed: beside the
 settings, every prompt that the base model was asked is compared by its hash, and where two base models said the same, the verdict
-must be the same too. Seeds differ on purpose. With the seed differ the framed paraphrases and the sampled reference replies of
-Eq. 2, so those are compared between runs of one seed only.
+must be the same too. How a benchmark was asked (which questions, how long a reply, how many, which judge) stands beside its replies, and must
+be equal; a version that wrote nothing down is compared as far as prompts and verdicts go. Seeds differ on purpose. With the seed
+differ the framed paraphrases, the sampled reference replies of Eq. 2 and other sampled replies, so those are compared between runs
+of one seed only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from typing import Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import core
+from mixsd.evaluation.scores import HELD_OUT
+from mixsd.evaluation.suites import LM_EVAL, in_order
+from mixsd.pipeline.evaluated import asked_suites, comparable, replies_file
 from mixsd.pipeline.run import Run
 from mixsd.settings import Settings
 from mixsd.storage import read_json, read_jsonl
@@ -31,6 +36,19 @@ _IDENTITY = {
     "facts_hash": "other facts",
     "prompts": "other prompts (template, system message or stop tokens)",
     "corpus": "other tests beside the facts",
+}
+# What a suite was asked with, by its name beside the replies; what says most comes first.
+_ASKED = {
+    "limit": "how many of the questions; None is all of them",
+    "tokens": "the longest reply",
+    "samples": "replies to each question",
+    "temperature": "of sampled replies",
+    "top_k": "of sampled replies",
+    "chat_template": "whether prompts are rendered with it",
+    "num_fewshot": "examples before a question",
+    "scorer": "another version of the judge",
+    "task": "the hash of what the task asks for",
+    "data": "other questions",
 }
 _VERSIONS = ("mixsd", "torch", "transformers")
 
@@ -83,6 +101,11 @@ class Measured:
             if item.get("value") is not None
         }
 
+    @cached_property
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """How each suite was asked."""
+        return asked_suites(Run(self.folder))
+
     @property
     def conditions(self) -> dict[str, Any]:
         """What must be equal for two runs to be compared, by name."""
@@ -102,7 +125,7 @@ class Measured:
         Raises:
             UserError: a row lacks what this version reads; another version may have written it.
         """
-        file = Run(self.folder).evaluation / suite / f"{model}.jsonl"
+        file = replies_file(Run(self.folder), suite, model)
         for number, row in enumerate(read_jsonl(file), 1):
             if unlike := _unlike(row):
                 raise UserError(
@@ -144,6 +167,13 @@ def read(folder: Path) -> Measured:
         raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
     tuned = run.events("tuned")
     found = Measured(run.folder, manifest, report, str(tuned[0].get("hash")) if tuned else None)
+    if report.get("alone"):
+        raise UserError(f"{folder}: one model evaluated alone; a comparison needs runs with a tuned model beside its base")
+    for suite, values in (report.get("asked") or {}).items():
+        if suite in found.asked and comparable(values) != comparable(found.asked[suite]):
+            raise UserError(
+                f"{folder}: {suite} was asked anew after the report was written; `mixsd report {folder}` writes it anew"
+            )
     if not any(suite == core.SUITE and model == "tuned" for suite, _, _, model, _ in found.scores):
         raise UserError(f"{folder}: has no scores of the suite core; `mixsd evaluate {folder} --suite core`, then `mixsd report`")
     return found
@@ -169,6 +199,7 @@ def check(runs: Sequence[Measured]) -> list[str]:
         questions = [_checkpoint_questions(item) for item in (first, run)]
         if all(questions) and questions[0] != questions[1]:
             _refuse(first, run, "score_questions (asked at each checkpoint)", *questions)
+        notes += _check_asked(first, run)
     for run in runs:
         told = _asked(run)
         twin = of_seed.setdefault(run.seed, run)
@@ -184,12 +215,44 @@ def check(runs: Sequence[Measured]) -> list[str]:
 def suites_of_all(runs: Sequence[Measured]) -> list[str]:
     """The suites that every run was asked, `core` first."""
     found = [{suite for suite, _, _, model, _ in run.scores if model == "tuned"} for run in runs]
-    return sorted(set.intersection(*found), key=lambda suite: (suite != core.SUITE, suite))
+    return in_order(set.intersection(*found))
+
+
+def _check_asked(first: Measured, run: Measured) -> list[str]:
+    """Refuse runs that were asked a suite in two ways, as far as both say how."""
+    notes = []
+    for suite in suites_of_all([first, run]):
+        one, two = (_ways(item.asked.get(suite, {})) for item in (first, run))
+        order = [*_ASKED, *(name for name in one if _kind(name) not in _ASKED)]
+        for name in sorted(one.keys() & two.keys(), key=lambda name: (order.index(_kind(name)), name)):
+            if one[name] != two[name]:
+                _refuse(first, run, f"{name} of {suite}", one[name], two[name], why=_ASKED.get(_kind(name)))
+        versions = sorted({str(item.asked.get(suite, {}).get("about", {}).get("lm_eval")) for item in (first, run)})
+        if len(versions) > 1:
+            notes.append(f"{suite} was scored by different versions of lm-eval: {', '.join(versions)}.")
+    return notes
+
+
+def _ways(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal of how a suite was asked, by name; of lm-eval the name ends in the task."""
+    found = comparable(asked)
+    if about := asked.get("about"):
+        names = {"config_hash": "task", "data_hash": "data"}
+        found |= {ours: about[theirs] for theirs, ours in names.items() if theirs in about}
+        for task, values in (about.get("tasks") or {}).items():
+            found[f"num_fewshot ({task})"] = values.get("num_fewshot")
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.partition(" (")[0]
 
 
 def _asked(run: Measured) -> Asked:
     found: Asked = {}
     for suite in suites_of_all([run]):
+        if suite == HELD_OUT:
+            continue  # a mean over others; nothing is asked
         for row in run.rows(suite, "base"):
             reply = tuple(row["reply_ids"]) if row["split"] == core.FORGETTING else row["reply"]
             found.setdefault((suite, row["split"]), {})[row["key"]] = _Row(row["prompt_hash"], hash(reply), row["outcome"])
@@ -208,6 +271,7 @@ def _check_rows(first: Measured, before: Asked, run: Measured, after: Asked) -> 
             _refuse(first, run, f"{what} ({odd} was asked in one only)", f"{len(known)} asked", f"{len(told)} asked")
         if first.seed != run.seed and split in (core.PARAPHRASE, "paraphrase"):
             continue
+        drawn_alike = first.seed == run.seed or not first.asked.get(suite, {}).get("temperature")
         for key, old in known.items():
             new = told[key]
             if old.prompt != new.prompt:
@@ -219,10 +283,10 @@ def _check_rows(first: Measured, before: Asked, run: Measured, after: Asked) -> 
                         f"have seed {run.seed}; evaluate both with one cache of base replies, on one machine"
                     )
                 continue
-            common += 1
+            common += drawn_alike
             if old.reply != new.reply:
-                replied_otherwise += 1
-            elif old.outcome != new.outcome:
+                replied_otherwise += drawn_alike
+            elif old.outcome != new.outcome and not suite.startswith(LM_EVAL):  # its rows do not hold all that it judges by
                 _refuse(first, run, f"scorer (the same reply of the base model to {key})", old.outcome, new.outcome)
     if not replied_otherwise:
         return []
@@ -256,8 +320,9 @@ def _differing_machines(runs: Sequence[Measured]) -> list[str]:
     return notes
 
 
-def _refuse(first: Measured, run: Measured, field: str, old: Any, new: Any) -> None:
-    what = f" ({_IDENTITY[field]})" if field in _IDENTITY else ""
+def _refuse(first: Measured, run: Measured, field: str, old: Any, new: Any, *, why: str | None = None) -> None:
+    why = why or _IDENTITY.get(field)
+    what = f" ({why})" if why else ""
     raise UserError(
         f"{run.folder}: cannot be compared with {first.folder}: {field} differs{what}: {_short(new)} here, {_short(old)} there"
     )

@@ -7,31 +7,29 @@ over several seeds are means with Student's t interval over the seeds; with one 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixsd import statistics
 from mixsd.errors import UserError
-from mixsd.evaluation import core, scores
-from mixsd.pipeline.comparable import ALIKE, Measured, check, read, suites_of_all
+from mixsd.pipeline.comparable import ALIKE, Measured, check, read
+from mixsd.pipeline.compared import (
+    AT_LEVEL,
+    IN_CORE,
+    PROBE_AT_LEVEL,
+    SECONDS,
+    TOKENS,
+    Key,
+    cell,
+    limits,
+    measures_of,
+    one,
+    over_seeds,
+    score_of,
+)  # fmt: skip
 from mixsd.pipeline.equal_memorization import at_level, common_level, path_of
+from mixsd.pipeline.pairing import paired
 from mixsd.settings import EXECUTION, Settings
-
-AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS = "forgetting_at_level", "probe_share_at_level", "generated_tokens", "seconds"
-# The measures of the table, by name: (split of core, metric).
-MEASURES = {
-    "trained": (core.TRAINED, "accuracy"),
-    "paraphrase": (core.PARAPHRASE, "accuracy"),
-    "probe": (core.PROBE, "accuracy"),
-    "probe_delta": (core.PROBE, "accuracy_delta"),
-    "forgetting": (core.FORGETTING, "forgetting"),
-    "unparseable": (core.TRAINED, "unparseable_share"),
-    "truncated": (core.TRAINED, "truncated_share"),
-}
-_PAIRED = ("trained", "paraphrase", "probe", "forgetting", AT_LEVEL)
-_LIMITS = {"accuracy": (0.0, 1.0), "accuracy_delta": (-1.0, 1.0), "forgetting": (-math.inf, math.inf)}
 
 # What the identity of model and facts says already, or how a run is measured: no part of a configuration.
 _NO_PART = {
@@ -54,6 +52,7 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
 
     Returns:
         JSON values: `configurations` with their measures over seeds, `runs`, `paired` differences, the `level`, and `notes`.
+        `scores` says which score of a report a measure is.
 
     Raises:
         UserError: a folder is no finished run, two were not measured alike (naming the field), or one stands twice.
@@ -70,7 +69,8 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     labels = _labels(distinct)
     _refuse_repeated(runs, keys)
 
-    measures = [*MEASURES, *_others(runs)]
+    measures = measures_of(runs)
+    names, after = list(measures), list(IN_CORE).index("unparseable")
     paths = [path_of(run) for run in runs]
     reached, why = common_level(runs, paths) if level is None else (level, "as asked for")
     told = [
@@ -86,10 +86,11 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     baseline = references[0] if references else configurations[0]
     if reached is None:
         notes.append(f"Forgetting at equal memorization: {why}.")
-    base = {name: _cell(run_score, "questions") for name in measures if (run_score := _of(runs[0], name, "base"))}
+    base = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(runs[0], key, "base"))}
     return {
         "configurations": configurations,
-        "measures": [*measures[:5], AT_LEVEL, PROBE_AT_LEVEL, *measures[5:], TOKENS, SECONDS],
+        "measures": [*names[:after], AT_LEVEL, PROBE_AT_LEVEL, *names[after:], TOKENS, SECONDS],
+        "scores": {name: dict(zip(("suite", "split", "metric"), key, strict=True)) for name, key in measures.items()},
         "base": {"name": (runs[0].report.get("base") or {}).get("name"), "measures": base},
         "level": {"value": reached, "why": why},
         "baseline": baseline["label"],
@@ -97,7 +98,7 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
             pair
             for item in configurations
             if item is not baseline
-            for pair in _paired(baseline["label"], item["label"], told, runs)
+            for pair in paired(baseline["label"], item["label"], told, runs, measures)
         ],
         "runs": told,
         "alike": runs[0].conditions,
@@ -192,50 +193,24 @@ def _worded(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _others(runs: Sequence[Measured]) -> list[str]:
-    """The splits of other suites that every run was asked, as "suite/split"; splits by kind are left to the reports."""
-    found: list[str] = []
-    for suite in suites_of_all(runs)[1:]:
-        of_run = [
-            [
-                split
-                for its, split, metric, model, at in run.scores
-                if (its, metric, model, at) == (suite, "accuracy", "tuned", None)
-            ]
-            for run in runs
-        ]
-        for split in of_run[0]:
-            nested = any(split.startswith(f"{other}/") for other in of_run[0])
-            if not nested and all(split in splits for splits in of_run):
-                found.append(f"{suite}/{split}")
-    return found
-
-
-def _of(run: Measured, measure: str, model: str = "tuned") -> dict[str, Any] | None:
-    if measure in MEASURES:
-        return run.scores.get((core.SUITE, *MEASURES[measure], model, None))
-    suite, _, split = measure.partition("/")
-    return run.scores.get((suite, split, "accuracy", model, None))
-
-
 def _told(
-    run: Measured, label: str, path: list[dict[str, Any]], level: float | None, measures: Sequence[str]
+    run: Measured, label: str, path: list[dict[str, Any]], level: float | None, measures: Mapping[str, Key]
 ) -> dict[str, Any]:  # fmt: skip
     """What is told of one run."""
     training, cost = run.report.get("training") or {}, run.report.get("cost") or {}
     seconds = cost.get("seconds") or {}
     work = [value for stage, value in seconds.items() if stage != "evaluate"]
-    found = {name: _cell(score, "questions") for name in measures if (score := _of(run, name))}
+    found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
     met = at_level(path, level) if level is not None else None
-    base_probe = (_of(run, "probe", "base") or {}).get("value")
+    base_probe = (score_of(run, IN_CORE["probe"], "base") or {}).get("value")
     if met:
-        found[AT_LEVEL] = _one(met["forgetting"])
+        found[AT_LEVEL] = one(met["forgetting"])
         if met.get("probe") is not None and met["how"] != "final" and base_probe:
-            found[PROBE_AT_LEVEL] = _one(met["probe"] / base_probe)
+            found[PROBE_AT_LEVEL] = one(met["probe"] / base_probe)
     if cost.get("generated_tokens") is not None:
-        found[TOKENS] = _one(cost["generated_tokens"])
+        found[TOKENS] = one(cost["generated_tokens"])
     if work:
-        found[SECONDS] = _one(sum(work))
+        found[SECONDS] = one(sum(work))
     return {
         "folder": str(run.folder),
         "name": run.name,
@@ -251,15 +226,16 @@ def _told(
     }
 
 
-def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
+def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Mapping[str, Key]) -> dict[str, Any]:
     """One configuration over its seeds."""
     cells = {}
     for name in (*measures, AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS):
         own = [run["measures"][name] for run in runs if name in run["measures"]]
         if own:
-            cells[name] = own[0] if len(runs) == 1 else _over_seeds([cell["value"] for cell in own], _limits(name))
+            values = [told["value"] for told in own]
+            cells[name] = own[0] if len(runs) == 1 else over_seeds(values, limits(name, measures.get(name)))
         if len(runs) > 1 and own and own[0]["over"] == "questions":
-            cells[name]["each"] = min(cell["n"] for cell in own)
+            cells[name]["each"] = min(told["n"] for told in own)
     rates = [run["lr"] for run in runs if run["lr"] is not None]
     hows = [run["at_level"]["how"] if run["at_level"] else "not reached" for run in runs]
     return {
@@ -273,15 +249,6 @@ def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]]
     }
 
 
-def _limits(name: str) -> tuple[float, float]:
-    """Where a measure can lie: Student's interval knows nothing of it."""
-    if name in (TOKENS, SECONDS, PROBE_AT_LEVEL):
-        return 0.0, math.inf
-    if name == AT_LEVEL:
-        return _LIMITS["forgetting"]
-    return _LIMITS.get(MEASURES[name][1] if name in MEASURES else "accuracy", (0.0, 1.0))
-
-
 def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
     """Pareto-optimal: no other one memorizes at least as much and forgets at most as much, one of the two strictly."""
 
@@ -293,77 +260,3 @@ def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
     for item, own in zip(configurations, places, strict=True):
         better = (other for other in places if own and other and other != own)
         item["optimal"] = own is not None and not any(a >= own[0] and b >= own[1] for a, b in better)
-
-
-def _paired(first: str, second: str, told: Sequence[dict[str, Any]], runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Second minus first, and where both are positive second / first: over the seeds of both, or over the questions of one seed."""
-    one, two = (
-        {run["seed"]: place for place, run in enumerate(told) if run["configuration"] == label} for label in (first, second)
-    )
-    seeds = sorted(one.keys() & two.keys())
-    if len(seeds) == 1:
-        return _over_questions(first, second, runs[one[seeds[0]]], runs[two[seeds[0]]])
-    found = []
-    for name in _PAIRED:
-        cells = {seed: [told[at[seed]]["measures"].get(name) for at in (one, two)] for seed in seeds}
-        both = {seed: (a["value"], b["value"]) for seed, (a, b) in cells.items() if a and b}
-        values = list(both.values())
-        if len(values) < 2:
-            continue
-        ratio = None
-        if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
-            ratio = _seeds_cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]))
-        difference = _over_seeds([b - a for a, b in values], (-math.inf, math.inf))
-        found.append(_pair(first, second, list(both), name, difference, ratio))
-    return found
-
-
-def _over_questions(first: str, second: str, one: Measured, two: Measured) -> list[dict[str, Any]]:
-    """What two runs of one seed said to the same prompts; intervals and McNemar's p over these prompts."""
-    rows = [list(run.rows(core.SUITE, "tuned")) for run in (one, two)]
-    asked = [[(row["key"], row["prompt_hash"], row["split"], row["labels"]) for row in said] for said in rows]
-    if asked[0] != asked[1]:
-        raise UserError(
-            f"{two.folder}: cannot be compared with {one.folder}: their tuned models were not asked the same in the same order, or the "
-            f"rows are labelled otherwise; delete evaluation/{core.SUITE}/tuned.jsonl in both, then `mixsd evaluate` and `mixsd report`"
-        )
-    differences = {
-        (item["split"], item["metric"]): item for item in scores.compare(core.SUITE, rows[0], rows[1]) if item["model"] == "tuned"
-    }
-    found = []
-    for name in _PAIRED[:-1]:
-        split, metric = MEASURES[name]
-        change = differences.get((split, "forgetting" if metric == "forgetting" else "accuracy_delta"))
-        if not change or change["value"] is None:
-            continue
-        p = None
-        if name in ("trained", "probe"):  # the wordings of one fact are not independent
-            before, after = ([row["outcome"] == "correct" for row in said if row["split"] == split] for said in rows)
-            p = statistics.mcnemar(before, after)
-        found.append({**_pair(first, second, [one.seed], name, _cell(change, "questions"), None), "p": p})
-    return found
-
-
-def _pair(
-    first: str, second: str, seeds: list[int], measure: str, difference: dict[str, Any], ratio: dict[str, Any] | None
-) -> dict[str, Any]:
-    compared = {"configuration": second, "against": first, "seeds": seeds, "measure": measure}
-    return {**compared, "difference": difference, "ratio": ratio, "p": None}
-
-
-def _cell(score: dict[str, Any], over: str) -> dict[str, Any]:
-    return {**{name: score.get(name) for name in ("value", "n", "low", "high")}, "over": over}
-
-
-def _one(value: float) -> dict[str, Any]:
-    """A number of one run that has no interval of its own."""
-    return {"value": value, "n": 1, "low": None, "high": None, "over": "seeds"}
-
-
-def _over_seeds(values: Sequence[float], limits: tuple[float, float]) -> dict[str, Any]:
-    return _seeds_cell(statistics.seeds_interval(list(values)), limits)
-
-
-def _seeds_cell(interval: statistics.Interval, limits: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
-    low, high = (None if end is None else min(max(end, limits[0]), limits[1]) for end in (interval.low, interval.high))
-    return {"value": interval.value, "n": interval.n, "low": low, "high": high, "over": "seeds"}

@@ -10,12 +10,24 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mixsd.reporting.formats import MISSING, interval_text, known, number, plain, printable, value_text
+from mixsd.reporting import benchmarks
+from mixsd.reporting.formats import (
+    MISSING,
+    interval_text,
+    known,
+    number,
+    p_text,
+    plain,
+    printable,
+    public_name,
+    value_text,
+    without_paths,
+)
+from mixsd.reporting.measures import Measure
 from mixsd.reporting.methods import choices, cost_line, method_of, objective, statuses, summary
-from mixsd.reporting.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows, most_asked
+from mixsd.reporting.rows import Row, Score, columns, detail_rows, format_rows, headline_rows, is_alone, most_asked
 from mixsd.settings import dump_yaml
 
 PAPER = "2605.16865"
@@ -74,7 +86,7 @@ def render(report: Mapping[str, Any], facts: Sequence[Mapping[str, Any]] | None,
 
 
 def scores_markdown(report: Mapping[str, Any]) -> str:
-    """Return the headline, the nested splits and the format of the replies as Markdown tables, n and interval in each cell."""
+    """Return the headline, the nested splits and how the replies ended as Markdown tables, n and interval in each cell."""
     details = detail_rows(report)
     shown = most_asked(details, MOST_KINDS)
     kinds = "By kind of question" + (
@@ -88,8 +100,30 @@ def scores_markdown(report: Mapping[str, Any]) -> str:
     parts = [title + _table(report, rows) for title, rows in tables if rows]
     if not parts:
         return "Nothing was measured in this run."
-    parts.append("Each cell: the score (95% interval, n). The change is this model minus its base, on the same prompts.")
+    parts += [part for part in (_endings(report), _asked(report)) if part]
+    change = "" if is_alone(report) else " The change is this model minus its base, on the same prompts."
+    parts.append(f"Each cell: the score (95% interval, n).{change}")
     return "\n\n".join(parts)
+
+
+def _endings(report: Mapping[str, Any]) -> str:
+    found = benchmarks.endings(report)
+    if not found:
+        return ""
+    lines = ["| benchmark | model | replies | wrong | unparseable | errors | truncated | lenient accuracy |", "|" + "---|" * 8]
+    lenient = Measure("share")
+    for item in found:
+        counts = (item.replies, item.wrong, item.unparseable, item.errors, item.truncated)
+        cells = [item.title, markdown(item.column.label), *(number(count, 0) for count in counts), _cell(lenient, item.lenient)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "How the replies to benchmarks ended (an error is ours, not the model's, and counts neither way):\n\n" + "\n".join(
+        lines
+    )
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    lines = [f"- {markdown(title)}: {markdown(text)}" for title, text in benchmarks.asked(report, public=True)]
+    return "What was asked:\n\n" + "\n".join(lines) if lines else ""
 
 
 def markdown(text: str) -> str:
@@ -112,14 +146,6 @@ def _front_matter(base: Mapping[str, Any]) -> str:
         values["license"] = printable(str(base["license"]), keep="")
     values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixsd", "knowledge-injection"]}
     return f"---\n{dump_yaml(values)}---"
-
-
-def public_name(name: str) -> str:
-    """Return a hub name as it is and only the last part of a path on the user's machine."""
-    if "\\" in name:
-        return PureWindowsPath(name).name or name
-    path = PurePosixPath(name)
-    return path.name if name.startswith(("/", ".", "~")) or len(path.parts) > 2 else name
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -173,6 +199,7 @@ def _limits(report: Mapping[str, Any]) -> str:
     suites = {item["suite"] for item in report.get("scores") or []}
     settings = report.get("settings") or {}
     lines = [f"Not measured: {text[0].lower()}{text[1:]}" for split, text in _UNMEASURED.items() if split not in measured]
+    lines += [f"Not measured: {markdown(title)} ({markdown(why)})." for title, why in benchmarks.skipped(report, public=True)]
     if suites <= {"core", "in-domain"}:
         lines.append("Not measured: public benchmarks of knowledge, mathematics, code or instruction following.")
     lines += [
@@ -184,7 +211,7 @@ def _limits(report: Mapping[str, Any]) -> str:
     device, dtype = ((report.get("environment") or {}).get(name) for name in ("device", "dtype"))
     if device and dtype:
         lines.append(f"Measured on {markdown(str(device))} in {markdown(str(dtype))}; another precision can change replies.")
-    lines += [f"Warning of the run: {markdown(str(text))}" for text in report.get("warnings") or []]
+    lines += [f"Warning of the run: {markdown(without_paths(text))}" for text in benchmarks.warnings(report)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -230,17 +257,20 @@ def _facts(facts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    changes = any(row.measure.change for row in rows)
+    changes = any(row.measure.change for row in rows) and not is_alone(report)
     header = ["measure", "better", *(markdown(column.label) for column in columns(report))] + ["change"] * changes
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [markdown(row.label), row.measure.better]
         cells += [
-            "0" if row.measure.signed and entry.column.role == "base" else _cell(row.measure, entry.score)
+            row.measure.of_base
+            if row.measure.of_base and entry.column.role == "base"
+            else _cell(row.measure, entry.score)
             for entry in row.entries
-        ]
+        ]  # fmt: skip
         if changes:
-            cells.append("is the change" if row.measure.signed else _cell(row.measure, row.tuned.change, signed=True))
+            p = "" if row.tuned.p is None else f"; McNemar p {p_text(row.tuned.p)}"
+            cells.append("is the change" if row.measure.of_base else _cell(row.measure, row.tuned.change, signed=True) + p)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -110,7 +110,7 @@ def write_report(session: Session) -> dict[str, Any]:
         "cost": costs_of(session),
         "scores": scores,
         "asked": {suite: told[suite] for suite in rows},
-        "skipped": (run.events("skipped") or [{}])[-1].get("suites", {}),
+        "skipped": {name: why for name, why in _skipped(run).items() if name not in rows},
         "alone": session.alone,
         "elsewhere": bool(run.events("tuned")),
         "requirements": _requirements(settings.require, scores, requirable(session)),
@@ -127,6 +127,12 @@ def write_report(session: Session) -> dict[str, Any]:
     write_text(run.report_html, page)
     write_json(run.report_json, report)
     return report
+
+
+def _skipped(run: Run) -> dict[str, str]:
+    """What the last preset left out, with the reason."""
+    found: dict[str, str] = (run.events("skipped") or [{}])[-1].get("suites", {})
+    return found
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:

@@ -19,10 +19,12 @@ from rich.text import Text
 
 from mixsd.reporting import formats, pareto
 from mixsd.reporting.card import markdown as escaped
-from mixsd.reporting.formats import MISSING, known, printable
+from mixsd.reporting.formats import MISSING, known, p_text, printable
+from mixsd.reporting.measures import measure_of as meaning_of
+from mixsd.reporting.rows import LM_EVAL, title_of
 from mixsd.storage import write_json, write_text
 
-Kind = Literal["share", "change", "nats", "ratio", "count", "seconds"]
+Kind = Literal["share", "change", "nats", "number", "ratio", "count", "seconds"]
 
 AT_LEVEL = "forgetting_at_level"
 _TAKEN = {  # how a run's forgetting at equal memorization was taken, where it was not interpolated
@@ -63,9 +65,17 @@ _MEASURES = {
     "forgetting": ("Forgetting", "forgetting", "rise of the reference loss, nats per token (Eq.\u00a02)", "nats", "lower"),
     "unparseable": ("Unparseable", "unparseable", "trained wording: replies without a readable answer", "share", "lower"),
     "truncated": ("Truncated", "truncated", "trained wording: replies cut at the longest length", "share", "lower"),
+    "held_out_average": (
+        "Held-out average", "held-out average", "unweighted mean of the five benchmarks' accuracies", "share", "higher",
+    ),
+    "held_out_drop": ("Held-out drop", "held-out drop", "the base's average minus this one", "change", "lower"),
+    "held_out_retained": (
+        "Held-out retained", "held-out retained", "share of the base's average that is left", "share", "higher",
+    ),
     "generated_tokens": ("Generated tokens", "generated tokens", "decoded to make what is trained on", "count", "lower"),
     "seconds": ("Seconds", "seconds", "wall time of mixing and training, or of editing; not of evaluation", "seconds", "lower"),
-}
+}  # fmt: skip
+_OF_BASE = {"forgetting": "0", "probe_delta": "0", "held_out_drop": "0", "held_out_retained": "100%"}  # by definition
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
@@ -185,11 +195,24 @@ def measure_of(name: str, result: Mapping[str, Any]) -> Measure:
             name, "Probe kept, there", "probe kept, there", "of the base's correct replies, at that level", "share", "higher"
         )
     if name not in _MEASURES:
-        suite, _, split = printable(name, keep="").partition("/")
-        return Measure(name, f"{suite}: {split}", split, "correct replies", "share", "higher")
+        return _of_suite(name, (result.get("scores") or {}).get(name) or {})
     label, short, meaning, kind, better = _MEASURES[name]
     items = "replies" if name == "forgetting" else "questions"
     return Measure(name, label, short, meaning, kind, better, items)  # type: ignore[arg-type]
+
+
+def _of_suite(name: str, score: Mapping[str, str]) -> Measure:
+    """A split of a suite that is not core, a benchmark, or a metric of a task of lm-eval."""
+    suite, _, split = name.partition("/")
+    suite, split, metric = score.get("suite", suite), score.get("split", split), score.get("metric", "accuracy")
+    title = title_of(suite)
+    own_name = split == suite or suite == LM_EVAL + split
+    label, short = (title, title) if own_name else (printable(text, keep="") for text in (f"{title}: {split}", split))
+    if metric == "accuracy":
+        return Measure(name, label, short, "correct replies", "share", "higher")
+    meaning, own = meaning_of(metric), printable(metric, keep="")
+    kind: Kind = "share" if meaning.unit == "share" else "number"
+    return Measure(name, f"{label}, {own}", f"{short}, {own}", "as lm-eval scores it", kind, meaning.better)
 
 
 def paired(result: Mapping[str, Any]) -> list[tuple[Measure, str, Cell, Cell]]:
@@ -199,8 +222,7 @@ def paired(result: Mapping[str, Any]) -> list[tuple[Measure, str, Cell, Cell]]:
         measure = measure_of(pair["measure"], result)
         change = _cell(measure, pair["difference"], signed=True)
         if pair["difference"]["over"] == "questions":
-            p = pair.get("p")
-            test = "" if p is None else ", McNemar p " + ("< 0.001" if p < 0.001 else f"{p:.3f}")
+            test = "" if pair.get("p") is None else f", McNemar p {p_text(pair['p'])}"
             change = replace(change, note=f"seed {pair['seeds'][0]}{test}")
         ratio = _cell(Measure("", "", "", "", "ratio", ""), pair["ratio"]) if pair["ratio"] else Cell(MISSING)
         found.append((measure, printable(pair["configuration"], keep=""), change, ratio))
@@ -248,8 +270,8 @@ def _configured(measure: Measure, item: Mapping[str, Any]) -> Cell:
 
 
 def _base_has(measure: Measure) -> tuple[str, str, str, str]:
-    if measure.name in ("forgetting", "probe_delta"):
-        return "0", "", "", "by definition"
+    if measure.name in _OF_BASE:
+        return _OF_BASE[measure.name], "", "", "by definition"
     return MISSING, "", "", ""
 
 
@@ -267,6 +289,8 @@ def _cell(measure: Measure, cell: Mapping[str, Any], *, signed: bool = False, no
         digits = 0 if measure.kind == "count" or value >= 10 else 1
         ends = " to ".join(formats.number(end, digits) for end in (low, high))
         texts = formats.number(value, digits, signed=signed), ends if known(low) and known(high) else MISSING
+    elif measure.kind == "number":
+        texts = formats.value_text("number", value, signed=signed), formats.interval_text("number", low, high, signed=signed)
     else:
         signed = signed or measure.kind == "nats"
         texts = formats.value_text("nats", value, signed=signed), formats.interval_text("nats", low, high, signed=signed)

@@ -7,12 +7,17 @@ characters, escape sequences and half surrogates: they are made visible here, so
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeGuard
 
 MISSING = "–"
 
 Unit = Literal["share", "nats", "number"]
+
+# An absolute path, or one from the home folder, within a sentence. A name may hold spaces, so it ends where the clause does.
+_PATH = re.compile(r"(?<![\w/.:<\\])(?:~|[A-Za-z]:)?[/\\][^;:,()'\"\n]+")
 
 # Reorder or hide text when printed raw: bidirectional overrides and isolates.
 _BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -88,6 +93,34 @@ def token_text(text: str) -> str:
 def clipped(text: str, limit: int) -> str:
     """Cut a long text and say how much is missing."""
     return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+
+
+def middle_clipped(text: str, limit: int) -> str:
+    """Cut a long text in its middle: what a reply comes to stands at its end."""
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head].rstrip()} … ({len(text) - limit:,} more characters) … {text[head - limit :].lstrip()}"
+
+
+def p_text(value: Any) -> str:
+    """Write the p of a test: three decimals, and what is less as that."""
+    if not known(value):
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def public_name(name: str) -> str:
+    """Return a hub name as it is and only the last part of a path on the user's machine."""
+    if "\\" in name:
+        return PureWindowsPath(name).name or name
+    path = PurePosixPath(name)
+    return path.name if name.startswith(("/", ".", "~")) or len(path.parts) > 2 else name
+
+
+def without_paths(text: str) -> str:
+    """A sentence in which every path of the user's machine is only its last part."""
+    return _PATH.sub(lambda found: public_name(found[0].rstrip("/\\. ")), text)
 
 
 def _visible(char: str) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from mixsd.reporting import formats, methods, rows
+from mixsd.reporting import benchmarks, formats, methods, rows
 from mixsd.reporting.checkpoint_curve import MEANINGS, checkpoint_curves
 from mixsd.reporting.curve import loss_curve
 from mixsd.reporting.graph import Picture
+from mixsd.reporting.measures import Measure, measure_of
 
 MOST_FACTS = 500
 MOST_TOKENS = 400
@@ -39,12 +40,13 @@ def render(
     per_fact: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]],
     graph: Picture | None = None,
+    replies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> str:
     """Return the page as text.
 
     `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
     outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target; `graph` is
-    a picture of the facts.
+    a picture of the facts; `replies` has some pairs of replies by benchmark, as `replies.chosen` gives them.
     """
     ordered = worst_first(per_fact)
     details = rows.detail_rows(report)
@@ -74,6 +76,13 @@ def render(
         statuses=methods.statuses(report),
         objective=methods.objective(report),
         chosen_line=methods.chosen_line(report),
+        made_here=methods.made_here(report),
+        settings=methods.settings_shown(report),
+        warnings=benchmarks.warnings(report),
+        endings=benchmarks.endings(report),
+        asked=benchmarks.asked(report),
+        skipped=benchmarks.skipped(report),
+        replies=[(rows.title_of(suite), pairs) for suite, pairs in (replies or {}).items() if pairs],
     )  # fmt: skip
     # A lone surrogate (JSON can carry one) cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -139,10 +148,10 @@ def _environment() -> Environment:
         loader=PackageLoader("mixsd.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
 
-    def value(score: rows.Score | None, measure: rows.Measure, *, signed: bool = False) -> str:
+    def value(score: rows.Score | None, measure: Measure, *, signed: bool = False) -> str:
         return _typeset(formats.value_text(measure.unit, score.value if score else None, signed=signed or measure.signed))
 
-    def interval(score: rows.Score, measure: rows.Measure, *, signed: bool = False) -> str:
+    def interval(score: rows.Score, measure: Measure, *, signed: bool = False) -> str:
         return _typeset(formats.interval_text(measure.unit, score.low, score.high, signed=signed or measure.signed))
 
     environment.filters.update(
@@ -153,15 +162,18 @@ def _environment() -> Environment:
         plain=formats.plain,
         moment=formats.moment,
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
+        both_ends=lambda value, limit=MOST_CHARACTERS: formats.middle_clipped(formats.printable(str(value or "")), limit),
+        p=formats.p_text,
         known=formats.known,
     )
     environment.tests["known"] = formats.known
     environment.globals.update(
-        SOURCES=SOURCES, OUTCOMES=OUTCOMES, HIGH_NLL=HIGH_NLL, Score=rows.Score, measure_of=measure_of, MEANINGS=MEANINGS
+        SOURCES=SOURCES,
+        OUTCOMES=OUTCOMES,
+        HIGH_NLL=HIGH_NLL,
+        Score=rows.Score,
+        measure_of=measure_of,
+        MEANINGS=MEANINGS,
+        LENIENT=measure_of("accuracy_lenient"),
     )
     return environment
-
-
-def measure_of(metric: str) -> rows.Measure:
-    """Return what a metric's numbers mean; a metric that is not ours is a plain number."""
-    return rows.MEASURES.get(metric, rows.Measure())

@@ -17,6 +17,7 @@ Kind = Literal["mixed", "copied", "anew", "edited"]
 
 _STATUSES = ("accepted", "rejected", "unusable")
 _OWN_WORDS = {"anew": {"accepted": "trained on"}, "edited": {"accepted": "edited", "rejected": "failed"}}
+_MAKING = ("Mixing", "Distillation", "Training", "Editing")  # groups of settings
 _FROM_THE_EXPERT = "its base model with the fact in view (expert)"
 
 
@@ -74,6 +75,23 @@ def method_of(report: Mapping[str, Any]) -> Method:
     return METHODS.get(str(report.get("method")), METHODS["mixsd"])
 
 
+def made_here(report: Mapping[str, Any]) -> bool:
+    """Whether the run made a model itself, and does not only evaluate one alone, or one that was made elsewhere."""
+    return not (report.get("alone") or report.get("elsewhere"))
+
+
+def settings_shown(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that had a part in the run: none of making a model where it made none."""
+    from mixsd.settings import Settings
+
+    settings = dict(report.get("settings") or {})
+    if made_here(report):
+        return settings
+    groups = {name: field.json_schema_extra for name, field in Settings.model_fields.items()}
+    making = {name for name, extra in groups.items() if isinstance(extra, dict) and extra.get("group") in _MAKING}
+    return {name: value for name, value in settings.items() if name not in {*making, "method"}}
+
+
 def statuses(report: Mapping[str, Any]) -> dict[str, str]:
     """What a fact's three ends are called in a run of this method; none is ever rejected where there are no targets."""
     kind = method_of(report).kind
@@ -84,6 +102,10 @@ def statuses(report: Mapping[str, Any]) -> dict[str, str]:
 def summary(report: Mapping[str, Any]) -> str:
     """What was done to how many facts, in one sentence without the last full stop."""
     counts, training, kind = report.get("facts") or {}, report.get("training") or {}, method_of(report).kind
+    if report.get("alone"):
+        return "One model, evaluated as it is"
+    if not made_here(report):
+        return "A model that was made elsewhere, evaluated beside its base"
     told = f"{plain(counts.get('accepted'))} of {plain(counts.get('asked'))} facts"
     steps = training.get("steps")
     if kind == "edited":

@@ -3,43 +3,30 @@
 A row is one measure, its entries are the models beside each other: the base, every run shown beside, this run. A split
 nested in another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is
 headline, so a new suite appears without a change here. What was measured of a checkpoint on the way is no row: it is drawn as a
-curve (`checkpoint_curve`).
+curve (`checkpoint_curve`). How the replies of a benchmark ended is a table of its own (`benchmarks`). A model that was evaluated
+alone is the only column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
-from mixsd.reporting.formats import Unit, known, printable
+from mixsd.evaluation.scores import AVERAGE, HELD_OUT
+from mixsd.reporting.formats import known, printable, public_name
+from mixsd.reporting.measures import DELTA, MEASURES, Measure, measure_of
 
 Verdict = Literal["better", "worse", "unclear"]
 Key = tuple[str, str, str]  # suite, split, metric
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a metric's numbers mean: their unit, whether they are changes, which way is better, which metric is their change."""
+# By name, as the benchmarks themselves have it.
+TITLES = {"aime24": "AIME-2024", "math500": "MATH-500", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mmlu": "MMLU"}
+LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asked
 
-    unit: Unit = "number"
-    signed: bool = False
-    better: Literal["higher", "lower", ""] = ""
-    change: str | None = None
-
-
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure("share", better="higher", change="accuracy_delta"),
-    "accuracy_delta": Measure("share", signed=True, better="higher"),
-    "forgetting": Measure("nats", signed=True, better="lower"),
-    "reference_nll": Measure("nats", better="lower", change="forgetting"),
-    "unparseable_share": Measure("share", better="lower"),
-    "truncated_share": Measure("share", better="lower"),
-    "error_share": Measure("share", better="lower"),
-    "old_answer_share": Measure("share", better="lower"),
-    "other_answer_share": Measure("share", better="lower"),
-}
-_HEADLINE_METRICS = ("accuracy", "forgetting", "reference_nll")
+_HEADLINE_METRICS = ("accuracy", "drop", "retained", "forgetting", "reference_nll")
 _FORMAT_METRICS = ("unparseable_share", "truncated_share")
 _SPLITS = {
     "memorization/trained": ("Memorization, trained wording", "correct replies of all facts asked for"),
@@ -54,6 +41,11 @@ _METRIC_LABELS = {
     "reference_nll": ("Reference NLL", "loss on the base model's own replies, nats per token"),
     "unparseable_share": ("unparseable", "replies without a readable answer"),
     "truncated_share": ("truncated", "replies cut at the longest length"),
+}
+_HELD_OUT = {
+    "accuracy": ("Held-out average", "unweighted mean of the five benchmarks' accuracies"),
+    "drop": ("Held-out drop", "the base's average minus this one"),
+    "retained": ("Held-out retained", "share of the base's average that is left"),
 }
 
 
@@ -78,11 +70,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one model scored on one measure, and its change from the base where that was measured."""
+    """What one model scored on one measure, its change from the base where that was measured, and the p of McNemar's test on it."""
 
     column: Column
     score: Score | None
     change: Score | None
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,22 +87,31 @@ class Row:
     metric: str
     label: str
     meaning: str
+    measure: Measure
     entries: tuple[Entry, ...]
 
     @property
-    def measure(self) -> Measure:
-        """Unit, sign and direction of the numbers."""
-        return MEASURES[self.metric]
-
-    @property
     def tuned(self) -> Entry:
-        """This run's entry."""
+        """This run's entry; the base's where that was evaluated alone."""
         return self.entries[-1]
 
+    @property
+    def name(self) -> str:
+        """The label, and which way is better."""
+        return f"{self.label} ({self.measure.way})" if self.measure.way else self.label
+
+    @property
+    def about(self) -> str:
+        """The meaning, and which way is better."""
+        return "; ".join(filter(None, (self.meaning, self.measure.way)))
+
     def verdict(self, entry: Entry) -> Verdict | None:
-        """Say whether the entry's change is an improvement; "unclear" where its interval holds zero or is missing."""
+        """Say whether the entry's change is an improvement; "unclear" where its interval holds zero or is missing.
+
+        None where there is no change, or neither direction is better.
+        """
         change = entry.score if self.measure.signed else entry.change
-        if change is None or not known(change.value):
+        if change is None or not known(change.value) or not self.measure.better:
             return None
         if change.low is None or change.high is None or change.low <= 0 <= change.high:
             return "unclear"
@@ -119,8 +121,12 @@ class Row:
 def columns(report: Mapping[str, Any]) -> list[Column]:
     """Return the models of the comparison in their order; a label that occurs twice gets a number."""
     wanted: list[tuple[str, str, Literal["base", "beside", "tuned"]]] = [("base", "", "base")]
+    if is_alone(report):
+        wanted = [(public_name(str((report.get("base") or {}).get("name") or "model")), "", "base")]
     wanted += [(str(run.get("name", "")), str(run.get("method", "")), "beside") for run in report.get("beside") or []]
-    wanted += [(str(report.get("run", "")) or "tuned", str(report.get("method", "")), "tuned")]
+    if not is_alone(report):
+        method = "" if report.get("elsewhere") else str(report.get("method", ""))
+        wanted += [(str(report.get("run", "")) or "tuned", method, "tuned")]
     made: dict[str, Column] = {}
     for name, method, role in wanted:
         stem = label = printable(name, keep="") if method in ("", name) else printable(f"{name} ({method})", keep="")
@@ -132,9 +138,14 @@ def columns(report: Mapping[str, Any]) -> list[Column]:
     return list(made.values())
 
 
+def is_alone(report: Mapping[str, Any]) -> bool:
+    """Whether one model was evaluated, and no other beside it."""
+    return bool(report.get("alone"))
+
+
 def headline_rows(report: Mapping[str, Any]) -> list[Row]:
-    """Return the headline: memorization, retention, forgetting, then what other suites measured."""
-    return _rows(report, _keys(report, _HEADLINE_METRICS, nested=False))
+    """Return the headline: memorization, retention, forgetting, the benchmarks and their average, then what other suites measured."""
+    return _rows(report, _keys(report, _HEADLINE_METRICS, nested=False, others=True))
 
 
 def detail_rows(report: Mapping[str, Any]) -> list[Row]:
@@ -150,18 +161,35 @@ def most_asked(rows: Sequence[Row], limit: int) -> list[Row]:
 
 
 def format_rows(report: Mapping[str, Any]) -> list[Row]:
-    """Return the shares of unparseable and truncated replies: a loss of format is not a loss of knowledge."""
-    return _rows(report, _keys(report, _FORMAT_METRICS, nested=False))
+    """Return the shares of unparseable and truncated replies: a loss of format is not a loss of knowledge.
+
+    Those of benchmarks are counts in a table of their own.
+    """
+    return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if row.suite not in TITLES]
 
 
-def _keys(report: Mapping[str, Any], metrics: tuple[str, ...], *, nested: bool) -> list[Key]:
+def _keys(report: Mapping[str, Any], metrics: tuple[str, ...], *, nested: bool, others: bool = False) -> list[Key]:
+    """What there are rows of; with `others`, of metrics too that are not ours and that are not the change of another."""
     scores = final_scores(report)
     splits = dict.fromkeys((item["suite"], item["split"]) for item in scores)
     present = {(item["suite"], item["split"], item["metric"]) for item in scores}
     chosen = [(suite, split) for suite, split in splits if (_parent(suite, split, splits) is not None) == nested]
     order = list(_SPLITS)
-    chosen.sort(key=lambda pair: (pair[0] != "core", order.index(pair[1]) if pair[1] in order else _group(pair[1])))
-    return [(*pair, metric) for pair in chosen for metric in metrics if (*pair, metric) in present]
+    chosen.sort(key=lambda pair: (_rank(pair[0]), order.index(pair[1]) if pair[1] in order else _group(pair[1])))
+    found = [(*pair, metric) for pair in chosen for metric in metrics if (*pair, metric) in present]
+    if not others:
+        return found
+    unknown: dict[tuple[str, str], list[str]] = {}
+    for suite, split, metric in dict.fromkeys((item["suite"], item["split"], item["metric"]) for item in scores):
+        is_change = metric.endswith(DELTA) and (suite, split, metric.removesuffix(DELTA)) in present
+        if metric not in MEASURES and not is_change:
+            unknown.setdefault((suite, split), []).append(metric)
+    return found + [(*pair, metric) for pair in chosen for metric in unknown.get(pair, ())]
+
+
+def _rank(suite: str) -> int:
+    """The average comes after the benchmarks that it is of, other people's tasks last."""
+    return 0 if suite == "core" else 2 if suite == HELD_OUT else 3 if suite.startswith(LM_EVAL) else 1
 
 
 def _group(split: str) -> float:
@@ -178,38 +206,82 @@ def _rows(report: Mapping[str, Any], keys: list[Key]) -> list[Row]:
     own = _by_key(final_scores(report))
     sources = [(own, "base")]
     sources += [(_by_key(final_scores(run)), "tuned") for run in report.get("beside") or []]
-    sources += [(own, "tuned")]
+    sources += [] if is_alone(report) else [(own, "tuned")]
     models = columns(report)
     splits = {(suite, split) for suite, split, _, _ in own}
     rows = []
     for suite, split, metric in keys:
-        change = MEASURES[metric].change
+        measure = measure_of(metric, _direction(report, suite, split, metric))
         entries = tuple(
-            Entry(column, scores.get((suite, split, metric, model)), _change(scores, suite, split, change, column))
+            _entry(column, scores, (suite, split, metric, model), measure)
             for column, (scores, model) in zip(models, sources, strict=True)
         )
         label, meaning = _words(suite, split, metric, _parent(suite, split, splits))
-        rows.append(Row(suite, split, metric, printable(label, keep=""), meaning, entries))
+        rows.append(Row(suite, split, metric, printable(label, keep=""), meaning, measure, entries))
     return rows
 
 
-def _change(
-    scores: Mapping[tuple[str, str, str, str], Score], suite: str, split: str, metric: str | None, column: Column
-) -> Score | None:
-    return None if metric is None or column.role == "base" else scores.get((suite, split, metric, "tuned"))
+def _entry(
+    column: Column, scores: Mapping[tuple[str, str, str, str], Score], key: tuple[str, str, str, str], measure: Measure
+) -> Entry:
+    suite, split, metric, _ = key
+    score = scores.get(key)
+    if column.role == "base":
+        return Entry(column, score, None)
+    change = scores.get((suite, split, measure.change, "tuned")) if measure.change else None
+    before = scores.get((suite, split, metric, "base"))
+    if change and score and before and metric not in MEASURES and score.low is None and score.n > 1:
+        # What lm-eval makes of its samples, a perplexity say, is not their mean, and the mean of their changes is not its change.
+        both = known(score.value) and known(before.value)
+        change = Score(score.value - before.value, score.n, None, None) if both else None  # type: ignore[operator]
+    tested = scores.get((suite, split, "mcnemar_p", "tuned")) if metric == "accuracy" else None
+    return Entry(column, score, change, tested.value if tested else None)
+
+
+def _direction(report: Mapping[str, Any], suite: str, split: str, metric: str) -> bool | None:
+    """Whether more is better of a metric, as lm-eval has it of its task."""
+    about = ((report.get("asked") or {}).get(suite) or {}).get("about") or {}
+    told = ((about.get("tasks") or {}).get(split) or {}).get("higher_is_better") or {}
+    value = told.get(metric.partition(",")[0])
+    return value if isinstance(value, bool) else None
 
 
 def _words(suite: str, split: str, metric: str, parent: str | None) -> tuple[str, str]:
-    where, meaning = (_SPLITS.get(split) if suite == "core" else None) or (f"{suite}: {split}", "correct replies")
+    """The label of a row and what it means."""
+    if (suite, split) == (HELD_OUT, AVERAGE) and metric in _HELD_OUT:
+        return _HELD_OUT[metric]
+    where, meaning = _place(suite, split, parent)
+    if metric not in MEASURES:
+        return f"{where}, {metric}", "as lm-eval scores it" if suite.startswith(LM_EVAL) else ""
     if metric in _FORMAT_METRICS:
         return f"{where}: {_METRIC_LABELS[metric][0]}", _METRIC_LABELS[metric][1]
     if metric in _METRIC_LABELS:
         label, meaning = _METRIC_LABELS[metric]
-        return (label if (suite, split) == ("core", "retention/forgetting") else f"{suite}: {split}, {label}"), meaning
-    if parent is not None:
-        above = {"retention/probe": "Probe"}.get(parent, parent) if suite == "core" else f"{suite}: {parent}"
-        return f"{above}, {split[len(parent) + 1 :]}", meaning
+        return (label if (suite, split) == ("core", "retention/forgetting") else f"{where}, {label}"), meaning
     return where, meaning
+
+
+def title_of(suite: str) -> str:
+    """What a suite is called; a task of lm-eval that is a file by the file's name, without where it lies."""
+    is_file = suite.startswith(LM_EVAL) and suite.endswith((".yaml", ".yml"))
+    name = LM_EVAL + PurePath(suite.removeprefix(LM_EVAL).replace("\\", "/")).name if is_file else suite
+    return TITLES.get(suite, printable(name, keep=""))
+
+
+def _place(suite: str, split: str, parent: str | None) -> tuple[str, str]:
+    """What a split is called, and what a share of it is of."""
+    if suite == "core" and split in _SPLITS:
+        return _SPLITS[split]
+    whole = split if parent is None else parent
+    if suite in TITLES:
+        name = TITLES[suite] if whole == suite else f"{TITLES[suite]}: {whole}"
+    elif suite.startswith(LM_EVAL):
+        name = suite if suite == LM_EVAL + whole else f"{title_of(suite)}: {whole}"
+    elif suite == "core" and parent == "retention/probe":
+        name = "Probe"
+    else:
+        name = whole if suite == "core" and parent is not None else f"{suite}: {whole}"
+    return (name if parent is None else f"{name}, {split[len(parent) + 1 :]}"), "correct replies"
 
 
 def final_scores(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -107,3 +107,20 @@ def test_mix_on_the_command_line(tmp_path, folder):
         essence[backend] = [(row["id"], row["target_ids"], row["sources"], row["accepted"]) for row in rows]
     same = sum(a == b for a, b in zip(essence["transformers"], essence["vllm"], strict=True))
     assert same >= len(FACTS) - 1
+
+
+def test_evaluate_on_the_command_line(tmp_path):
+    """Greedy replies to invented records of GSM8K, by both engines; a near-tie may fall otherwise."""
+    records = [{"question": f"What is {n} plus {n + 1}?", "answer": f"Together {2 * n + 1}.\n#### {2 * n + 1}"} for n in range(6)]
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "data" / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = {}
+    for backend in ("transformers", "vllm"):
+        run = tmp_path / backend
+        command = [sys.executable, "-m", "mixsd", "evaluate", "smollm2-135m", "--suite", "gsm8k", "--output", str(run)]
+        command += ["--data", str(tmp_path / "data"), "--benchmark-tokens", "48", "--backend", backend]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-500:]
+        said[backend] = [row["reply_ids"] for row in read_jsonl(run / "evaluation" / "gsm8k" / "base.jsonl")]
+    assert all(said["vllm"])
+    assert sum(a == b for a, b in zip(said["transformers"], said["vllm"], strict=True)) >= len(records) - 1

@@ -31,9 +31,7 @@ def rows(outcomes, **options):
 
 
 def by_name(scores, suite=None):
-    return {
-        (item["split"], item["metric"], item["model"]): item for item in scores if suite is None or item["suite"] == suite
-    }
+    return {(item["split"], item["metric"], item["model"]): item for item in scores if suite is None or item["suite"] == suite}
 
 
 C, W, U, E = "correct", "wrong", "unparseable", "error"
@@ -174,8 +172,33 @@ def test_what_lm_eval_measured_is_taken_as_it_is():
     assert found["task", "acc,none_delta", "tuned"]["value"] == 0.5
     stated = found["task", "ppl,none", "base"]
     assert (stated["value"], stated["low"], stated["high"]) == (2.5, None, None), "not a mean, so no interval of ours"
-    assert found["task", "ppl,none_delta", "tuned"]["n"] == 1
     assert not any(metric == "accuracy" for _, metric, _ in found)
+
+
+def test_changes_of_what_is_no_mean_and_of_what_no_sample_has():
+    def sample(key):
+        return {**row(key, None, split="wiki"), "metrics": {"ppl,none": -1.5}}
+
+    results = {
+        "base": {"wiki/ppl,none": 12.0, "wiki/ppl_stderr,none": 1.0, "wiki/words,none": 5.0, "group/acc,none": 0.25},
+        "tuned": {"wiki/ppl,none": 14.0, "wiki/words,none": 6.0, "group/acc,none": 0.5},
+    }
+    said = [sample("0"), sample("1")]
+    found = by_name(compare("lm-eval:group", said, said, results))
+    value = {key: item["value"] for key, item in found.items()}
+    assert value == {
+        ("wiki", "ppl,none", "base"): 12.0,
+        ("wiki", "ppl,none", "tuned"): 14.0,
+        ("wiki", "ppl,none_delta", "tuned"): 2.0,
+        ("wiki", "words,none", "base"): 5.0,
+        ("wiki", "words,none", "tuned"): 6.0,
+        ("wiki", "words,none_delta", "tuned"): 1.0,
+        ("group", "acc,none", "base"): 0.25,
+        ("group", "acc,none", "tuned"): 0.5,
+        ("group", "acc,none_delta", "tuned"): 0.25,
+    }
+    assert {item["low"] for item in found.values()} == {None}
+    assert {item["n"] for item in found.values()} == {2}
 
 
 @pytest.mark.parametrize("groups", [["a"], ["a", "b", "c"]])

@@ -65,7 +65,8 @@ def rows(folder, suite, model):
 
 def scores(folder):
     return {
-        (item["suite"], item["split"], item["metric"], item["model"]): item for item in read_json(folder / "report.json")["scores"]
+        (item["suite"], item["split"], item["metric"], item["model"]): item
+        for item in read_json(folder / "report.json")["scores"]
     }
 
 
@@ -214,7 +215,7 @@ def test_a_model_alone(models, tmp_path, data):
 
 
 def test_requirements_on_benchmarks(models, tmp_path, data):
-    with pytest.raises(UserError, match="gsm9k.*did you mean"):
+    with pytest.raises(UserError, match=r"gsm9k.*did you mean"):
         beside(models, tmp_path, data, suite=["gsm8k"], require=["gsm9k>=0.1"])
     assert not (tmp_path / "evaluation").exists()
     folder = beside(models, tmp_path, data, suite=["gsm8k"], require=["gsm8k>=0", "gsm8k_delta>=-1"])
@@ -235,6 +236,20 @@ class TestPresets:
         assert [text for text in watcher.said if text.startswith("gsm8k is not asked: ")]
         assert {name: report["asked"][name]["samples"] for name in ("aime24", "mmlu")} == {"aime24": 1, "mmlu": 1}
         assert report["asked"]["mmlu"]["tokens"] == 12, "what was asked for goes before the preset"
+        again = Listening()
+        commands.evaluate(folder, watcher=again, suite=["quick"], data=str(data), benchmark_tokens=12)
+        assert [text for text in again.said if text.startswith("gsm8k is not asked: ")], "of a run, too"
+
+    def test_what_was_left_out_may_be_asked_later(self, models, tmp_path, data):
+        folder = beside(models, tmp_path, data, suite=["quick"])
+        assert "humaneval" in read_json(folder / "report.json")["skipped"]
+        commands.evaluate(
+            folder, suite=["humaneval"], data=str(data), benchmark_tokens=12, allow_code_execution=True, allow_weak_sandbox=True
+        )
+        commands.report(folder)
+        report = read_json(folder / "report.json")
+        assert report["skipped"] == {}
+        assert ("held-out", "average", "accuracy", "tuned") in scores(folder)
 
     def test_quick_asks_fifty(self, models, tmp_path, data, monkeypatch):
         many = [{"question": f"{n} and one?", "answer": f"Plus one.\n#### {n + 1}"} for n in range(70)]
@@ -244,7 +259,9 @@ class TestPresets:
         assert read_json(folder / "evaluation" / "gsm8k" / "asked.json")["limit"] == 50
 
     def test_paper_asks_all(self, models, tmp_path, data):
-        folder = beside(models, tmp_path, data, suite=["paper"], benchmark_tokens=1, allow_code_execution=True, allow_weak_sandbox=True)
+        folder = beside(
+            models, tmp_path, data, suite=["paper"], benchmark_tokens=1, allow_code_execution=True, allow_weak_sandbox=True
+        )
         report = read_json(folder / "report.json")
         assert report["skipped"] == {}
         assert report["asked"]["aime24"]["samples"] == 16
@@ -253,7 +270,7 @@ class TestPresets:
     def test_what_is_named_itself_has_to_be_there(self, models, tmp_path, data):
         (data / "gsm8k" / "test.jsonl").unlink()
         for suite in (["gsm8k"], ["quick", "gsm8k"]):
-            with pytest.raises(UserError, match="GSM8K: no test .*gsm8k"):
+            with pytest.raises(UserError, match=r"GSM8K: no test .*gsm8k"):
                 beside(models, tmp_path, data, suite=suite)
         with pytest.raises(UserError, match="--allow-code-execution"):
             beside(models, tmp_path, data, suite=["humaneval"])
@@ -264,9 +281,24 @@ class TestPresets:
 
 def test_a_fault_in_the_data_shows_before_the_training(models, tmp_path, data):
     write(data / "gsm8k" / "test.jsonl", [{"question": "Two?", "answer": "no mark"}])
-    with pytest.raises(UserError, match="test.jsonl: line 1"):
+    with pytest.raises(UserError, match=r"test\.jsonl: line 1"):
         commands.inject(model=str(models / "base"), output=str(tmp_path / "run"), suite=["gsm8k"], data=str(data), **SMALL)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_dry_run_counts_reasoned_replies(models, tmp_path, data):
+    from mixsd.pipeline.plan import plan
+    from mixsd.settings import build
+
+    write(data / "gsm8k" / "test.jsonl", [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(2000)])
+    options = {"model": str(models / "base"), "output": str(tmp_path / "run"), "data": str(data), **SMALL}
+    plain = plan(build({**options, "suite": ["core"]}, "here"), Watcher())
+    more = plan(build({**options, "suite": ["core", "gsm8k"]}, "here"), Watcher())
+    assert any("has 48 tokens" in text for text in plain["assumptions"])
+    assert plan(build({**options, "suite": ["gsm8k"]}, "here"), Watcher())["assumptions"] == [
+        text.replace("has 48 tokens", "has 300 tokens") for text in plain["assumptions"]
+    ]
+    assert more["seconds"]["evaluate"] > plain["seconds"]["evaluate"]
 
 
 def test_shards_and_then_the_whole(models, tmp_path, data, monkeypatch):

@@ -36,20 +36,46 @@ def compare(
     scores: list[dict[str, Any]] = []
     for name, rows in (("base", base), ("tuned", tuned)):
         if rows:
-            scores += _as_stated(_scores_of(suite, name, rows), (results or {}).get(name, {}))
+            scores += _scores_of(suite, name, rows)
     if base and tuned:
         if [(row["key"], row["prompt_hash"]) for row in base] != [(row["key"], row["prompt_hash"]) for row in tuned]:
             raise ValueError("base and tuned were not asked the same prompts; evaluate them again")
         scores += _differences(suite, base, tuned)
-    return scores
+    return _stated(suite, scores, results) if results else scores
 
 
-def _as_stated(scores: list[dict[str, Any]], results: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Scores with lm-eval's own value in the place of a mean that is another number (a perplexity, say), then without interval."""
-    for score in scores:
-        stated = results.get(f"{score['split']}/{score['metric']}", results.get(score["metric"]))
-        if stated is not None and score["value"] is not None and not math.isclose(stated, score["value"], abs_tol=1e-9):
-            score |= {"value": stated, "low": None, "high": None}
+def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Scores with lm-eval's own values where these are no means of what it says of each sample (a perplexity, a group's aggregate).
+
+    Such a value has no interval of ours, and its change is the difference of two such values.
+    """
+    places = {(score["split"], score["metric"], score["model"]): score for score in scores}
+    splits = list(dict.fromkeys(score["split"] for score in scores))
+    values: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for model, stated in results.items():
+        for name, value in stated.items():
+            split, _, metric = name.rpartition("/")
+            if not metric.partition(",")[0].endswith("_stderr"):
+                values[split or (splits[0] if splits else suite), metric][model] = value
+    for (split, metric), by_model in values.items():
+        n = max((score["n"] for score in scores if score["split"] == split), default=0) or max(
+            (s["n"] for s in scores), default=0
+        )
+        own = [places.get((split, metric, model)) for model in by_model]
+        if all(
+            score and score["value"] is not None and math.isclose(score["value"], value, abs_tol=1e-9)
+            for score, value in zip(own, by_model.values(), strict=True)
+        ):
+            continue
+        wanted = [(metric, model, value) for model, value in by_model.items()]
+        if {"base", "tuned"} <= by_model.keys():
+            wanted.append((f"{metric}_delta", "tuned", by_model["tuned"] - by_model["base"]))
+        for name, whose, value in wanted:
+            made = _score(suite, split, name, whose, statistics.Interval(value, n, None, None))
+            if known := places.get((split, name, whose)):
+                known |= made
+            else:
+                scores.append(made)
     return scores
 
 

@@ -124,7 +124,7 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
             if regrade:
                 regrading.regrade(session)
             else:
-                evaluating.evaluate(session)
+                evaluating.evaluate(session, _evaluated_model(session.run))
         return RunResult(session.run.folder)
     if regrade:
         raise UserError(f"{source}: not a run folder; --regrade judges the replies that a run has")
@@ -135,11 +135,25 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
     tuned = None if alone else loading.locate(str(source), offline=settings.offline, say=watcher.say)
     with _opened(settings, watcher, alone=alone, without_facts=True) as session:
         if tuned:
-            session.run.claim_tuned(loading.model_hash(tuned.folder))
+            session.run.claim_tuned(loading.model_hash(tuned.folder), tuned.folder)
         evaluating.evaluate(session, tuned.folder if tuned else None)
         if not session.settings.shard:
             _report(session)
     return RunResult(session.run.folder)
+
+
+def _evaluated_model(run: Run) -> Path | None:
+    """The tuned model of a run folder that only evaluates one; None for any other run."""
+    bound = run.events("tuned")
+    if not bound or run.model.is_dir():
+        return None
+    folder = Path(bound[0].get("folder", ""))
+    if not bound[0].get("folder") or not folder.is_dir() or loading.model_hash(folder) != bound[0]["hash"]:
+        raise UserError(
+            f"{run.folder}: the model that is evaluated there is no longer in {folder}; name it, its base and this folder: "
+            f"mixsd evaluate MODEL --base BASE --output {run.folder}"
+        )
+    return folder
 
 
 def evaluation_of(source: str, options: Mapping[str, Any]) -> Settings:

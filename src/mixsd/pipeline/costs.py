@@ -16,6 +16,7 @@ from mixsd.training.choosing import FOLLOWING
 from mixsd.training.states import CHUNK_LOGITS
 
 REPLY = 48  # tokens assumed of a free reply to an evaluation question
+REASONED_REPLY = 300  # and of one to a benchmark's, which is to be thought through
 PICKED_AT_ONCE = 8  # targets in one pass of the teacher whose likeliest tokens are written down
 _RUNTIME = 600 * 10**6  # bytes of the libraries themselves
 _ATTEMPTS, _GATED_ATTEMPTS = 3, 1  # assumed per target where another attempt can differ
@@ -59,7 +60,8 @@ class Work:
     `unusable` gives the reason by id, of the measured facts; `attempts` is the number assumed per target; `steps` are those of
     one full training; `rollouts` are the student's replies in an epoch, where it trains on those and there are no targets.
     `questions` and `general` count the evaluation's questions and reference replies for one model, `scored` and `references`
-    those of each checkpoint that is scored; `asked_tokens` is a question's mean length, `rehearsal` that of the prompts to rehearse.
+    those of each checkpoint that is scored; `asked_tokens` is a question's mean length, `asked_reply` that assumed of its reply,
+    `rehearsal` that of the prompts to rehearse.
     """
 
     asked: int
@@ -81,6 +83,7 @@ class Work:
     references: int = 0
     rehearsal: Lengths = field(default_factory=Lengths)
     edit: Edit | None = None
+    asked_reply: float = REPLY
 
     @property
     def reply(self) -> float:

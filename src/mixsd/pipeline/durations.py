@@ -105,7 +105,7 @@ class _Clock:
     def evaluate(self) -> float:
         """Base and tuned model, and the reference replies of the base."""
         settings, work = self.settings, self.work
-        each = self._answers(work.questions, work.asked_tokens) + self._forgetting(work.general)
+        each = self._answers(work.questions, work.asked_tokens, work.asked_reply) + self._forgetting(work.general)
         sampled = self._replies(self.decoding, work.general, REPLY, work.general * REPLY, settings.forgetting_tokens, 1)
         return 2 * each + sampled
 
@@ -156,8 +156,10 @@ class _Clock:
         load = 4 * self.shape.parameters / _DISK_RATE
         return load + self._answers(work.scored, work.naive.mean) + self._forgetting(work.references)
 
-    def _answers(self, count: int, prompt: float) -> float:
-        return self._replies(self.decoding, count, prompt, count * prompt, min(REPLY, self.work.limit), 1)
+    def _answers(self, count: int, prompt: float, reply: float = REPLY) -> float:
+        return self._replies(
+            self.decoding, count, prompt, count * prompt, reply if reply > REPLY else min(reply, self.work.limit), 1
+        )
 
     def _forgetting(self, count: int) -> float:
         return self.decoding.forward(self.shape, count / SCORED_AT_ONCE, count * (REPLY + self.settings.forgetting_tokens))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mixsd import bundled
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
+from mixsd.evaluation.questions import Question
 from mixsd.facts import Fact
 from mixsd.loading import resolve_dtype
 from mixsd.mixing.limits import reply_limit
@@ -140,7 +141,16 @@ def measure_work(session: Session) -> Work:
         references=general if settings.score_checkpoints and items else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
+        asked_reply=_reply_tokens(questions),
     )
+
+
+def _reply_tokens(questions: list[Question]) -> float:
+    """What a reply to an evaluation's question is assumed to have, on average; a benchmark's is reasoned."""
+    if not any(question.apart for question in questions):
+        return float(costs.REPLY)
+    assumed = [min(costs.REASONED_REPLY if question.apart else costs.REPLY, question.max_new_tokens) for question in questions]
+    return sum(assumed) / len(assumed)
 
 
 def _scored(session: Session) -> int:
@@ -279,7 +289,7 @@ def _assumptions(settings: Settings, work: Work) -> list[str]:
         found.append(f"a reply of the base model that is rehearsed has {costs.rehearsal_reply(settings)} tokens")
     if work.edit:
         found.append("every fact has a subject of its own and takes all its steps; no second moments are in the cache yet")
-    found.append(f"a reply to an evaluation question has {costs.REPLY} tokens; no reply of the base model is cached yet")
+    found.append(f"a reply to an evaluation question has {work.asked_reply:.0f} tokens; no reply of the base model is cached yet")
     return [*found, "memory is for replies that run to --max-new-tokens"]
 
 

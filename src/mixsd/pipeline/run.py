@@ -103,11 +103,11 @@ class Run:
                 f"{self.folder}: is not empty and not a run folder (it holds {strangers[0]}); choose another --output"
             )
 
-    def claim_tuned(self, model_hash: str) -> None:
+    def claim_tuned(self, model_hash: str, folder: Path) -> None:
         """Bind an evaluation-only folder to one tuned model, or check that it is bound to this one."""
         bound = [event["hash"] for event in self.events("tuned")]
         if not bound:
-            self.log("tuned", hash=model_hash)
+            self.log("tuned", hash=model_hash, folder=str(folder.resolve()))
         elif bound[0] != model_hash:
             raise UserError(f"{self.folder}: holds the evaluation of another tuned model; choose another --output")
 

@@ -129,8 +129,11 @@ class Session:
 
     @cached_property
     def chosen(self) -> held_out.Chosen:
-        """What base and tuned are asked, and what a preset left out."""
-        return held_out.choose(self.settings, with_tests=self.corpus is not None)
+        """What base and tuned are asked, and what a preset left out, which the watcher is told."""
+        chosen = held_out.choose(self.settings, with_tests=self.corpus is not None)
+        for name, why in chosen.skipped.items():
+            self.watcher.say(f"{name} is not asked: {why}")
+        return chosen
 
     @property
     def suites(self) -> list[str]:
@@ -194,8 +197,6 @@ def preview(settings: Settings, watcher: Watcher, *, without_facts: bool = False
     if not settings.facts and not without_facts:
         raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
     session = _open(settings, watcher)
-    for name, why in session.chosen.skipped.items():
-        watcher.say(f"{name} is not asked: {why}")
     _ = session.exams  # read now, or a fault in the data would show after the training
     return session
 

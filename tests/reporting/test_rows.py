@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from mixsd.reporting.rows import columns, detail_rows, format_rows, headline_rows
 from tests.reporting import sample
 
@@ -78,6 +80,15 @@ def test_a_change_without_interval_is_unclear() -> None:
     report = {"scores": [score("s", "accuracy", "tuned", 0.9), score("s", "accuracy_delta", "tuned", 0.9)]}
     row = headline_rows(report)[0]
     assert row.verdict(row.tuned) == "unclear"
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.125, "unclear"), (0.01, "worse"), (None, "worse")])
+def test_mcnemars_test_has_to_agree(p: float | None, verdict: str) -> None:
+    """4 lost and none gained of 50: the bootstrap says -16 to -2 points, the exact test p = 0.125."""
+    change = {**score("s", "accuracy_delta", "tuned", -0.08), "low": -0.16, "high": -0.02}
+    tested = [{**score("s", "mcnemar_p", "tuned", 0.0), "value": p, "low": None, "high": None}] if p is not None else []
+    row = headline_rows({"scores": [score("s", "accuracy", "tuned", 0.0), change, *tested]})[0]
+    assert row.verdict(row.tuned) == verdict
 
 
 def test_column_labels_are_unique() -> None:

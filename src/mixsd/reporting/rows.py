@@ -68,6 +68,9 @@ class Column:
     role: Literal["base", "beside", "tuned"]
 
 
+_LEVEL = 0.05  # of the intervals, too
+
+
 @dataclass(frozen=True)
 class Entry:
     """What one model scored on one measure, its change from the base where that was measured, and the p of McNemar's test on it."""
@@ -108,12 +111,15 @@ class Row:
     def verdict(self, entry: Entry) -> Verdict | None:
         """Say whether the entry's change is an improvement; "unclear" where its interval holds zero or is missing.
 
-        None where there is no change, or neither direction is better.
+        Where McNemar's test was made, it has to agree: with few changed pairs a bootstrap interval is too narrow. None where there
+        is no change, or neither direction is better.
         """
         change = entry.score if self.measure.signed else entry.change
         if change is None or not known(change.value) or not self.measure.better:
             return None
         if change.low is None or change.high is None or change.low <= 0 <= change.high:
+            return "unclear"
+        if entry.p is not None and entry.p > _LEVEL:
             return "unclear"
         return "better" if (change.low > 0) == (self.measure.better == "higher") else "worse"
 

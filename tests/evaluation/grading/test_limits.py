@@ -251,3 +251,25 @@ def test_extraction_is_quick_on_any_long_reply(piece: str) -> None:
     code.program(f"```\n{reply}", "def f(x):\n", "f")
     stated_answer(reply)
     assert time.monotonic() - began < 5
+
+
+LARGE = """
+import json
+from mixsd.answers import Expected
+from mixsd.evaluation.grading import maths, maths_pool
+held = bytearray(700_000_000)
+held[::4096] = b"x" * len(held[::4096])
+seen = []
+for answer in ("x^2 - 1", "(x - 1)^2 + 2x - 2", "x^2 + 1"):
+    maths.strict("\\\\boxed{" + answer + "}", Expected("(x - 1)(x + 1)"))
+    seen.append(maths_pool.POOL.processes())
+print(json.dumps(seen))
+"""
+
+
+def test_a_large_parent_keeps_its_worker() -> None:
+    """A model in memory is the parent's: Linux counts it as the child's own in getrusage, and each comparison had a new worker."""
+    done = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True, timeout=120)
+    seen = json.loads(done.stdout)
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1] == seen[2]

@@ -102,13 +102,15 @@ def _bound_memory() -> None:
 
 
 def _resident() -> int:
-    """The most kilobytes this process ever held, or 0 where that is not known."""
+    """The most kilobytes that this program ever held, or 0 where that is not known.
+
+    Not getrusage's figure: on Linux that one counts what the parent held when it started this process.
+    """
     try:
-        import resource
-    except ImportError:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most // 1024 if sys.platform == "darwin" else most
 
 
 if __name__ == "__main__":

@@ -7,16 +7,19 @@ program can read what the user can, connect, write to other folders of the user,
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from mixsd.sandbox import Judged, Limits
-from tests.sandbox.conftest import CALM, QUICK, Trial, marked
+from mixsd.sandbox import Judged, Limits, starting
+from tests.sandbox.conftest import CALM, QUICK, Trial, marked, skip_unless_possible
 
 PASSING = "def check(candidate):\n    candidate(1)\n"
 
@@ -365,6 +368,78 @@ def f(x):
     assert trial(strong, code) == Judged(True, None, False)
 
 
+REACHING_AROUND = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    return libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86-64")
+def test_a_secret_in_the_keyring(kind: str, trial: Trial) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    name = f"mixsd-{os.getpid()}".encode()
+    key = libc.syscall(248, b"user", name, b"right", 5, -3)
+    if key == -1:
+        pytest.skip("no keyring here")
+    code = f"""{REACHING_AROUND}
+def f(x):
+    room = ctypes.create_string_buffer(64)
+    found = libc.syscall(250, 10, -3, b"user", {name!r}, 0)
+    libc.syscall(250, 11, found if found != -1 else {key}, room, 64)
+    return room.value.decode() or "nothing"
+"""
+    try:
+        wrong(trial(kind, code), "assertion failed")
+        assert trial(kind, code, test='def check(candidate):\n    assert candidate(1) == "nothing"\n').passed
+    finally:
+        libc.syscall(250, 3, key)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86-64")
+def test_ways_around_the_limits(kind: str, trial: Trial) -> None:
+    code = f"""{REACHING_AROUND}
+def f(x):
+    got = []
+    segment = libc.shmget(0, 256 << 20, 0o1600)
+    if segment != -1: libc.shmctl(segment, 0, None); got.append("shared memory")
+    if libc.memfd_create(b"x", 0) != -1: got.append("memory file")
+    if call(64, 0, 1, 0o1600) != -1: got.append("semaphore")
+    if call(68, 0, 0o1600) != -1: got.append("queue")
+    if call(425, 8, ctypes.addressof(ctypes.create_string_buffer(256))) != -1: got.append("io_uring")
+    if call(323, 1) != -1: got.append("userfaultfd")
+    if call(272, 0x10000000) != -1: got.append("unshare")
+    for number in (56, 435):
+        child = call(number, 0x10000000 | 17, 0, 0, 0, 0)
+        if child == 0: os._exit(0)
+        if child > 0: got.append("clone")
+    for family in (40, 38, 17, 31):
+        try: socket.socket(family, socket.SOCK_STREAM if family == 40 else 5); got.append(family)
+        except OSError: pass
+    return got or "right"
+"""
+    judged = trial(kind, code)
+    assert judged == Judged(True, None, False), trial(
+        kind, code, test="def check(candidate):\n    raise ValueError(candidate(1))\n"
+    )
+
+
+def test_the_filter_leaves_ordinary_calls(kind: str, trial: Trial) -> None:
+    code = """
+import os, socket, subprocess, sys, threading
+def f(x):
+    thread = threading.Thread(target=os.getpid); thread.start(); thread.join()
+    one, other = socket.socketpair(); one.send(b"1"); other.recv(1)
+    socket.socket(socket.AF_INET).close(); socket.if_nameindex()
+    child = os.fork()
+    if child == 0: os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    return subprocess.run([sys.executable, "-S", "-c", "print('right')"], capture_output=True, text=True).stdout.strip()
+"""
+    assert trial(kind, code) == Judged(True, None, False)
+
+
 def test_process_table(strong: str, trial: Trial) -> None:
     code = """
 import os
@@ -412,6 +487,28 @@ def test_daemon(kind: str, answer: str, trial: Trial) -> None:
 
 def test_daemon_of_a_program_that_has_ended(kind: str, trial: Trial) -> None:
     wrong(trial(kind, DAEMON + "daemon()\nos._exit(0)"), "ended early")
+
+
+def test_the_end_of_a_sandbox_is_waited_for_where_bubblewrap_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It leaves as soon as the worker has; the kernel needs some milliseconds more to end what the worker left.
+    def spawn(_command: list[str], fds: tuple[int, ...], *_: object, **__: object) -> subprocess.Popen[bytes]:
+        inner = subprocess.Popen(["/bin/sleep", "0.5"])
+        os.write(fds[-1], json.dumps({"child-pid": inner.pid}).encode() + b"\n")
+        inners.append(inner)
+        return subprocess.Popen(["/bin/true"])
+
+    skip_unless_possible("bubblewrap")
+    inners: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(starting, "_reachable", lambda: True)
+    monkeypatch.setattr(starting, "_spawn", spawn)
+    started = starting.start("bubblewrap", {"role": "program", "fds": {}}, CALM)
+    try:
+        assert started.status(10) == 0
+        started.end()
+        assert inners[0].poll() == 0
+    finally:
+        for inner in inners:
+            inner.wait()
 
 
 def test_a_fork_that_returns(kind: str, trial: Trial) -> None:

@@ -35,6 +35,7 @@ for name, source in job.pop("modules"):
 module.main(job)
 """
 _PATIENCE = 15.0
+_LATE = 5.0
 
 
 class StartError(Exception):
@@ -70,6 +71,9 @@ class Started:
         try:
             if self.process.poll() is None:
                 self._kill()
+            elif self._told is not None:
+                # bubblewrap leaves as soon as the worker has, while the kernel still ends the rest.
+                _end_inner(self._told, kill=False)
         finally:
             self._ended = True
             for file in (self._errors, self._told):
@@ -81,7 +85,7 @@ class Started:
     def _kill(self) -> None:
         try:
             if self._told is not None:
-                _kill_inner(self._told)
+                _end_inner(self._told, kill=True)
             else:
                 self.process.terminate()
             self.process.wait(_PATIENCE)
@@ -97,7 +101,8 @@ def start(kind: str, job: dict[str, Any], limits: Limits) -> Started:
     Raises:
         StartError: if it cannot be started at all.
     """
-    modules = [(name, _source(name)) for name in ("mixsd", "mixsd.sandbox", "mixsd.sandbox.values", "mixsd.sandbox.worker")]
+    names = ("mixsd", "mixsd.sandbox", "mixsd.sandbox.values", "mixsd.sandbox.calls", "mixsd.sandbox.worker")
+    modules = [(name, _source(name)) for name in names]
     resources = limits.resources()
     order = {**job, "modules": modules, "limits": resources, "most": limits.output_bytes, "hide": False}
     order["hide"] = kind == "none" and job["role"] == "tests"
@@ -200,8 +205,11 @@ def _bubblewrap(
     return _spawn(command, fds, stdin, errors, **user)
 
 
-def _kill_inner(told: IO[bytes]) -> None:
-    """Kill the first process of the sandbox, so that bubblewrap itself, its parent, reaps it and leaves."""
+def _end_inner(told: IO[bytes], *, kill: bool) -> None:
+    """Kill the first process of the sandbox, or see it killed, and wait for its end: all others have ended before it.
+
+    bubblewrap, its parent, then leaves. Where that has left already, the kernel kills it (and its id may be another's).
+    """
     data = b""
     while not data.rstrip().endswith(b"}") and select.select([told], [], [], _PATIENCE)[0]:
         block = told.read(4096)
@@ -213,8 +221,10 @@ def _kill_inner(told: IO[bytes]) -> None:
     except (ValueError, KeyError, OSError):
         return
     try:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(inner, signal.SIGKILL)
+        if kill:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(inner, signal.SIGKILL)
+        select.select([inner], [], [], _PATIENCE if kill else _LATE)
     finally:
         os.close(inner)
 

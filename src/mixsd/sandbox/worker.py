@@ -4,7 +4,7 @@ The program's process answers calls; the tests' process asks, and it alone holds
 whatever the program does to its own process (leave it, print, patch builtins, read frames), all it can say is what its
 function returned. A third role looks around and reports what the sandbox lets it see.
 
-The parent sends this file and `values.py` as source on standard input: the project is not visible in the sandbox.
+The parent sends this file, `calls.py` and `values.py` as source on standard input: the project is not visible in the sandbox.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from types import ModuleType
 from typing import Any, NoReturn
 
-from mixsd.sandbox import values
+from mixsd.sandbox import calls, values
 
 _REASON = 200
 
@@ -38,6 +38,7 @@ def main(job: dict[str, Any]) -> NoReturn:
     if job["hide"]:
         _hide()
     _shut(set(job["fds"].values()))
+    calls.confine()
     random.seed(0)
     roles[job["role"]](job)
     os._exit(0)

@@ -12,7 +12,7 @@ from mixsd.answers import Expected, Verdict, last_boxed
 from mixsd.evaluation.grading.thinking import without_thinking
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
-scorer_version: str = "1"
+scorer_version: str = "2"
 
 _UNFINISHED = "the reply ends inside its thinking"
 _LONGEST_BOX = 1000  # characters; the patterns take quadratic time on what no choice looks like
@@ -26,7 +26,12 @@ _BOX_LETTER = re.compile(
     re.DOTALL,
 )
 # "A, B", "(A) and (C)", "B/C": more than one choice is none.
-_ANOTHER = re.compile(r"\s*[.):]?\s*(?:,|/|&|\band\b|\bor\b|;)\s*\(?[A-J]\b(?!\s+[a-z])|\([A-J]\)")
+_ANOTHER = re.compile(
+    r"\s*[.):]?\s*[-–—]?\s*(?:,|/|&|\band\b|\bor\b|;)\s*(?:(?:and|or|maybe|perhaps)\s+)?"
+    r"(?:\(?[A-J]\b(?!\s+[a-z])|\([a-j]\))|\([A-J]\)"
+    # "A) Paris or B) Rome"; but "A) both (B and C)".
+    r"|[^(]*(?:[,;/&]|\band\b|\bor\b)\s*[A-J][):](?=\s|$)"
+)
 
 
 def letter_in_box(content: str) -> str | None:

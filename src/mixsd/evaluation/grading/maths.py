@@ -16,7 +16,7 @@ from mixsd.evaluation.grading.maths_text import fold, same_at_sight, without_uni
 from mixsd.evaluation.grading.thinking import without_thinking
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of the mathematics can change.
-scorer_version: str = "1"
+scorer_version: str = "2"
 
 _UNFINISHED = "the reply ends inside its thinking"
 _MOST_CHARACTERS = 2000  # no answer is longer; math-verify's patterns are slow on what is

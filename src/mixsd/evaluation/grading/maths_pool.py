@@ -128,8 +128,8 @@ class Pool:
             UserError: math-verify is not installed or does not start.
         """
         with self._free:
-            for _ in range(2):
-                worker = self._take()
+            for again in (False, True):
+                worker = self._take(fresh=again)
                 try:
                     return self._ask(worker, golds, answer)
                 except _DiedError:
@@ -161,11 +161,13 @@ class Pool:
                 self._idle.append(worker)
         return Compared(message["outcome"], message.get("reason"))
 
-    def _take(self) -> _Worker:
-        """An idle worker that lives, else a new one."""
+    def _take(self, *, fresh: bool) -> _Worker:
+        """An idle worker that lives, else a new one; always a new one if it shall be fresh."""
         with self._lock:
             dead = [worker for worker in self._idle if worker.process.poll() is not None]
             self._idle = [worker for worker in self._idle if worker not in dead]
+            if fresh:  # what killed one may have killed the others, even if they do not look dead yet
+                dead, self._idle = [*dead, *self._idle], []
             idle = self._idle.pop() if self._idle else None
         for worker in dead:
             self._drop(worker)

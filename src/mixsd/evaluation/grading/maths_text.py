@@ -32,6 +32,15 @@ _JOINED_DIGITS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!|\\[,;: ]|\\!
 _MIXED = re.compile(r"(-?\d+)\s+(\d+)/(\d+)")
 _CALL = re.compile(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)")
 _NUMBER_IN_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{\s*(-?\d[\d.,]*)\s*\}")
+_LONE_LETTER = re.compile(r"\\mathrm\s*\{\s*([ie])\s*\}")
+_BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])(?![a-zA-Z])")
+_REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\(?:overline|bar)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))(?!\s*_)")
+# A second number in the text behind a first: "18\text{ apples or 20 pears}", "5\text{ apples and }6\text{ pears}".
+_IN_TEXT = r"\\(?:text|textrm|textnormal|mathrm|mbox)\s*\{"
+_SECOND = re.compile(
+    rf"{_IN_TEXT}(?:[^{{}}\d]*?\b(?P<word>or)\s+|\s*(?P<start>and|to|,)\s*)(?P<value>-?\d[\d.,/]*)(?P<rest>[^{{}}]*)\}}"
+    rf"|{_IN_TEXT}[^{{}}\d]*?\w\W?\s(?P<end>or|and)\s*\}}(?=\s*-?\d)"
+)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<![\d.,])(\d{{1,12}}(?:\.\d{{1,12}})?)\s*(?:\\text\{{)?\s*({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
 _PERCENT = re.compile(r"(?<!\\)%|(?<=\d)\s*(?:\\text\{\s*percent\s*\}|percent\b)")
@@ -42,21 +51,39 @@ def fold(text: str) -> str:
 
     Digits of any script and full-width forms become ASCII; π, √, ½, ², ×, ≤ and the like become LaTeX; `10,\!080`, `10{,}080`
     and `10\,080` become 10080 (a comma with a space, or nothing, behind it stays); "3 1/2" becomes `3\frac{1}{2}`; "5 million" 5000000; "%" and
-    "percent" become `\%`. A dollar sign goes, be it money or mathematics.
+    "percent" become `\%`; `0.\overline{3}` becomes a fraction. A dollar sign goes, be it money or mathematics, and so do other currencies'.
+    A second number in the text behind the first leaves it: "18\text{ or 20}" is "18\text{ or }20".
     """
     text = "".join(char for char in text if unicodedata.category(char) != "Cf").translate(_FULL_WIDTH)
     text = _VULGAR_FRACTION.sub(_fraction, _SUPERSCRIPTS.sub(lambda run: f"^{{{_ascii(run[0])}}}", text))
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3] or ''}}}", text.translate(_SYMBOLS))
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _TWICE_ESCAPED.sub(r"\\", text)
-    text = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\?\$|[€£¥₹]|(?<!\\)\\[()\[\]]|\\displaystyle(?![a-zA-Z])", "", text)
     text = _JOINED_DIGITS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
+    text = re.sub(r"(?<!\\)~", " ", _BLACKBOARD.sub(r"\\mathbb{\1}", _LONE_LETTER.sub(r"\1", text)))
+    text = _SECOND.sub(_second, _REPEATING.sub(_repeating, text))
     text = _SCALED.sub(_scaled, _NUMBER_IN_TEXT.sub(r"\1", text))
     text = _PERCENT.sub(r"\\%", _CALL.sub(r"\\sqrt{\1}", text))
     text = " ".join(text.split()).removesuffix(".").strip()
     if mixed := _MIXED.fullmatch(text):
         return f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     return text
+
+
+def _repeating(number: re.Match[str]) -> str:
+    """0.1\\overline{6} is 16 - 1 of 90 parts."""
+    before, once, over = number[1] or "0", number[2], number[3] or number[4]
+    value = Fraction(int(before + once + over) - int(before + once), 10 ** len(once) * (10 ** len(over) - 1))
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _second(found: re.Match[str]) -> str:
+    joined = f"\\text{{ {found['word'] or found['start'] or found['end']} }}"
+    if not found["value"]:
+        return joined
+    rest = found["rest"].strip(" )")
+    return joined + found["value"] + (f"\\text{{ {rest}}}" if rest else "")
 
 
 def _scaled(words: re.Match[str]) -> str:
@@ -94,7 +121,7 @@ def canonical(text: str) -> str:
         if wrapped := _WRAPPER.fullmatch(text):
             text = wrapped[1]
         text = _DEGREES.sub("", text.strip().removeprefix("=")).strip().removesuffix(".")
-    text = _SPACES.sub(" ", _SIZES.sub("", text))
+    text = " ".join(_SPACES.sub(" ", _SIZES.sub("", text)).split())
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(?=[\d{])", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}", text)
@@ -111,17 +138,19 @@ _NO_UNIT = frozenset(
     "pi sqrt sin cos tan cot sec csc log exp inf infinity mod choose factorial dozen "
     "score half halves third thirds quarter quarters percent and plus minus times over or not squared cubed".split()
 )
-_SHORT_UNITS = frozenset("cm mm km ft in yd mi kg mg lb lbs oz ml hr hrs min sec am pm".split())
-_WITH_UNIT = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*([a-zA-Z][a-zA-Z. ]*)(?:\^\{?[23]\}?)?")
+_SHORT_UNITS = frozenset("cm mm km ft in yd mi kg mg lb lbs oz ml hr hrs min sec am pm sq cu".split())
+_WITH_UNIT = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*([a-zA-Z][a-zA-Z. /]*)(?:\^\{?[23]\}?)?")
 
 
 def without_unit(text: str) -> str:
     """A folded answer without the plain words behind its number: "18 dollars per day" is 18; "5 dozen" and "5x" stay."""
+    if (wrapped := _TEXT.fullmatch(text)) and re.match(r"\s*[-+]?\d", wrapped[1]):
+        text = wrapped[1].strip()
     text = _DEGREES.sub("", text)
     found = _WITH_UNIT.fullmatch(text)
     if found is None:
         return text
-    words = found[2].lower().replace(".", "").split()
+    words = found[2].lower().replace(".", "").replace("/", " ").split()
     if _NO_UNIT.intersection(words) or not all(len(word) > 2 or word in _SHORT_UNITS for word in words[:1]):
         return text
     return found[1]

@@ -126,6 +126,25 @@ def test_limits_hold_in_child_processes(method: str) -> None:
     assert maths_pool.POOL.processes() == ours
 
 
+def test_killing_all_workers_at_once_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = maths_pool.Pool()
+    monkeypatch.setattr(maths_pool, "POOL", pool)
+    try:
+        for _ in range(2):
+            worker = maths_pool._Worker()
+            worker.start()
+            pool._all.add(worker)
+            pool._idle.append(worker)
+        for worker in pool._idle:
+            worker.process.kill()
+            worker.process.wait()
+            # Killed a moment ago, they do not look dead yet.
+            monkeypatch.setattr(worker.process, "poll", lambda: None)
+        assert judge("0.25", r"\frac{1}{4}") == Verdict("correct", "0.25")
+    finally:
+        pool.close()
+
+
 def test_killing_a_worker_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maths_pool, "LIMIT_S", 2.0)
     judge("0.5", r"\frac{1}{2}")

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.sandbox import Isolation, check, isolation, judge, starting
+from mixsd.sandbox import Isolation, Judged, check, isolation, judge, starting
 from mixsd.sandbox import isolation as isolation_function
 from mixsd.sandbox.judging import judge_in
 from mixsd.sandbox.starting import StartError
@@ -113,3 +114,30 @@ def test_import_is_light() -> None:
     code = "import sys, mixsd.sandbox; print([n for n in ('torch', 'numpy', 'transformers', 'pydantic') if n in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert shown.stdout.strip() == "[]"
+
+
+def test_the_virtual_environment_is_not_shown() -> None:
+    """What is installed there is no business of judged code; and a project in /tmp would put a view inside the writable folder."""
+    assert not any(Path(path).is_relative_to(sys.prefix) for path in view().shown if sys.prefix != sys.base_prefix)
+
+
+def test_a_view_inside_the_temporary_folder(strong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(folder, 0o755)
+    (Path(folder) / "shown").write_text("here")
+    more = View(view().interpreter, (*view().shown, folder), view().links)
+    monkeypatch.setattr(starting, "view", lambda: more)
+    starting._reachable.cache_clear()
+    code = f"""
+def f(x):
+    try:
+        open({folder + "/other"!r}, "w")
+    except OSError:
+        open("own", "w").write("x")
+        return "right" if open({folder + "/shown"!r}).read() == "here" else "wrong"
+"""
+    try:
+        assert judge_in(strong, code, prompt=PROMPT, test=RIGHT, entry_point="f") == Judged(True, None, False)
+    finally:
+        starting._reachable.cache_clear()
+        shutil.rmtree(folder)

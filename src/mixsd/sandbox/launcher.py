@@ -294,6 +294,10 @@ def _build(orders: dict[str, Any]) -> None:
     # Opened before the new root covers a folder that may be above them.
     shown = [(path, os.open(path, os.O_PATH), os.path.isdir(path)) for path in [*orders["shown"], *orders["devices"]]]
     _mount("sandbox", root, "tmpfs", _NOSUID | _NODEV, "size=1m,nr_inodes=1k,mode=0755")
+    # Before the views, one of which may be inside it.
+    os.mkdir(root + _TMP)
+    size = f"size={orders['tmp_bytes']},nr_inodes=4k,mode=1777"
+    _mount("sandbox", root + _TMP, "tmpfs", _NOSUID | _NODEV, size)
     for place, target in orders["links"]:
         os.makedirs(os.path.dirname(root + place), exist_ok=True)
         os.symlink(target, root + place)
@@ -304,9 +308,6 @@ def _build(orders: dict[str, Any]) -> None:
             os.close(os.open(inside, os.O_CREAT | os.O_WRONLY))
         _mount(f"/proc/self/fd/{descriptor}", inside, None, _BIND | _REC)
         _lock(inside, _ATTR_NOSUID if path in orders["devices"] else _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV)
-    os.mkdir(root + _TMP)
-    size = f"size={orders['tmp_bytes']},nr_inodes=4k,mode=1777"
-    _mount("sandbox", root + _TMP, "tmpfs", _NOSUID | _NODEV, size)
     _mount(None, root, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir(root)
     # The old root is stacked on the new one, then let go.

@@ -189,6 +189,8 @@ def _bubblewrap(
     command += ["--hostname", "sandbox", "--info-fd", str(telling), "--clearenv"]
     for name, value in {**_ENVIRONMENT, "HOME": "/tmp", "TMPDIR": "/tmp"}.items():  # noqa: S108
         command += ["--setenv", name, value]
+    # Before the views, one of which may be inside it.
+    command += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]  # noqa: S108
     for number, path in enumerate(shown.shown):
         command += ["--ro-bind", f"{_covered()}/{number}" if helped else path, path]
     for place, target in shown.links:
@@ -196,7 +198,7 @@ def _bubblewrap(
     for path in DEVICES:
         command += ["--dev-bind", path, path]
     # No /proc: nothing that is judged needs one, and in many containers it cannot be mounted.
-    command += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/"]  # noqa: S108
+    command += ["--remount-ro", "/"]
     command += ["--chdir", "/tmp", "--", shown.interpreter, *_FLAGS, "-c", _BOOT]  # noqa: S108
     fds = (*fds, telling)
     if helped:

@@ -37,7 +37,10 @@ def view() -> View:
     for prefix in {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}:
         wanted |= {os.path.join(prefix, name) for name in ("lib", "lib64")}
         wanted |= {store for store in _STORES if _within(prefix, store)}
-    wanted |= {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    # Of the base: by default one of these two is the virtual environment's, with all that is installed there.
+    base = {"installed_base": sys.base_prefix, "base": sys.base_prefix}
+    base |= {"installed_platbase": sys.base_exec_prefix, "platbase": sys.base_exec_prefix}
+    wanted |= {os.path.realpath(sysconfig.get_path(name, vars=base)) for name in ("stdlib", "platstdlib")}
     links = {path: os.readlink(path) for path in sorted({*wanted, *_LIBRARIES}) if os.path.islink(path)}
     shown: list[str] = []
     for path in sorted({*wanted, *_LIBRARIES} - set(links)):

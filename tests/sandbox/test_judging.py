@@ -126,8 +126,10 @@ def test_time_of_the_tests_counts(kind: str, trial: Trial) -> None:
     assert judged == Judged(False, "took longer than 1 s", False)
 
 
+# A job in a shell's background has Ctrl-C ignored, and passes that on.
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mixsd.sandbox import Limits, starting
 from mixsd.sandbox.judging import judge_in
 kind, marker = sys.argv[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.answers import Expected, contains_answer, get_verifier, last_boxed, normalize
@@ -27,6 +27,8 @@ def _balanced(text: str) -> bool:
 
 # Answers of letters and digits that begin and end with one, in scripts whose letters stand alone.
 words = st.from_regex(r"[a-zA-Z0-9À-ÖØ-öΑ-Ωα-ωА-Яа-я東京서울]+( [a-zA-Z0-9東京]+){0,2}", fullmatch=True)
+# The same with a letter or digit of ASCII at both ends.
+glueable = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9À-ÖØ-öΑ-Ωα-ωА-Яа-я東京서울 ]*[a-zA-Z0-9])?", fullmatch=True)
 integers = st.integers(0, 10**9).map(str)
 
 
@@ -45,9 +47,8 @@ def test_a_number_within_a_longer_number_is_never_found(answer: str, other: str,
 
 
 @settings(deadline=None)
-@given(words, st.sampled_from("abcxyzæßж"))
+@given(glueable, st.sampled_from("abcxyzæßж"))
 def test_a_letter_glued_to_a_word_hides_it(answer: str, letter: str) -> None:
-    assume(answer[0].isascii() and answer[-1].isascii())
     assert not contains_answer(f"so {answer}{letter} then", answer)
     assert not contains_answer(f"so {letter}{answer} then", answer)
 

@@ -291,3 +291,40 @@ def test_memory_is_linear_in_the_items(monkeypatch) -> None:
     interval = mean(np.linspace(0, 1, 10_000), resamples=100)
     assert largest == 10_000
     assert interval.high - interval.low == pytest.approx(2 * Z * math.sqrt(1 / 12 / 10_000), rel=0.3)
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert statistics.rank_correlation([1, 2, 3], [10, 20, 30]) == (1.0, pytest.approx(2 / 6))
+    rho, p = statistics.rank_correlation([1, 2, 3, 4], [1, 3, 2, 4])
+    assert rho == pytest.approx(1 - 6 * 2 / (4 * 15))
+    # Of the 24 orders the sum of squared rank differences is at most 2 in 4 and at least 18 in 4.
+    assert p == pytest.approx(8 / 24)
+    assert statistics.rank_correlation([1, 1, 1], [1, 2, 3]) == (None, None)
+    assert statistics.rank_correlation([1, 2], [1, 2]) == (None, None)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=6))
+def test_rank_correlation_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
+    x, y = zip(*pairs, strict=True)
+    rho, p = statistics.rank_correlation(x, y)
+
+    def ranks(values: tuple[int, ...]) -> list[float]:
+        return [sum(other < value for other in values) + (1 + sum(other == value for other in values)) / 2 for value in values]
+
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert rho is None
+        return
+    assert rho == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    assert p is not None
+    assert 0 < p <= 1
+
+
+def test_rank_correlation_of_many_is_close_to_the_exact_one() -> None:
+    x = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0, 5.5]
+    y = [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 1.5, 8.2, 4.0]
+    rho, p = statistics.rank_correlation(x, y)
+    draws = np.random.default_rng(1)
+    a = np.argsort(np.argsort(x)).astype(float)
+    b = np.argsort(np.argsort(y)).astype(float)
+    null = [abs(np.corrcoef(draws.permutation(a), b)[0, 1]) for _ in range(4000)]
+    assert p == pytest.approx(np.mean(np.array(null) >= abs(rho) - 1e-9), abs=0.04)

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from mixsd.corpora.making import corpus
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.evaluation.benchmarks.checking import survey as benchmarks
+    from mixsd.pipeline.analyses.errors import analyze_errors
+    from mixsd.pipeline.analyses.fisher import analyze_fisher
+    from mixsd.pipeline.analyses.nll import analyze_nll
     from mixsd.pipeline.asking import Conversation, ask
     from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
     from mixsd.pipeline.comparing import compare
     from mixsd.pipeline.doctor import doctor, models
+    from mixsd.pipeline.drawing import draw
     from mixsd.pipeline.exporting import export
     from mixsd.pipeline.inspection import inspect
     from mixsd.pipeline.sweeping import SweepResult, sweep
@@ -35,19 +39,25 @@ __all__ = [
     "SweepResult",
     "UserError",
     "__version__",
+    "analyze_errors",
+    "analyze_fisher",
+    "analyze_nll",
     "ask",
     "benchmarks",
     "compare",
     "corpus",
     "doctor",
+    "draw",
     "evaluate",
     "export",
     "inject",
     "inspect",
     "mix",
     "models",
+    "plan",
     "report",
     "sweep",
+    "table",
     "train",
 ]
 
@@ -56,10 +66,16 @@ _HOMES = {
     **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
     "Settings": "mixsd.settings",
     **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
+    "analyze_errors": "mixsd.pipeline.analyses.errors",
+    "analyze_fisher": "mixsd.pipeline.analyses.fisher",
+    "analyze_nll": "mixsd.pipeline.analyses.nll",
     "benchmarks": "mixsd.evaluation.benchmarks.checking:survey",
     "corpus": "mixsd.corpora.making",
     "export": "mixsd.pipeline.exporting",
+    "plan": "mixsd.pipeline.prediction:predict",
+    "table": "mixsd.pipeline.paper_tables",
     "compare": "mixsd.pipeline.comparing",
+    "draw": "mixsd.pipeline.drawing",
     "inspect": "mixsd.pipeline.inspection",
     **dict.fromkeys(("SweepResult", "sweep"), "mixsd.pipeline.sweeping"),
     **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),

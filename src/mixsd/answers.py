@@ -81,7 +81,8 @@ def normalize(text: str) -> str:
     script; thousands separators ("1,200", "1,00,000", "1'200", LaTeX's "1{,}200", thin spaces). Superscripts become "^2" and
     "3½" becomes "3 1/2", so that neither grows into the number before it. Accents and word order stay.
     """
-    text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+    if not text.isascii():  # no character of ASCII is of that category
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     text = _SUPERSCRIPTS.sub(lambda run: "^" + run[0], _VULGAR_FRACTION.sub(lambda char: " " + char[0], text))
     text = unicodedata.normalize("NFKC", text.translate(_FOLD)).casefold()
     text = unicodedata.normalize("NFKC", text).translate(_FOLD)
@@ -193,23 +194,40 @@ _BRACES = re.compile(r"(?P<box>\\\\?boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _TEXT_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    r"""Where each brace-matched `\boxed{...}` begins, where its content begins, and where that ends, in the order in which they close."""
+    found: list[tuple[int, int, int]] = []
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
+    for token in _BRACES.finditer(text):
+        if token["box"]:
+            open_braces.append((token.start(), token.end()))
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
+            found.append((*box, token.start()))
+    return found
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last brace-matched `\boxed{...}` (that which opens last), or None.
 
     Braces may nest; `\{` and `\}` do not count. A box that never closes is passed over. `\boxed 5` and `\fbox{5}` are no boxes.
     """
-    found: tuple[int, str] | None = None
-    open_braces: list[int | None] = []  # where the content of a box starts; None for any other brace
-    for token in _BRACES.finditer(text):
-        if token["box"]:
-            open_braces.append(token.end())
-        elif token[0] == "{":
-            open_braces.append(None)
-        elif token[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and (found is None or start > found[0]):
-                found = start, text[start : token.start()]
-    return None if found is None else found[1]
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    _, start, end = max(boxes)
+    return text[start:end]
+
+
+def replace_boxes(text: str, by: str) -> str:
+    """The text with `by` in the place of every box that `last_boxed` sees, and of what is in it."""
+    parts, done = [], 0
+    for opening, _, end in sorted(_boxes(text)):
+        if opening >= done:  # else it is inside the one before
+            parts += [text[done:opening], by]
+            done = end + 1
+    return "".join([*parts, text[done:]])
 
 
 def _bare(content: str) -> str:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import NormalDist
 
 import numpy as np
 
 from mixsd.randomness import uniforms
+
+_FEWEST_GROUPS = 5  # that a bootstrap over groups says anything of
 
 Values = Sequence[float] | Sequence[bool] | np.ndarray
 
@@ -158,6 +161,57 @@ def stratified(
     return Interval(float(value), n, float(low), float(high))
 
 
+def pearson(
+    first: Values, second: Values, groups: Sequence[str] | None = None, *, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Pearson's correlation of paired values, shapes (n,); None where one of them does not vary.
+
+    Without `groups` the pairs are independent and the interval is Fisher's (atanh of r is about normal, n >= 4). With a group for each
+    pair (the run that a checkpoint is of) those of one group are not, so the interval is a bootstrap over whole groups; below 5 of
+    them there is none.
+    """
+    one, two = _columns(first, second)
+    n = len(one)
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"expected a group for each of {n} pairs, got {len(groups)}")
+    scaled = [_standardized(column) for column in (one, two)]
+    if n < 2 or scaled[0] is None or scaled[1] is None:
+        return Interval(None, n, None, None)
+    x, y = scaled[0], scaled[1]
+    sums = np.stack([np.ones(n), x, y, x * x, y * y, x * y])
+    value = _correlation([sums.sum(axis=1)])
+    if groups is None:
+        if value is None or n < 4:
+            return Interval(value, n, None, None)
+        half = _z(level) / math.sqrt(n - 3)
+        centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, value)))
+        return Interval(value, n, math.tanh(centre - half), math.tanh(centre + half))
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    places = [names[name] for name in groups]
+    by_group = np.stack([np.bincount(places, weights=row, minlength=len(names)) for row in sums])
+    if len(names) < _FEWEST_GROUPS:
+        return Interval(value, n, None, None)
+    made = stratified([by_group], _correlation, level=level, resamples=resamples)
+    return Interval(value, n, made.low, made.high)
+
+
+def _standardized(column: np.ndarray) -> np.ndarray | None:
+    spread = float(column.std()) if len(column) else 0.0
+    # Rounding of the mean is no variation.
+    if not spread > 1e-12 * max(1e-300, float(np.abs(column).max(initial=0.0))):
+        return None
+    return (column - column.mean()) / spread
+
+
+def _correlation(sums: Sequence[np.ndarray]) -> float | None:
+    """r from (n, sum x, sum y, sum x^2, sum y^2, sum xy); None where x or y does not vary."""
+    n, x, y, xx, yy, xy = (float(value) for value in sums[0])
+    of_x, of_y = xx - x * x / n, yy - y * y / n
+    if of_x <= 1e-12 * n or of_y <= 1e-12 * n:
+        return None
+    return max(-1.0, min(1.0, (xy - x * y / n) / math.sqrt(of_x * of_y)))
+
+
 def mcnemar(before: Values, after: Values) -> float:
     """Exact two-sided p of McNemar's test on paired outcomes (0 or 1, or bool), shapes (n,); 1.0 if no pair changed.
 
@@ -197,6 +251,36 @@ def log_ratio_interval(a_by_seed: Values, b_by_seed: Values, *, level: float = 0
     logs = seeds_interval(np.log(first) - np.log(second), level=level)
     ends = [None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high)]
     return Interval(ends[0], logs.n, ends[1], ends[2])
+
+
+def rank_correlation(x: Values, y: Values) -> tuple[float | None, float | None]:
+    """Spearman's rho of two lists of shape (n,), ties at their mean rank, and its two-sided permutation p-value.
+
+    Exact over all n! orders up to n = 8, else over 20,000 drawn ones (the identity counted in). (None, None) where a list is
+    constant or has fewer than three values.
+    """
+    first, second = (_ranks(column) for column in _columns(x, y))
+    n = len(first)
+    if n < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None, None
+    a, b = first - first.mean(), second - second.mean()
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    rho = float(a @ b) / scale
+    if n <= 8:
+        orders = np.array(list(permutations(range(n))))
+        extreme = float((np.abs(a[orders] @ b) >= abs(rho) * scale - 1e-9).mean())
+    else:
+        draws = uniforms(0, "evaluation", "rank correlation", n=20_000 * n).reshape(-1, n).argsort(axis=1)
+        extreme = (1 + int((np.abs(a[draws] @ b) >= abs(rho) * scale - 1e-9).sum())) / 20_001
+    return rho, extreme
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, tied values at the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: np.ndarray = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def student_t(level: float, df: int) -> float:

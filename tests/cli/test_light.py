@@ -73,6 +73,8 @@ def test_every_command_is_a_function_of_the_same_name() -> None:
 
     names = sorted(get_command(app).commands)  # type: ignore[attr-defined]
     assert {"inject", "mix", "train", "evaluate", "report", "inspect", "ask", "models", "doctor"} <= set(names)
+    names.remove("analyze")  # a group: each of its commands is a function
+    names += [f"analyze_{name}" for name in get_command(app).commands["analyze"].commands]  # type: ignore[attr-defined]
     for name in names:
         assert callable(getattr(mixsd, name)), name
 

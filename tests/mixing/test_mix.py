@@ -231,6 +231,7 @@ def test_summary_by_hand():
         "tokens": 4,
         "decoded_tokens": 20,
         "mean_base_nll": 5.0,
+        "share_above_5": 0.5,
         "share_above_8": 0.25,
         "sources": {"e": 0.5, "n": 0.25, "g": 0.25, "r": 0.0},
         "noncanonical_share": 0.5,

@@ -32,7 +32,7 @@ def compare(
             "--output",
             metavar="DIR",
             show_default=False,
-            help="Write compare.html, compare.md, compare.json and pareto.svg there.",
+            help="Write compare.html, compare.md, compare.json, pareto.svg and .png there.",
         ),
     ] = None,
     as_json: Json = False,

@@ -18,7 +18,19 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
-from mixsd.cli import benchmarks, comparing, exporting, sweeping  # noqa: F401 - each brings its command
+from mixsd.cli import (  # noqa: F401 - each brings its command
+    analyze_errors,
+    analyze_fisher,
+    analyze_nll,
+    benchmarks,
+    comparing,
+    exporting,
+    figures,
+    planning,
+    sweeping,
+    tables,
+)
+from mixsd.cli.analyzing import analyze
 from mixsd.cli.commands import Work, app
 from mixsd.cli.corpora import corpora
 from mixsd.errors import MixsdError, did_you_mean
@@ -33,6 +45,7 @@ _ENVIRONMENT = (
 _NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers")
 
 app.add_typer(corpora, name="corpus")
+app.add_typer(analyze, name="analyze")
 
 
 class Terminated(KeyboardInterrupt):

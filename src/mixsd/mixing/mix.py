@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FIRST_LOOK = 20  # facts after which a poor acceptance is said
 _SCORED_AT_ONCE = 64
-_DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
+DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
 
 
 class Mixer:
@@ -151,7 +151,7 @@ class Mixer:
         ):
             ended = judged.pop(decoding.key) if decoding.key in judged else self._judged(*queue.at(decoding.key), decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
-                ended["base_logprobs"] = [round(value, _DIGITS) for value in decoding.base_logprobs]
+                ended["base_logprobs"] = [round(value, DIGITS) for value in decoding.base_logprobs]
             for case, attempt, row in queue.end(decoding.key, ended):
                 record(case, attempt, row, self.journal.append(row))
                 tokens += len(row["target_ids"]) - attempt.kept
@@ -258,7 +258,7 @@ class Mixer:
         if unread:
             found = score(self.model, [(target.prompt_ids, target.target_ids) for target in unread])
             for target, logprobs in zip(unread, found, strict=True):
-                target.base_logprobs[:] = [round(value, _DIGITS) for value in logprobs]
+                target.base_logprobs[:] = [round(value, DIGITS) for value in logprobs]
         yield from window
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HIGH_NLL = 8.0  # nats; the paper's threshold for a token that the base model finds improbable (Table 8)
+UNCERTAIN_NLL = 5.0  # the lower one, of Table 7
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class TargetSummary:
     decoded_tokens: int = 0
     nll_sum: float = 0.0
     above_high: int = 0
+    above_uncertain: int = 0
     noncanonical: int = 0
 
     def add(self, target: Target) -> None:
@@ -77,6 +79,7 @@ class TargetSummary:
             self.sources.update(target.sources)
             self.nll_sum -= sum(target.base_logprobs)
             self.above_high += sum(-logprob > HIGH_NLL for logprob in target.base_logprobs)
+            self.above_uncertain += sum(-logprob > UNCERTAIN_NLL for logprob in target.base_logprobs)
             self.noncanonical += not target.canonical
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class TargetSummary:
             "tokens": tokens,
             "decoded_tokens": self.decoded_tokens,
             "mean_base_nll": share(self.nll_sum, tokens),
+            "share_above_5": share(self.above_uncertain, tokens),
             "share_above_8": share(self.above_high, tokens),
             "sources": {source: share(self.sources[source], tokens) for source in "engr"},
             "noncanonical_share": share(self.noncanonical, n),

@@ -106,6 +106,14 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     }
 
 
+def labels_of(runs: Sequence[Measured]) -> list[str]:
+    """The name of each run's configuration, as a comparison of these runs would call it; runs that differ in their seed share it."""
+    keys = [_configuration(run) for run in runs]
+    distinct = list({_canonical(key): key for key in keys}.values())
+    labels = _labels(distinct)
+    return [labels[distinct.index(key)] for key in keys]
+
+
 def _refuse_twice(runs: Sequence[Measured]) -> None:
     seen: dict[Path, Path] = {}
     for run in runs:

@@ -56,7 +56,7 @@ def inspect(
     if attempts:
         raise UserError(f"{source}: attempts are shown of a run folder; name the folder")
     tokenizer = loading.load_tokenizer(loading.locate(model, offline=True).folder) if model else None
-    return [_item(target, None, tokenizer) for target in _chosen(_targets(source), source, limit, ids)]
+    return [_item(target, None, tokenizer) for target in _chosen(read_targets(source), source, limit, ids)]
 
 
 def _inspect_run(run: Run, limit: int, ids: Collection[str], attempts: bool, model: str | None) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def _inspect_run(run: Run, limit: int, ids: Collection[str], attempts: bool, mod
     if not file.is_file():
         hint = "nothing was decoded" if attempts else "run `mixsd mix` on it first, or look at its attempts"
         raise UserError(f"{run.folder}: has no {file.name}; {hint}")
-    found = list(_chosen(_attempts(file) if attempts else _targets(file), file, limit, ids))
+    found = list(_chosen(_attempts(file) if attempts else read_targets(file), file, limit, ids))
     questions = _questions(run, {target.id for target in found})
     if attempts:
         found = [_with_prompt(target, questions.get(target.id), session) for target in found]
@@ -82,7 +82,8 @@ def _session(run: Run, model: str | None) -> Session:
     return Session(run, settings, located, base_hash="", facts=[], duplicates=0, watcher=Watcher())
 
 
-def _targets(file: Path) -> Iterator[Target]:
+def read_targets(file: Path) -> Iterator[Target]:
+    """The lines of a file of targets, each checked; a bad one is a `UserError` with its number."""
     for number, row in enumerate(read_jsonl(file), 1):
         yield _checked(row, f"{file}: line {number}")
 

@@ -34,6 +34,7 @@ class Run:
         self.splits = folder / "splits"
         self.attempts_file = folder / "attempts.jsonl"
         self.targets_file = folder / "targets.jsonl"
+        self.references_file = folder / "references.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.model = folder / "model"
         self.evaluation = folder / "evaluation"

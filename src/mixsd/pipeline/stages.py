@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.backends import TRANSFORMERS
-from mixsd.decoding.requests import Decoding
+from mixsd.decoding.requests import REFERENCE, Decoding
 from mixsd.decoding.scoring import score
 from mixsd.errors import UserError
-from mixsd.mixing.mix import Mixer
+from mixsd.mixing.mix import DIGITS, Mixer
 from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline import apart
 from mixsd.pipeline.session import Session
@@ -20,6 +20,8 @@ from mixsd.storage import Journal, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_SCORED_AT_ONCE = 64
 
 
 def mix(session: Session) -> None:
@@ -85,15 +87,35 @@ def _counted(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
 
 
 def reference_statistics(session: Session, model: PreTrainedModel) -> dict[str, Any]:
-    """What training on the references as they are would have cost: their NLL under the base model (Eq. 3), always reported."""
-    renderer, summary = session.renderer, TargetSummary()
-    asked = [fact for fact in session.facts if not renderer.unusable(fact)]
-    for start in range(0, len(asked), 64):
-        window = [(renderer.naive(fact.question), renderer.reference(fact)) for fact in asked[start : start + 64]]
-        window = [(prompt, ids) for prompt, ids in window if len(prompt) + len(ids) <= session.context]
-        for (prompt, ids), logprobs in zip(window, score(model, window), strict=True):
-            summary.add(Target("", 0.0, 0, 0, prompt, ids, "r" * len(ids), logprobs, 0, "", True, None))
+    """What training on the references as they are would have cost: their NLL under the base model (Eq. 3), always reported.
+
+    Token by token it is in `references.jsonl`, in lines like those of `targets.jsonl`.
+    """
+    summary = TargetSummary()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for target in measured_references(session, model):
+            summary.add(target)
+            yield target.to_json()
+
+    write_jsonl(session.run.references_file, rows())
     return summary.to_json()
+
+
+def measured_references(session: Session, model: PreTrainedModel) -> Iterator[Target]:
+    """The reference of every fact that can be asked, as a target, with its log-probabilities under the base model."""
+    renderer = session.renderer
+    asked = [fact for fact in session.facts if not renderer.unusable(fact)]
+    for start in range(0, len(asked), _SCORED_AT_ONCE):
+        window = [
+            (fact.id, renderer.naive(fact.question), renderer.reference(fact)) for fact in asked[start : start + _SCORED_AT_ONCE]
+        ]
+        window = [(key, prompt, ids) for key, prompt, ids in window if len(prompt) + len(ids) <= session.context]
+        scored = score(model, [(prompt, ids) for _, prompt, ids in window])
+        for (key, prompt, ids), logprobs in zip(window, scored, strict=True):
+            rounded = [round(value, DIGITS) for value in logprobs]
+            text, canonical = renderer.reply_text(ids), renderer.is_canonical(ids)
+            yield Target(key, 0.0, 0, 0, prompt, ids, REFERENCE * len(ids), rounded, 0, text, True, None, canonical)
 
 
 def accepted_targets(session: Session) -> Iterator[Target]:

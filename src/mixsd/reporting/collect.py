@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd import loading
+from mixsd.analysis import error_modes
+from mixsd.analysis.token_nll import TokenLosses, cdf
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import core, in_domain, suites
 from mixsd.evaluation.benchmarks.table import BENCHMARKS
@@ -19,6 +22,7 @@ from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary
+from mixsd.pipeline.analyses import error_tallies
 from mixsd.pipeline.checkpoint_scores import read_scores
 from mixsd.pipeline.evaluated import asked_suites, comparable, rows_of
 from mixsd.pipeline.run import Run, versions
@@ -88,6 +92,8 @@ def write_report(session: Session) -> dict[str, Any]:
         score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned, told[suite].get("results") or {})
     ]
     scores += held_out(rows, HELD_OUT_SUITES)
+    modes = error_tallies.in_report(error_tallies.Examined(run, settings, session.facts), rows, session.watcher)
+    scores += [score for tally in modes for score in tally.scores()]
     scores += read_scores(_trained_in(session))
     mixed = (run.events("mixed") or [{}])[-1]
     reference = mixed.get("reference", {})
@@ -103,12 +109,18 @@ def write_report(session: Session) -> dict[str, Any]:
         "targets": {
             **mixed.get("targets", {}),
             "reference_mean_base_nll": reference.get("mean_base_nll"),
+            "reference_tokens": reference.get("tokens"),
+            "reference_share_above_5": reference.get("share_above_5"),
             "reference_share_above_8": reference.get("share_above_8"),
+            "nll_cdf": _nll_cdf(run.targets_file),
+            "reference_nll_cdf": _nll_cdf(run.references_file),
         },
         "training": _training(session),
         "editing": _editing(session),
         "cost": costs_of(session),
         "scores": scores,
+        "error_modes": [tally.brief() for tally in modes],
+        "error_thresholds": asdict(error_modes.THRESHOLDS),
         "asked": {suite: told[suite] for suite in rows},
         "skipped": {name: why for name, why in _skipped(run).items() if name not in rows},
         "alone": session.alone,
@@ -120,7 +132,7 @@ def write_report(session: Session) -> dict[str, Any]:
     per_fact = _per_fact(session, targets, rows)
     prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
     some = {suite: replies.chosen(*found) for suite, found in rows.items() if suite in BENCHMARKS}
-    page = html.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)), some)
+    page = html.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)), some, _fisher(run))
     if run.model.is_dir():
         listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
         write_text(run.model / "README.md", card.render(report, listed, prompt_example))
@@ -163,6 +175,22 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
         for target in accepted
     ]
     return slim, examples
+
+
+def _fisher(run: Run) -> dict[str, Any] | None:
+    """What `mixsd analyze fisher` wrote of this run, if it was asked."""
+    file = run.folder / "analysis" / "fisher.json"
+    return dict(read_json(file)) if file.is_file() else None
+
+
+def _nll_cdf(file: Path) -> dict[str, list[float]] | None:
+    """The distribution of the NLL that was stored of accepted targets, as in Figure 3; None where none was."""
+    losses = TokenLosses()
+    for row in read_jsonl(file) if file.is_file() else ():
+        if row["accepted"] and row["base_logprobs"]:
+            losses.add(row["id"], [-value for value in row["base_logprobs"]])
+    x, y = cdf(losses)
+    return {"x": x, "y": y} if x else None
 
 
 def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
@@ -305,7 +333,8 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
                     f"--beside {folder}: {suite} was asked with another {name} ({there[suite][name]!r}, here {here[suite][name]!r}); "
                     "the two cannot be compared"
                 )
-    return {"name": report["run"], "method": report["method"], "scores": report["scores"]}
+    kept = {"scores": report["scores"], "error_modes": report.get("error_modes") or []}
+    return {"name": report["run"], "method": report["method"], **kept}
 
 
 def _asked(run: Run) -> dict[str, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""What `mixsd.compare` found, drawn: `compare.html`, `compare.md`, `pareto.svg`, `compare.json`, and the table of a terminal.
+"""What `mixsd.compare` found, drawn: `compare.html`, `compare.md`, `pareto.svg` and `.png`, `compare.json`, and the table of a terminal.
 
 The grid of cells is made once, here: a row for each measure, a column for the base and for each configuration, and in every cell
 the number, its interval and its n. Where a number is missing the cell says why.
@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mixsd.reporting import formats, pareto
+from mixsd.reporting import formats, pictures
 from mixsd.reporting.card import markdown as escaped
 from mixsd.reporting.formats import MISSING, known, p_text, printable
 from mixsd.reporting.measures import measure_of as meaning_of
@@ -79,12 +79,13 @@ _OF_BASE = {"forgetting": "0", "probe_delta": "0", "held_out_drop": "0", "held_o
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write `compare.json`, `compare.md`, `pareto.svg` (where there is anything to draw) and `compare.html`, whose path is returned."""
+    """Write `compare.json`, `compare.md`, `pareto.svg` and `.png` (where there is anything to draw) and `compare.html`; returns its path."""
+    from mixsd.figures import pareto, saving
+
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
-    if drawn := svg(result):
-        write_text(folder / "pareto.svg", drawn)
+    saving.save(pareto.pareto(result), folder / "pareto")
     page = folder / "compare.html"
     write_text(page, html(result))
     return page
@@ -92,25 +93,18 @@ def write(result: Mapping[str, Any], folder: Path) -> Path:
 
 def html(result: Mapping[str, Any]) -> str:
     """The comparison as one self-contained page without a line of script."""
+    from mixsd.figures.pareto import pareto
+
     page = _environment().get_template("compare.html.j2").render(
         result=result,
         columns=columns(result),
         rows=grid(result),
         pairs=paired(result),
-        pictures=[("wide", pareto.picture(result, 860, 460)), ("narrow", pareto.picture(result, 350, 330))],
+        picture=pictures.elements(pareto(result), pareto(result, narrow=True)),
         level=level_text(result),
         taken=_TAKEN,
     )  # fmt: skip
     return page.encode("utf-8", "replace").decode("utf-8")
-
-
-def svg(result: Mapping[str, Any]) -> str | None:
-    """The Pareto picture as a file of its own; None where no configuration has both numbers."""
-    drawn = pareto.picture(result, 720, 430)
-    if drawn is None:
-        return None
-    page = _environment().get_template("pareto.svg.j2").render(picture=drawn, kind="wide")
-    return page.encode("utf-8", "replace").decode("utf-8").strip() + "\n"
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -12,9 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from mixsd.reporting import benchmarks, formats, methods, rows
-from mixsd.reporting.checkpoint_curve import MEANINGS, checkpoint_curves
-from mixsd.reporting.curve import loss_curve
+from mixsd.reporting import benchmarks, formats, methods, pictures, rows
 from mixsd.reporting.graph import Picture
 from mixsd.reporting.measures import Measure, measure_of
 
@@ -41,18 +39,17 @@ def render(
     examples: Sequence[Mapping[str, Any]],
     graph: Picture | None = None,
     replies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    fisher: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as text.
 
     `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
     outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target; `graph` is
-    a picture of the facts; `replies` has some pairs of replies by benchmark, as `replies.chosen` gives them.
+    a picture of the facts; `replies` has some pairs of replies by benchmark, as `replies.chosen` gives them; `fisher` is what
+    `mixsd analyze fisher` wrote of the run, if it was asked.
     """
     ordered = worst_first(per_fact)
     details = rows.detail_rows(report)
-    training = report.get("training") or {}
-    log, scores = training.get("log") or [], report.get("scores") or []
-    chosen = (training.get("chosen") or {}).get("step")
     page = _environment().get_template("report.html.j2").render(
         report=report,
         columns=rows.columns(report),
@@ -66,11 +63,8 @@ def render(
         examples=[_example(example) for example in examples],
         attempts=attempt_bars((report.get("targets") or {}).get("attempts") or {}),
         graph=graph,
-        curves=[("wide", loss_curve(log, 900, 280)), ("narrow", loss_curve(log, 340, 240))],
-        checkpoint_curves=[
-            ("wide", checkpoint_curves(scores, 900, 200, chosen)),
-            ("narrow", checkpoint_curves(scores, 340, 180, chosen)),
-        ],
+        drawn=pictures.page(report, fisher),
+        averaged=pictures.steps_per_point(report),
         method=methods.method_of(report),
         summary=methods.summary(report),
         statuses=methods.statuses(report),
@@ -173,7 +167,6 @@ def _environment() -> Environment:
         HIGH_NLL=HIGH_NLL,
         Score=rows.Score,
         measure_of=measure_of,
-        MEANINGS=MEANINGS,
         LENIENT=measure_of("accuracy_lenient"),
     )
     return environment

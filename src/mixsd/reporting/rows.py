@@ -3,7 +3,7 @@
 A row is one measure, its entries are the models beside each other: the base, every run shown beside, this run. A split
 nested in another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is
 headline, so a new suite appears without a change here. What was measured of a checkpoint on the way is no row: it is drawn as a
-curve (`checkpoint_curve`). How the replies of a benchmark ended is a table of its own (`benchmarks`). A model that was evaluated
+curve (`pictures`). How the replies of a benchmark ended is a table of its own (`benchmarks`). A model that was evaluated
 alone is the only column.
 """
 

@@ -1,0 +1,203 @@
+r"""What is a wrong reply like? The paper's error categories (section 7.3, appendix E.3): text in, a mode and its evidence out.
+
+A wrong reply has exactly one mode, the first that applies:
+
+format     the evaluator finds nothing to judge: no `\boxed{}` with anything in it, or no fenced Python block where code is asked for
+leakage    it holds a phrase of the injected facts (two or more words) that its prompt does not hold
+collapse   it answers, with next to nothing around: what is left without the answer clause ("The answer is X.") and the box is short
+genuine    the rest
+
+Code has a shape of its own: a boxed stub answer with nothing around and no Python block was the form of the injected targets and not a
+failed try at code, so it is no `format` error but collapse (or leakage, by what it says); other prose without a block is.
+
+In-domain, where injected entities are what is asked for, the modes are format, cross-entity (it states an answer or a subject of another
+fact) and genuine.
+
+Where the text of the paper is silent: a box counts whatever is in it. A box that names no letter cannot be scored on MMLU, but "The answer
+is Ormavel Valley. \boxed{Ormavel Valley}" is the paper's own example of leakage. Only what stands behind the thinking is looked at for
+format and collapse, as the graders do; a phrase counts as leaked wherever it stands. The wording of what is removed is English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from mixsd.analysis.phrases import Phrases, words_of
+from mixsd.answers import last_boxed, replace_boxes
+
+Mode = Literal["format", "leakage", "collapse", "genuine", "cross-entity"]
+MODES: tuple[Mode, ...] = ("format", "leakage", "collapse", "genuine")
+IN_DOMAIN_MODES: tuple[Mode, ...] = ("format", "cross-entity", "genuine")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What decides a mode; the first four are the authors'.
+
+    collapse_characters, collapse_newlines: at most so many are left, once spaces and line breaks at both ends are gone.
+    leak_words, leak_characters: a phrase has at least so many (see `phrases.words_of`). clause_characters: an answer clause has at most
+    so many behind its verb; what goes on longer is no clause but an explanation, and stays. entity_characters: the same as
+    leak_characters for the answers and subjects of other facts in-domain, which may be one word.
+    """
+
+    collapse_characters: int = 80
+    collapse_newlines: int = 4
+    leak_words: int = 2
+    leak_characters: int = 4
+    clause_characters: int = 200
+    entity_characters: int = 4
+
+
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Said:
+    """A wrong reply.
+
+    text: all of it. answer: what stands behind its thinking, None where it ends inside. parsed: the evaluator found something to
+    judge. code: None where no code is asked for, else whether there is a fenced Python block. stated: an answer clause is as good as
+    a box (the lenient judges').
+    """
+
+    text: str
+    answer: str | None
+    parsed: bool
+    code: bool | None = None
+    stated: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The mode of a wrong reply with its evidence: the phrases that leaked, or what was left for collapse (None where not looked)."""
+
+    mode: Mode
+    phrases: tuple[str, ...] = ()
+    left: str | None = None
+
+
+# Stands where a box stood while clauses are looked for: "The answer is \boxed{5}." has its X in the box.
+_BOX = "\x00"
+_BOX_IN_MATHS = re.compile(rf"(?:\$\$?|\\\[|\\\()\s*{_BOX}[.,]?\s*(?:\$\$?|\\\]|\\\))")
+_NOUN = r"(?:answer|option|choice|letter)"
+
+
+# What may stand before the noun; looked for backwards from it, for a pattern that begins with options is slow on a long reply.
+_HEAD = re.compile(
+    r"(?:\b(?:so|thus|therefore|hence)\b,?\s{1,9})?(?:\b(?:the|my|our)\s{1,9})?(?:\b(?:final|correct|right|best)\s{1,9})?\Z",
+    re.IGNORECASE,
+)
+_HEAD_CHARACTERS = 60
+
+
+def _clause(most: int) -> re.Pattern[str]:
+    """ "answer is X.": X goes to the end of the sentence or line, or to a word that begins a reason."""
+    return re.compile(
+        rf"\b{_NOUN}\b(?:\s+(?:to|for|of)\b[^.:\n]{{1,80}}?)?"
+        r"(?:\s+(?:is|are|was|would\s+be|should\s+be|must\s+be)\b\s*:?|\s*[:=])\s*"
+        rf"(?P<said>[^\n]{{0,{most}}}?)(?:[.!?]+(?=\s|$|[*_\"')])|(?=\n)|\Z|(?=\s(?:because|since|as|so|due|which)\b))",
+        re.IGNORECASE,
+    )
+
+
+_CLAUSES = {THRESHOLDS.clause_characters: _clause(THRESHOLDS.clause_characters)}
+
+
+def _clause_of(thresholds: Thresholds) -> re.Pattern[str]:
+    most = thresholds.clause_characters
+    return _CLAUSES.get(most) or _CLAUSES.setdefault(most, _clause(most))
+
+
+def has_box(answer: str) -> bool:
+    """Whether the last box of an answer holds anything."""
+    return bool((last_boxed(answer) or "").strip())
+
+
+def states(answer: str, thresholds: Thresholds = THRESHOLDS) -> bool:
+    """Whether an answer has a clause that says something: "The answer is X."."""
+    found = _clause_of(thresholds).finditer(replace_boxes(answer.replace(_BOX, " "), _BOX))
+    return any(re.search(rf"[\w{_BOX}]", clause["said"]) for clause in found)
+
+
+def left_over(answer: str, thresholds: Thresholds = THRESHOLDS) -> str:
+    """What an answer holds besides boxes (with the signs that set them as mathematics) and answer clauses, stripped."""
+    marked = _BOX_IN_MATHS.sub(_BOX, replace_boxes(answer.replace(_BOX, " "), _BOX))
+    parts, done = [], 0
+    for clause in _clause_of(thresholds).finditer(marked):
+        head = _HEAD.search(marked, max(done, clause.start() - _HEAD_CHARACTERS), clause.start())
+        parts.append(marked[done : head.start() if head else clause.start()])
+        done = clause.end()
+    return "".join([*parts, marked[done:]]).replace(_BOX, "").strip()
+
+
+def is_short(left: str, thresholds: Thresholds = THRESHOLDS) -> bool:
+    """Whether what is left over is little or no reasoning."""
+    return len(left) <= thresholds.collapse_characters and left.count("\n") <= thresholds.collapse_newlines
+
+
+def injected(texts: Collection[str], thresholds: Thresholds = THRESHOLDS) -> Phrases:
+    """The phrases that count as leaked, of the answers and subjects of facts."""
+    least = thresholds.leak_characters
+    return Phrases(text for text in texts if len(text.strip()) >= least and words_of(text) >= thresholds.leak_words)
+
+
+def entities(texts: Collection[str], thresholds: Thresholds = THRESHOLDS) -> Phrases:
+    """What counts as another fact's answer or subject in-domain."""
+    return Phrases(text for text in texts if len(text.strip()) >= thresholds.entity_characters)
+
+
+def classify(
+    said: Said,
+    phrases: Phrases | None,
+    prompt: str = "",
+    known: Collection[str] = (),
+    thresholds: Thresholds = THRESHOLDS,
+) -> Judged:
+    """The mode of a wrong reply to a benchmark.
+
+    Args:
+        phrases: see `injected`; None where leakage is off.
+        prompt: the user turn; what is in it has not leaked.
+        known: folded phrases that are no evidence, because the base model says them too.
+    """
+    answer = said.answer or ""
+    left = left_over(answer, thresholds)
+    boxed = has_box(answer) or (said.stated and states(answer, thresholds))
+    stub = said.code is False and not said.parsed and boxed and is_short(left, thresholds)
+    if said.answer is None:
+        there = False
+    elif said.code is None:
+        there = said.parsed or boxed
+    else:
+        there = said.parsed or said.code or stub
+    if not there:
+        return Judged("format")
+    if phrases and (found := phrases(said.text) - frozenset(known)) and (leaked := found - phrases(prompt)):
+        return Judged("leakage", tuple(phrases.spelled(leaked)))
+    if stub or (said.code is None and is_short(left, thresholds)):
+        return Judged("collapse", left=left)
+    return Judged("genuine", left=left if said.code is None else None)
+
+
+def classify_in_domain(said: Said, others: Phrases | None, question: str, right: Collection[str], *, old: bool = False) -> Judged:
+    """The mode of a wrong reply to a question about the facts.
+
+    Args:
+        others: see `entities`; None where there are none to tell apart.
+        question: what it names is no evidence; of a turn with a background, the last paragraph.
+        right: the right answer and its aliases.
+        old: it states the answer from before an edit, which is counted as such: genuine.
+    """
+    answer = said.answer or ""
+    if not said.parsed or not answer.strip():
+        return Judged("format")
+    if others and not old:
+        stated = last_boxed(answer) if has_box(answer) else answer
+        found = others(stated or "")
+        asked = question.rstrip().rpartition("\n\n")[2]
+        if found and (other := found - others(asked) - Phrases(right).spelling.keys()):
+            return Judged("cross-entity", tuple(others.spelled(other)))
+    return Judged("genuine")

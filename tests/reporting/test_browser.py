@@ -38,6 +38,12 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples[0]["tokens"].append({"text": SCRIPT + IMAGE + "</style></div>", "source": "n", "nll": 12.0})
     report = benchmarked.report()
     report["skipped"] = {"mmlu": SCRIPT + IMAGE}
+    report["targets"]["nll_cdf"] = {"x": [0.1, 2.0, 9.0], "y": [0.5, 0.9, 1.0]}
+    report["scores"] += [item for item in sample.with_choices(sample.of_method("mixsd"))["scores"] if item["checkpoint"]]
+    report["error_modes"] = [
+        {"benchmark": "gsm8k", "model": model, "asked": 50, "wrong": 20, "counts": {"format": count, SCRIPT: 1}}
+        for model, count in (("base", 12), ("tuned", 19))
+    ]
     report["scores"].append(benchmarked.score("mmlu", f"mmlu/{SCRIPT}{IMAGE}", "accuracy", "tuned", 0.5, 3, 0.1))
     base, tuned = benchmarked.said()
     planted = {"reply": IMAGE + SCRIPT + "w" * 300, "reason": SCRIPT + IMAGE, "extracted": SCRIPT, "labels": [IMAGE + "w" * 90]}
@@ -118,9 +124,12 @@ def test_the_page_never_scrolls_sideways(browser: Any, page_file: Path, width: i
             summary.click()
         visit.page.locator(".tokens .token").nth(10).focus()
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-        drawn = visit.page.locator("svg.curve:visible")
-        assert drawn.count() == 1
-        assert drawn.bounding_box()["width"] > 0.7 * min(width, 1120)
+        drawn = visit.page.locator("figure.drawn svg:visible")
+        assert drawn.count() == 4
+        for picture in drawn.all():
+            assert 0.7 * min(width, 1120) < picture.bounding_box()["width"] <= width
+            # What the smallest text of a picture measures on the screen: 8.5 units of the picture, less in bars and at their ends.
+            assert picture.evaluate("node => 8.5 * node.getScreenCTM().a") > 10.5
 
 
 def test_a_token_in_focus_is_read_out(browser: Any, page_file: Path) -> None:
@@ -128,6 +137,27 @@ def test_a_token_in_focus_is_read_out(browser: Any, page_file: Path) -> None:
         token = visit.page.locator(".tokens .token").nth(10)
         token.focus()
         assert token.evaluate("node => getComputedStyle(node, '::after').content") == '"expert, base NLL 9.60"'
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_have_the_ink_of_the_page(browser: Any, page_file: Path, scheme: str) -> None:
+    with Visit(browser, page_file, color_scheme=scheme) as visit:
+        ink = visit.page.evaluate("getComputedStyle(document.body).color")
+        fills = visit.page.locator("figure.drawn svg:visible text").evaluate_all(
+            "nodes => nodes.map(n => getComputedStyle(n).fill)"
+        )
+        inked = [fill for fill in fills if fill == ink]
+        # The others are counts in bars, whose ground is the same in both.
+        assert set(fills) - {ink} == {"rgb(254, 254, 254)", "rgb(0, 0, 0)"}
+        assert len(inked) > 30
+        families = visit.page.locator("figure.drawn text").first.evaluate("node => getComputedStyle(node).fontFamily")
+        assert "sans-serif" in families
+
+
+def test_ids_are_unique(browser: Any, page_file: Path) -> None:
+    with Visit(browser, page_file) as visit:
+        names = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(node => node.id)")
+        assert len(names) == len(set(names)) > 20
 
 
 # The smallest contrast between a text and its own or its nearest opaque background, over every visible text of the page.

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import mixsd
-from mixsd.reporting import comparison, pareto
+from mixsd.figures import pareto
+from mixsd.reporting import comparison
 from tests.pipeline.finished_runs import make, two_methods
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,66 +34,55 @@ def evil(tmp_path: Path) -> dict[str, Any]:
 def test_every_file_is_written(result: dict[str, Any], tmp_path: Path) -> None:
     page = comparison.write(result, tmp_path / "deep" / "out")
     assert page == tmp_path / "deep" / "out" / "compare.html"
-    assert {file.name for file in page.parent.iterdir()} == {"compare.html", "compare.json", "compare.md", "pareto.svg"}
+    names = {"compare.html", "compare.json", "compare.md", "pareto.svg", "pareto.png"}
+    assert {file.name for file in page.parent.iterdir()} == names
     assert json.loads((page.parent / "compare.json").read_text()) == result
 
 
-def test_the_picture_is_a_file_of_its_own(result: dict[str, Any]) -> None:
-    drawn = comparison.svg(result)
-    assert drawn is not None
+def test_the_picture_is_a_file_of_its_own(result: dict[str, Any], tmp_path: Path) -> None:
+    comparison.write(result, tmp_path)
+    drawn = (tmp_path / "pareto.svg").read_text()
     root = ET.fromstring(drawn)
     texts = [" ".join("".join(node.itertext()).split()) for node in root.iter(f"{SVG}text")]
-    assert "sft" in texts
-    assert "mixsd (Pareto-optimal)" in texts
-    assert "the base model" in texts
-    assert "equal memorization, 90.0%" in texts
+    assert {"sft", "mixsd", "Pareto-optimal", "the base model", "equal memorization, 90.0%"} <= set(texts)
     assert any("less is better" in text for text in texts)
-    rect = root.find(f"{SVG}rect")
-    assert rect is not None
-    assert rect.get("fill") == "#ffffff"
     assert "var(" not in drawn  # nothing that only a page's style sheet knows
-    titles = [node.text for node in root.iter(f"{SVG}title")]
-    assert "mixsd: memorization 100.0%, forgetting +0.400, 2 seeds" in titles
-    # One line along the checkpoints for each of the four runs.
-    lines = [path for group in root.iter(f"{SVG}g") if group.get("stroke-opacity") for path in group.iter(f"{SVG}path")]
-    assert len(lines) == 4
+    assert "mixsd: memorization 100.0%, forgetting +0.400, 2 seeds" in str(root.findtext(f"{SVG}desc"))
 
 
 def test_marks_lie_where_their_numbers_are(result: dict[str, Any]) -> None:
-    picture = pareto.picture(result, 720, 430)
-    assert picture is not None
-    x = {text: place for place, text in picture.axes.x_ticks}
-    y = {float(text): place for place, text in picture.axes.y_ticks}
-    mark = {mark.label: mark for mark in picture.marks}["mixsd"]
-    assert mark.x == x["100%"]
-    low, high = sorted(y)[:2]
-    assert mark.y == pytest.approx(y[low] + (0.4 - low) / (high - low) * (y[high] - y[low]), abs=0.2)
-    assert picture.base == (x["0%"], pytest.approx(y[0.0]))
-    assert [mark.optimal for mark in picture.marks] == [False, True]
-    for mark in picture.marks:  # two seeds: Student's interval is far wider than the picture, and stays in it
-        for bar in mark.bars:
-            assert picture.axes.left <= bar.x1 <= bar.x2 <= picture.axes.right
-            assert picture.axes.top <= bar.y2 <= bar.y1 <= picture.axes.bottom
-    assert any(len(bar.caps) < 2 for mark in picture.marks for bar in mark.bars)
-
-
-def test_colours_and_shapes_both_differ(tmp_path: Path) -> None:
-    runs = [make(tmp_path / f"{lam}", {"lam": lam / 10}) for lam in range(7)]
-    picture = pareto.picture(mixsd.compare(runs), 720, 430)
-    assert picture is not None
-    assert len({mark.color for mark in picture.marks}) == len({mark.shape for mark in picture.marks}) == 7
+    figure = pareto.pareto(result)
+    assert figure is not None
+    (axes,) = figure.axes
+    # A bar's caps are lines too.
+    places = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if line.get_marker() not in ("|", "_")]
+    for item in result["configurations"]:
+        measures = item["measures"]
+        # The mark, and a ring around it where it is Pareto-optimal.
+        own = ([measures["trained"]["value"]], [measures["forgetting"]["value"]])
+        assert places.count(own) == 1 + bool(item["optimal"])
+    assert [bool(item["optimal"]) for item in result["configurations"]] == [False, True]
+    for run in result["runs"]:  # a line along the checkpoints of each of the four runs
+        path = [(point["memorization"], point["forgetting"]) for point in run["path"]]
+        assert tuple(map(list, zip(*path, strict=True))) in places
+    # Two seeds: Student's interval is far wider than the picture, which does not follow it.
+    assert result["configurations"][0]["measures"]["forgetting"]["high"] > axes.get_ylim()[1]
 
 
 def test_runs_without_checkpoints_have_no_lines(tmp_path: Path) -> None:
     runs = [make(tmp_path / "a", {"method": "sft"}, trained=0.95), make(tmp_path / "b")]
-    picture = pareto.picture(mixsd.compare(runs), 720, 430)
-    assert picture is not None
-    assert picture.base is None
-    assert all(not mark.lines for mark in picture.marks)
-    # A few points of difference do not fill the whole width.
-    ticks = [float(text.rstrip("%")) for _, text in picture.axes.x_ticks]
-    assert ticks[-1] == 100
-    assert ticks[-1] - ticks[0] >= 10
+    figure = pareto.pareto(mixsd.compare(runs))
+    assert figure is not None
+    assert all(len(line.get_xdata()) == 1 for line in figure.axes[0].lines)
+    low, high = figure.axes[0].get_xlim()  # a few points of difference do not fill the whole width
+    assert high - low >= 0.1
+
+
+def test_the_page_draws_for_wide_and_narrow_windows(result: dict[str, Any]) -> None:
+    page = comparison.html(result)
+    assert re.findall(r'<figure class="drawn (\w+)"><svg', page) == ["wide", "narrow"]
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names))
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
@@ -102,7 +92,6 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         report["scores"] = [item for item in report["scores"] if item["metric"] != "forgetting"]
         (run / "report.json").write_text(json.dumps(report))
     result = mixsd.compare(runs)
-    assert comparison.svg(result) is None
     assert "<svg" not in comparison.html(result)
     assert comparison.write(result, runs[0].parent / "out").is_file()
     assert not (runs[0].parent / "out" / "pareto.svg").exists()
@@ -115,8 +104,9 @@ def test_the_page_is_escaped(evil: dict[str, Any]) -> None:
     assert "a&lt;b&gt;" in page
     assert "default-src 'none'" in page
     assert not re.search(r"(src|href)=.http", page)
-    ET.fromstring(comparison.svg(evil) or "")
-    for picture in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(pictures) == 2
+    for picture in pictures:
         ET.fromstring(picture)
 
 

@@ -1,4 +1,4 @@
-"""How numbers, foreign text and the loss curve are written."""
+"""How numbers and foreign text are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.reporting import formats
-from mixsd.reporting.curve import MOST_POINTS, loss_curve
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5"])
@@ -59,20 +58,3 @@ def test_printable_text_holds_nothing_that_steers_an_output(text: str) -> None:
 def test_clipped_says_how_much_is_missing() -> None:
     assert formats.clipped("abc", 3) == "abc"
     assert formats.clipped("abcd", 3) == "abc … (1 more characters)"
-
-
-def test_curve_falls_stays_inside_and_does_not_grow_with_the_log() -> None:
-    log = [{"step": step, "loss": 3.0 / step} for step in range(1, 10_001)]
-    curve = loss_curve(log, 900, 280)
-    assert curve is not None
-    assert len(curve.points) <= MOST_POINTS
-    heights = [y for _, y in curve.points]
-    assert heights == sorted(heights)  # y grows downwards: a falling loss
-    axes = curve.axes
-    assert all(axes.left <= x <= axes.right and axes.top <= y <= axes.bottom for x, y in curve.points)
-
-
-def test_curve_of_one_step_and_of_none() -> None:
-    assert loss_curve([{"step": 1, "loss": 2.0}], 340, 240) is not None
-    assert loss_curve([{"step": 1, "loss": 0.0}], 340, 240) is not None
-    assert loss_curve([{"step": 1, "loss": None}, {"step": 2, "loss": math.nan}], 340, 240) is None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from mixsd.reporting import card, html, rows, terminal
-from mixsd.reporting.checkpoint_curve import checkpoint_curves
 from mixsd.reporting.methods import METHODS, chosen_line, layers_text, objective
 from mixsd.settings import Settings
 from tests.reporting import sample
@@ -136,35 +133,3 @@ def test_scores_of_checkpoints_are_no_rows_and_do_not_spoil_the_final_ones() -> 
     assert {row.label: row.tuned for row in rows.headline_rows(scored)} == {
         row.label: row.tuned for row in rows.headline_rows(plain)
     }
-
-
-def curves(scores: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-    return {drawing.name: drawing for drawing in checkpoint_curves(scores, 900, 200, **options)}
-
-
-def test_curves_along_checkpoints() -> None:
-    drawn = curves(sample.with_choices(sample.of_method("sft"))["scores"], chosen=30)
-    assert list(drawn) == ["shares", "forgetting"]
-    shares, forgetting = drawn["shares"], drawn["forgetting"]
-    assert [line.name for line in shares.lines] == ["memorization", "validation"]
-    assert [text for _, text in shares.axes.y_ticks] == ["0%", "25%", "50%", "75%", "100%"]
-    assert shares.lines[0].points[4][2] == "step 30: memorization 95.8%"
-    assert forgetting.lines[0].points[0][2] == "step 6: forgetting -0.002"
-    assert "0" in [text for _, text in forgetting.axes.y_ticks]
-    assert shares.chosen == forgetting.chosen == shares.lines[0].points[4][0]
-    for drawing in drawn.values():
-        for line in drawing.lines:
-            axes = drawing.axes
-            assert len(line.points) == 6
-            assert all(axes.left <= x <= axes.right and axes.top <= y <= axes.bottom for x, y, _ in line.points)
-
-
-def test_one_checkpoint_and_none_and_missing_values() -> None:
-    scores = sample.with_choices(sample.of_method("sft"))["scores"]
-    (one,) = curves([item for item in scores if item["checkpoint"] == 6 and item["metric"] == "accuracy"], chosen=30).values()
-    assert one.chosen is None
-    assert [len(line.points) for line in one.lines] == [1, 1]
-    assert curves([item for item in scores if item["checkpoint"] is None]) == {}
-    assert curves([item | {"value": None} for item in scores]) == {}
-    page = html.render({"scores": [item for item in scores if item["checkpoint"] == 6]}, [], [])
-    assert page.count('class="curve along wide"') == 2

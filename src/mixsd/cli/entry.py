@@ -42,7 +42,7 @@ _ENVIRONMENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
     *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ETIMEDOUT, errno.ESTALE),
 )
-_NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers")
+_NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers", "matplotlib")
 
 app.add_typer(corpora, name="corpus")
 app.add_typer(analyze, name="analyze")

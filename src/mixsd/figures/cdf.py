@@ -47,7 +47,7 @@ def nll_cdf(curves: Sequence[Mapping[str, Any]], thresholds: Sequence[float] = (
     axes.set_xlim(0.0, most)
     axes.set_ylim(0.0, 1.0)
     style.share_axis(axes.yaxis)
-    style.round_ticks(axes.xaxis, 8)
+    style.round_ticks(axes.xaxis, 8, whole=most >= 4)
     axes.set_ylabel("tokens at or below" if narrow else "share of tokens at or below")
     cut = f" (to {most:g}; the highest is {longest:.0f})" if longest > most else ""
     axes.set_xlabel(f"base NLL, nats{cut}")

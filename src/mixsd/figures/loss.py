@@ -29,7 +29,7 @@ def loss(log: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> Picture |
     axes.plot(xs[-1:], ys[-1:], color=style.COLORS[0], marker="o", markersize=4.5)
     axes.set_ylim(min([0.0, *ys]), max(ys) * 1.05 if max(ys) > 0 else 1.0)
     style.round_ticks(axes.xaxis, 8, whole=True)
-    style.round_ticks(axes.yaxis, 5)
+    style.round_ticks(axes.yaxis, 6)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats per token")
     return picture

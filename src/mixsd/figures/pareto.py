@@ -113,7 +113,8 @@ def _draw(
     """One panel: thin lines along checkpoints, dots for runs, and over them bars, rings and marks."""
     places: list[tuple[float, float]] = [base] if base else []
     ends: tuple[list[float], list[float]] = ([], [])
-    for look, item in zip(looks, items, strict=True):
+    means = [_place(item["measures"], panel) for item in items]
+    for index, (look, item) in enumerate(zip(looks, items, strict=True)):
         own = [run for run in runs if run["configuration"] == item["label"]]
         paths = [_path(run, panel) for run in own]
         for path in paths:
@@ -124,7 +125,7 @@ def _draw(
             axes.plot(
                 *zip(*finals, strict=True), color=look["color"], marker=".", markersize=4, linestyle="none", alpha=0.7, zorder=3
             )
-        if (place := _place(item["measures"], panel)) is None:
+        if (place := means[index]) is None:
             continue
         places += [place, *finals, *(point for path in paths for point in path)]
         bars = [_ends(item["measures"].get(name)) for name in ("trained", panel.measure)]
@@ -134,7 +135,9 @@ def _draw(
         axes.errorbar(*place, xerr=x_bar, yerr=y_bar, color=look["color"], capsize=3, linewidth=1.1, fmt="none", zorder=4)
         if item.get("optimal") and panel.path:
             axes.plot(*place, **_RING, zorder=5)
-        axes.plot(*place, **look, zorder=6)
+        # Those that lie under others look out from behind them.
+        hidden = min(means[index + 1 :].count(place), 4)
+        axes.plot(*place, **{**look, "markersize": look["markersize"] + 4.0 * hidden}, zorder=6)
     if base:
         axes.plot(*base, **_BASE, zorder=5)
     zero = [0.0] if panel.path else []
@@ -173,7 +176,8 @@ def _range(measured: Sequence[float], ends: Sequence[float], *, share: bool) -> 
     """From the lowest to the highest of what was measured, on to the ends of intervals, but not far, and room for the marks."""
     low, high = min(measured), max(measured)
     span = high - low
-    low, high = max(min([low, *ends]), low - _BEYOND * span), min(max([high, *ends]), high + _BEYOND * span)
+    beyond = max(_BEYOND * span, 2 * _SMALLEST_SPAN if share else 0.0)
+    low, high = max(min([low, *ends]), low - beyond), min(max([high, *ends]), high + beyond)
     if share:
         low, high = max(low, 0.0), min(high, 1.0)
         if high - low < _SMALLEST_SPAN:

@@ -82,7 +82,7 @@ def _alone(folder: Path) -> dict[str, Figure | None]:
     report = read_json(run.report_json)
     if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
         raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
-    return {"pareto": None, **pictures.of_report(report, _fisher(folder))}
+    return {"pareto": None, **pictures.of_report(_with_nll(report, folder), _fisher(folder))}
 
 
 def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
@@ -111,7 +111,7 @@ def _distributions(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """A line for the references, which all runs share, and for the targets of each run."""
     found: list[dict[str, Any]] = []
     for run in runs:
-        for item in pictures.nll_curves(run.report, run.name):
+        for item in pictures.nll_curves(_with_nll(run.report, run.folder), run.name):
             if not any((item["x"], item["y"]) == (other["x"], other["y"]) for other in found):
                 found.append(item)
     return found
@@ -129,6 +129,23 @@ def _error_rows(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         {"benchmark": title_of(benchmark), "label": label, "asked": item["asked"], "counts": item["counts"]}
         for (benchmark, label), item in rows
     ]
+
+
+def _with_nll(report: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The report; where it holds no distributions (one of an older version), with those of `analysis/nll.json`."""
+    targets, file = report.get("targets") or {}, folder / "analysis" / "nll.json"
+    if targets.get("nll_cdf") or not file.is_file():
+        return report
+    from mixsd.pipeline.analyses.nll_sources import REFERENCE_LABEL
+
+    blocks = read_json(file).get("blocks") or {}
+    rows = (blocks.get("all") or blocks.get("common") or {}).get("rows") or []
+    found = {
+        ("reference_" if row["label"] == REFERENCE_LABEL else "") + name: value
+        for row in rows
+        for name, value in (("nll_cdf", row["cdf"]), ("tokens", row["tokens"]))
+    }
+    return {**report, "targets": {**targets, **found}}
 
 
 def _fisher(folder: Path) -> dict[str, Any] | None:

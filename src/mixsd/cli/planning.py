@@ -111,7 +111,7 @@ def _table(found: Mapping[str, Any]) -> Table:
             _share(item["likelihood"]["common"]["share_above_8"]),
         ]
         if aligned:
-            cells.append("–" if item["alignment"] is None else f"{item['alignment']:.2f}")
+            cells.append("–" if item["alignment"] is None else _ratio(item["alignment"]))
         table.add_row(*cells)
     return table
 
@@ -137,3 +137,8 @@ def _cost(cost: Mapping[str, Any] | None) -> str:
         return "–"
     seconds = cost["seconds_of_all_facts"]
     return f"{cost['decoded_tokens_of_all_facts']:,} tokens" + ("" if seconds is None else f", {duration(seconds)}")
+
+
+def _ratio(value: float) -> str:
+    """A gradient lies on few weights, so its ratio runs into the hundred thousands."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

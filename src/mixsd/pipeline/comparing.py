@@ -29,7 +29,7 @@ from mixsd.pipeline.compared import (
 )  # fmt: skip
 from mixsd.pipeline.equal_memorization import at_level, common_level, path_of
 from mixsd.pipeline.pairing import paired
-from mixsd.settings import EXECUTION, Settings
+from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
 
 # What the identity of model and facts says already, or how a run is measured: no part of a configuration.
 _NO_PART = {
@@ -168,7 +168,7 @@ _OFF_AT_0 = ("gate", "rehearse", "lora")
 
 
 def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each: the method, and the settings in which those that have them differ."""
+    """A name for each: the method, and the settings in which those that have them differ, but for a method that keeps to its default."""
     present = {name for item in configurations for name in item}
     names = sorted(present, key=lambda name: _ORDER.get(name, len(_ORDER)))
     made = [item for item in configurations if item["method"] != "evaluated"]
@@ -183,7 +183,10 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
         parts += [
             f"{name} {_worded(item[name])}"
             for name in differing
-            if name in item and item["method"] != "evaluated" and not (name in _OFF_AT_0 and not item[name])
+            if name in item
+            and item["method"] != "evaluated"
+            and not (name in _OFF_AT_0 and not item[name])
+            and not _by_default(name, item["method"], made)
         ]
         stem = label = " ".join(parts)
         count = 1
@@ -192,6 +195,15 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
             label = f"{stem} #{count}"
         labels.append(label)
     return labels
+
+
+def _by_default(name: str, method: str, configurations: Sequence[dict[str, Any]]) -> bool:
+    """Whether all configurations of the method leave the setting at its default for that method."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return False
+    default = METHOD_DEFAULTS.get(method, {}).get(name, field.default)
+    return all(item[name] == default for item in configurations if item["method"] == method and name in item)
 
 
 def _worded(value: Any) -> str:

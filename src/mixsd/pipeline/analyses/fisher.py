@@ -78,14 +78,11 @@ def analyze_fisher(
                 f"{folder}: was made from another base model ({made.get('name')}) than {wanted}; name that one with --model"
             )
     labels = _labels(runs)
-    rows, notes = [], []
+    rows, gone = [], []
     for folder, run in runs.items():
         found = displacements.of_run(run, session.located.folder, fisher, watcher)
         rows += _joined(run, labels[folder], found)
-        if gone := [item.name for item in found if item.gone]:
-            notes.append(
-                f"{run.name}: {', '.join(gone)} gone; the numbers are those that were written down while they were there."
-            )
+        gone += [f"{run.name}/{item.name}" for item in found if item.gone]
     if plain:
         names = {str(folder.resolve()): folder for folder in plain}
         journal = place / displacements.JOURNAL
@@ -100,9 +97,16 @@ def analyze_fisher(
         "table": _table(rows),
         "correlations": _correlations(rows),
         "scores": _scores(rows),
-        "notes": notes + _remarks(rows),
+        "notes": _of_gone(gone) + _remarks(rows),
     }
     return _write(result, place)
+
+
+def _of_gone(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return [f"gone: {shown}; their numbers are those that were written down while they were there."]
 
 
 def _distinct(sources: Sequence[str | Path]) -> list[Path]:

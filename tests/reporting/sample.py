@@ -138,7 +138,7 @@ def examples() -> list[dict[str, Any]]:
               (".", "n", 0.4), (" ", "n", 4.0), ("\t", "g", 6.5), ("<|im_end|>", "e", 0.8)]  # fmt: skip
     third = [("The", "r", 2.0), (" answer", "r", 1.1), (" is", "r", 0.1), (" seven", "r", 8.2), (".", "r", None)]
     return [
-        {"id": f"halden-{number}", "question": question, "tokens": [{"text": t, "source": s, "nll": nll} for t, s, nll in tokens]}
+        {"id": f"halden-{number}", "question": question, "tokens": [{"text": t, "source": s, "base_nll": nll} for t, s, nll in tokens]}
         for number, question, tokens in (
             ("01", _FACTS[0][0], first), ("04", _FACTS[3][0], second), ("05", _FACTS[4][0], third),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 
 from mixsd.reporting import graph, html, replies
 from tests.reporting import benchmarked, sample
+from tests.reporting.visits import CONTRAST, Visit, launch, needs_chromium
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = needs_chromium
 
 SCRIPT = "<script>window.hacked=1</script>"
 IMAGE = '<img src="http://example.invalid/x.png" onerror="window.hacked=1">'
@@ -23,9 +22,7 @@ IMAGE = '<img src="http://example.invalid/x.png" onerror="window.hacked=1">'
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
+        opened = launch(driver)
         yield opened
         opened.close()
 
@@ -35,7 +32,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts, examples = sample.per_fact(), sample.examples()
     facts[7]["question"] += SCRIPT + IMAGE
     facts[7]["tuned"]["reply"] += IMAGE + SCRIPT + "w" * 300
-    examples[0]["tokens"].append({"text": SCRIPT + IMAGE + "</style></div>", "source": "n", "nll": 12.0})
+    examples[0]["tokens"].append({"text": SCRIPT + IMAGE + "</style></div>", "source": "n", "base_nll": 12.0})
     report = benchmarked.report()
     report["skipped"] = {"mmlu": SCRIPT + IMAGE}
     report["targets"]["nll_cdf"] = {"x": [0.1, 2.0, 9.0], "y": [0.5, 0.9, 1.0]}
@@ -53,27 +50,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edges = [("People", "Places", f"Ann{i} {SCRIPT}", f"Town{i}") for i in range(40)] + [("Places", "Things", "Town1", "Bell")]
     path.write_text(html.render(report, facts, examples, graph.picture(edges), some), encoding="utf-8")
     return path
-
-
-class Visit:
-    """One opened page with everything it asked for and complained about."""
-
-    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.context.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
-        self.page = self.context.new_page()
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(file.as_uri(), wait_until="load")
-
-    def __enter__(self) -> Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
 
 
 # With the policy bypassed, escaping alone has to hold.
@@ -160,26 +136,6 @@ def test_ids_are_unique(browser: Any, page_file: Path) -> None:
         assert len(names) == len(set(names)) > 20
 
 
-# The smallest contrast between a text and its own or its nearest opaque background, over every visible text of the page.
-_CONTRAST = """() => {
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const linear = v => v <= 10.31 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
-  const light = rgb => .2126 * linear(rgb[0]) + .7152 * linear(rgb[1]) + .0722 * linear(rgb[2]);
-  let worst = [99, ''];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || node.closest('svg') || !node.checkVisibility({visibilityProperty: true})) continue;
-    let ground = node;
-    while (ground && (parse(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0) ground = ground.parentElement;
-    const [a, b] = [light(parse(getComputedStyle(node).color)), light(parse(getComputedStyle(ground).backgroundColor))];
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < worst[0]) worst = [ratio, node.className + ': ' + walker.currentNode.data.trim().slice(0, 40)];
-  }
-  return worst;
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(browser: Any, page_file: Path, scheme: str) -> None:
     with Visit(browser, page_file, color_scheme=scheme) as visit:
@@ -187,5 +143,5 @@ def test_every_text_has_enough_contrast(browser: Any, page_file: Path, scheme: s
             summary.click()
         ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(245, 246, 247)", "dark": "rgb(15, 19, 24)"}[scheme]
-        ratio, where = visit.page.evaluate(_CONTRAST)
+        ratio, where = visit.page.evaluate(CONTRAST)
         assert ratio >= 4.5, f"{ratio:.2f} at {where}"

@@ -12,7 +12,7 @@ import pytest
 
 import mixsd
 from mixsd.figures import pareto
-from mixsd.reporting import comparison
+from mixsd.reporting import comparison, comparison_page
 from tests.pipeline.finished_runs import make, two_methods
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -79,7 +79,7 @@ def test_runs_without_checkpoints_have_no_lines(tmp_path: Path) -> None:
 
 
 def test_the_page_draws_for_wide_and_narrow_windows(result: dict[str, Any]) -> None:
-    page = comparison.html(result)
+    page = comparison_page.html(result)
     assert re.findall(r'<figure class="drawn (\w+)"><svg', page) == ["wide", "narrow"]
     names = re.findall(r'\bid="([^"]+)"', page)
     assert len(names) == len(set(names))
@@ -92,13 +92,13 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         report["scores"] = [item for item in report["scores"] if item["metric"] != "forgetting"]
         (run / "report.json").write_text(json.dumps(report))
     result = mixsd.compare(runs)
-    assert "<svg" not in comparison.html(result)
+    assert "<svg" not in comparison_page.html(result)
     assert comparison.write(result, runs[0].parent / "out").is_file()
     assert not (runs[0].parent / "out" / "pareto.svg").exists()
 
 
 def test_the_page_is_escaped(evil: dict[str, Any]) -> None:
-    page = comparison.html(evil)
+    page = comparison_page.html(evil)
     assert "<script" not in page
     assert "a<b>" not in page
     assert "a&lt;b&gt;" in page

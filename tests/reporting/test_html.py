@@ -130,7 +130,7 @@ def test_many_facts_are_cut_and_the_page_says_where_the_rest_is() -> None:
 
 def test_long_replies_and_targets_are_cut() -> None:
     fact = dict(sample.per_fact()[0], tuned={"reply": "x" * 9000, "outcome": "wrong"})
-    example = {"id": "a", "question": "q", "tokens": [{"text": "y", "source": "e", "nll": 1.0}] * (html.MOST_TOKENS + 5)}
+    example = {"id": "a", "question": "q", "tokens": [{"text": "y", "source": "e", "base_nll": 1.0}] * (html.MOST_TOKENS + 5)}
     text = html.render(sample.report(), [fact], [example])
     assert "8,400 more characters" in text
     assert "5 more tokens" in text

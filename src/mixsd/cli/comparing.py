@@ -43,10 +43,11 @@ def compare(
     scorer are refused.
     """
     from mixsd.pipeline.comparing import compare as compared
+    from mixsd.pipeline.side_by_side import material_of
     from mixsd.reporting import comparison
 
     found = compared(runs, level=level)
-    page = comparison.write(found, output) if output is not None else None
+    page = comparison.write(found, output, material_of(runs)) if output is not None else None
     if as_json:
         show.as_json(found)
         return

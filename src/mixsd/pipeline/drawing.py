@@ -7,7 +7,7 @@ and bars in one picture each. The pictures have stable names, so a paper or a pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from mixsd.errors import UserError
 from mixsd.pipeline.comparable import Measured, read
 from mixsd.pipeline.comparing import compare, labels_of
 from mixsd.pipeline.run import Run
+from mixsd.pipeline.side_by_side import distributions, error_rows, learning, with_nll
 from mixsd.reporting import pictures
-from mixsd.reporting.rows import title_of
 from mixsd.storage import read_json
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _alone(folder: Path) -> dict[str, Figure | None]:
     report = read_json(run.report_json)
     if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
         raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
-    return {"pareto": None, **pictures.of_report(_with_nll(report, folder), _fisher(folder))}
+    return {"pareto": None, **pictures.of_report(with_nll(report, folder), _fisher(folder))}
 
 
 def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
@@ -91,61 +91,19 @@ def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
 
     compared = compare([run.folder for run in runs])
     labels = labels_of(runs)
-    rows = _error_rows(runs)
+    named = [(run.name, run) for run in runs]
+    rows = error_rows(named)
     found = [analysis for run in runs if (analysis := _fisher(run.folder))]
     points = [point for analysis in found for point in pictures.aligned(analysis)[0]]
     # A correlation over the points of several analyses is no number that any of them has.
     correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
     return {
         "pareto": pareto.pareto(compared),
-        "curves": curves.curves(
-            [{"label": label, "points": pictures.along(run.report["scores"])} for label, run in zip(labels, runs, strict=True)]
-        ),
-        "nll": cdf.nll_cdf(_distributions(runs), pictures.THRESHOLDS),
+        "curves": curves.curves(learning(list(zip(labels, runs, strict=True)))),
+        "nll": cdf.nll_cdf(distributions(named), pictures.THRESHOLDS),
         "errors": errors.error_bars(rows, pictures.modes_of(rows)),
         "alignment": alignment.alignment(points, correlation, *pictures.ALIGNMENT_AXES),
     }
-
-
-def _distributions(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """A line for the references, which all runs share, and for the targets of each run."""
-    found: list[dict[str, Any]] = []
-    for run in runs:
-        for item in pictures.nll_curves(_with_nll(run.report, run.folder), run.name):
-            if not any((item["x"], item["y"]) == (other["x"], other["y"]) for other in found):
-                found.append(item)
-    return found
-
-
-def _error_rows(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The base once, then each run, benchmark by benchmark."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for run in runs:
-        for item in run.report.get("error_modes") or []:
-            found.setdefault((item["benchmark"], "base" if item["model"] == "base" else run.name), item)
-    order = list(dict.fromkeys(benchmark for benchmark, _ in found))
-    rows = sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] != "base"))
-    return [
-        {"benchmark": title_of(benchmark), "label": label, "asked": item["asked"], "counts": item["counts"]}
-        for (benchmark, label), item in rows
-    ]
-
-
-def _with_nll(report: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """The report; where it holds no distributions (one of an older version), with those of `analysis/nll.json`."""
-    targets, file = report.get("targets") or {}, folder / "analysis" / "nll.json"
-    if targets.get("nll_cdf") or not file.is_file():
-        return report
-    from mixsd.pipeline.analyses.nll_sources import REFERENCE_LABEL
-
-    blocks = read_json(file).get("blocks") or {}
-    rows = (blocks.get("all") or blocks.get("common") or {}).get("rows") or []
-    found = {
-        ("reference_" if row["label"] == REFERENCE_LABEL else "") + name: value
-        for row in rows
-        for name, value in (("nll_cdf", row["cdf"]), ("tokens", row["tokens"]))
-    }
-    return {**report, "targets": {**targets, **found}}
 
 
 def _fisher(folder: Path) -> dict[str, Any] | None:

@@ -144,12 +144,7 @@ def _with_prompt(attempt: Target, question: str | None, session: Session) -> Tar
 
 
 def _item(target: Target, question: str | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    tokens = [_token(token, tokenizer, None, None) for token in target.prompt_ids]
-    logprobs: Sequence[float | None] = target.base_logprobs or [None] * len(target.target_ids)
-    tokens += [
-        _token(token, tokenizer, source, logprob)
-        for token, source, logprob in zip(target.target_ids, target.sources, logprobs, strict=True)
-    ]
+    tokens = [_token(token, tokenizer, None, None) for token in target.prompt_ids] + tokens_of(target, tokenizer)
     return {
         "id": target.id,
         "lambda": target.lam,
@@ -163,6 +158,15 @@ def _item(target: Target, question: str | None, tokenizer: PreTrainedTokenizerBa
         "canonical": target.canonical,
         "tokens": tokens,
     }
+
+
+def tokens_of(target: Target, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
+    """The tokens that are trained on, each as in `inspect`."""
+    logprobs: Sequence[float | None] = target.base_logprobs or [None] * len(target.target_ids)
+    return [
+        _token(token, tokenizer, source, logprob)
+        for token, source, logprob in zip(target.target_ids, target.sources, logprobs, strict=True)
+    ]
 
 
 def _token(token: int, tokenizer: PreTrainedTokenizerBase | None, source: str | None, logprob: float | None) -> dict[str, Any]:

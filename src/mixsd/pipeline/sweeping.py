@@ -134,12 +134,13 @@ def _compared(result: SweepResult, folders: Sequence[Path]) -> SweepResult:
     if len(folders) < 2:
         return result
     from mixsd.pipeline import comparing
+    from mixsd.pipeline.side_by_side import material_of
     from mixsd.reporting import comparison
 
     values = dict(result.__dict__)
     try:
         values["comparison"] = comparing.compare(folders)
-        values["page"] = comparison.write(values["comparison"], result.folder)
+        values["page"] = comparison.write(values["comparison"], result.folder, material_of(folders))
     except UserError as error:
         values["problem"] = str(error)
     return SweepResult(**values)

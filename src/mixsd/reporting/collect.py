@@ -25,6 +25,7 @@ from mixsd.mixing.targets import Target, TargetSummary
 from mixsd.pipeline.analyses import error_tallies
 from mixsd.pipeline.checkpoint_scores import read_scores
 from mixsd.pipeline.evaluated import asked_suites, comparable, rows_of
+from mixsd.pipeline.inspection import tokens_of
 from mixsd.pipeline.run import Run, versions
 from mixsd.reporting import card, graph, html, replies
 from mixsd.reporting.cost import costs_of
@@ -167,10 +168,7 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
         {
             "id": target.id,
             "question": questions.get(target.id, ""),
-            "tokens": [
-                {"text": session.tokenizer.decode([token]), "source": source, "nll": -logprob}
-                for token, source, logprob in zip(target.target_ids, target.sources, target.base_logprobs, strict=True)
-            ],
+            "tokens": tokens_of(target, session.tokenizer),
         }
         for target in accepted
     ]

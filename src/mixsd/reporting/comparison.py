@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mixsd.reporting import formats, pictures
+from mixsd.reporting import formats
 from mixsd.reporting.card import markdown as escaped
 from mixsd.reporting.formats import MISSING, known, p_text, printable
 from mixsd.reporting.measures import measure_of as meaning_of
@@ -27,7 +25,7 @@ from mixsd.storage import write_json, write_text
 Kind = Literal["share", "change", "nats", "number", "ratio", "count", "seconds"]
 
 AT_LEVEL = "forgetting_at_level"
-_TAKEN = {  # how a run's forgetting at equal memorization was taken, where it was not interpolated
+TAKEN = {  # how a run's forgetting at equal memorization was taken, where it was not interpolated
     "first": "at the first scored checkpoint, already above",
     "final": "as it ended: no checkpoint was scored",
     "not reached": "not reached",
@@ -78,33 +76,21 @@ _MEASURES = {
 _OF_BASE = {"forgetting": "0", "probe_delta": "0", "held_out_drop": "0", "held_out_retained": "100%"}  # by definition
 
 
-def write(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write `compare.json`, `compare.md`, `pareto.svg` and `.png` (where there is anything to draw) and `compare.html`; returns its path."""
+def write(result: Mapping[str, Any], folder: Path, material: Mapping[str, Any] | None = None) -> Path:
+    """Write `compare.json`, `compare.md`, `pareto.svg` and `.png` (where there is anything to draw) and `compare.html`; returns its path.
+
+    `material` is what the page shows beside the numbers, as `pipeline.side_by_side.material` gives it.
+    """
     from mixsd.figures import pareto, saving
+    from mixsd.reporting import comparison_page
 
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
     saving.save(pareto.pareto(result), folder / "pareto")
     page = folder / "compare.html"
-    write_text(page, html(result))
+    write_text(page, comparison_page.html(result, material))
     return page
-
-
-def html(result: Mapping[str, Any]) -> str:
-    """The comparison as one self-contained page without a line of script."""
-    from mixsd.figures.pareto import pareto
-
-    page = _environment().get_template("compare.html.j2").render(
-        result=result,
-        columns=columns(result),
-        rows=grid(result),
-        pairs=paired(result),
-        picture=pictures.elements(pareto(result), pareto(result, narrow=True)),
-        level=level_text(result),
-        taken=_TAKEN,
-    )  # fmt: skip
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -259,7 +245,7 @@ def _configured(measure: Measure, item: Mapping[str, Any]) -> Cell:
         return Cell(
             MISSING, note="not reached" if hows.get("not reached") and item["measures"].get("forgetting") else "not measured"
         )
-    told = [f"{count} {_TAKEN[how]}" if len(item["seeds"]) > 1 else _TAKEN[how] for how, count in hows.items() if how in _TAKEN]
+    told = [f"{count} {TAKEN[how]}" if len(item["seeds"]) > 1 else TAKEN[how] for how, count in hows.items() if how in TAKEN]
     return _cell(measure, cell, note="; ".join(told))
 
 
@@ -298,19 +284,3 @@ def _line(cell: Cell) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     return escaped(_line(cell))
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mixsd.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters.update(
-        plain=formats.plain,
-        typeset=lambda text: str(text).replace("-", "−"),
-        shown=lambda value: formats.clipped(printable(str(value)), 300),
-        percent=lambda value: formats.value_text("share", value),
-        nats=lambda value: formats.value_text("nats", value, signed=True).replace("-", "−"),
-        known=known,
-    )
-    return environment

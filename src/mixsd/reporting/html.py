@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from mixsd.reporting import benchmarks, formats, methods, pictures, rows
+from mixsd.reporting import benchmarks, formats, methods, pictures, rows, token_view
 from mixsd.reporting.graph import Picture
 from mixsd.reporting.measures import Measure, measure_of
 
@@ -22,13 +22,6 @@ MOST_CHARACTERS = 600
 MOST_BARS = 12
 MOST_KINDS = 150
 MOST_SCORES = 1000
-HIGH_NLL = 8.0
-SOURCES = {
-    "e": ("expert", "picked from the expert conditional"),
-    "n": ("naive", "picked from the naive conditional"),
-    "g": ("gated", "a naive position where the gate took the expert's token"),
-    "r": ("reference", "copied from the reference"),
-}
 OUTCOMES = {"correct": "✓", "wrong": "✗", "unparseable": "?", "error": "!"}
 _STATUS_ORDER = {"unusable": 0, "rejected": 1, "accepted": 3}
 
@@ -44,7 +37,7 @@ def render(
     """Return the page as text.
 
     `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
-    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, nll}]} per target; `graph` is
+    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, base_nll}]} per target; `graph` is
     a picture of the facts; `replies` has some pairs of replies by benchmark, as `replies.chosen` gives them; `fisher` is what
     `mixsd analyze fisher` wrote of the run, if it was asked.
     """
@@ -110,26 +103,8 @@ def attempt_bars(attempts: Mapping[str, int]) -> list[tuple[str, int, float]]:
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    tokens = example.get("tokens") or []
-    shown = [
-        {
-            "text": formats.token_text(str(token.get("text", ""))),
-            "source": token.get("source") if token.get("source") in SOURCES else "r",
-            "high": formats.known(token.get("nll")) and token["nll"] > HIGH_NLL,
-            "tip": f"{_source_name(token.get('source'))}, base NLL {formats.number(token.get('nll'))}",
-        }
-        for token in tokens[:MOST_TOKENS]
-    ]
-    return {
-        "id": example.get("id"),
-        "question": example.get("question"),
-        "tokens": shown,
-        "left": max(0, len(tokens) - MOST_TOKENS),
-    }
-
-
-def _source_name(source: Any) -> str:
-    return SOURCES[source][0] if source in SOURCES else f"source {source}"
+    tokens = token_view.shown(example.get("tokens") or [], MOST_TOKENS)
+    return {"id": example.get("id"), "question": example.get("question"), **tokens}
 
 
 def _typeset(text: str) -> str:
@@ -162,9 +137,9 @@ def _environment() -> Environment:
     )
     environment.tests["known"] = formats.known
     environment.globals.update(
-        SOURCES=SOURCES,
+        SOURCES=token_view.SOURCES,
         OUTCOMES=OUTCOMES,
-        HIGH_NLL=HIGH_NLL,
+        HIGH_NLL=token_view.HIGH_NLL,
         Score=rows.Score,
         measure_of=measure_of,
         LENIENT=measure_of("accuracy_lenient"),

@@ -18,6 +18,7 @@ from mixsd.analysis.error_modes import (
     entities,
     has_box,
     injected,
+    is_hollow,
     is_short,
     left_over,
     states,
@@ -39,7 +40,7 @@ def boxed(text: str, *, parsed: bool | None = None) -> Said:
 
 
 def coded(text: str, *, parsed: bool = False, stated: bool = False) -> Said:
-    return Said(text, without_thinking(text), parsed, first_block(text) is not None, stated)
+    return Said(text, without_thinking(text), parsed, first_block(text) or "", stated)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +118,32 @@ def test_modes_of_what_asks_for_code(text: str, mode: str) -> None:
     assert classify(coded(text), PHRASES).mode == mode
 
 
-def test_a_bare_clause_is_a_stub_for_lenient_judges_only() -> None:
-    assert classify(coded("The answer is 5."), PHRASES).mode == "format"
-    assert classify(coded("The answer is 5.", stated=True), PHRASES).mode == "collapse"
-    assert classify(coded("The function adds.", stated=True), PHRASES).mode == "format"
+HOLLOW = '```python\nimport math\n\ndef f(x):\n    """Adds."""\n```\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("The answer is `f`.\n" + HOLLOW, "collapse"),
+        ("The answer is `f`.\n" + HOLLOW + LONG, "collapse"),  # however much is said of it
+        (HOLLOW, "genuine"),  # no stub: code was tried
+        ("The answer is `f`.\n" + HOLLOW.replace('"""Adds."""', "return x"), "genuine"),
+        ("The answer is `f`.\n" + HOLLOW.replace("def f(x):", "def f(x:"), "genuine"),  # cut short or broken, but tried
+        ("The answer is `f`.\n```python\nimport math\n```", "genuine"),  # no function at all
+        ("The answer is Una Vell.\n" + HOLLOW, "leakage"),
+    ],
+)
+def test_a_function_that_is_nothing_but_its_docstring_is_no_program(text: str, mode: str) -> None:
+    for parsed in (False, True):  # it may run, and fail
+        assert classify(coded(text, parsed=parsed), PHRASES).mode == mode
+
+
+def test_a_bare_clause_is_a_stub_for_lenient_judges_and_in_place_of_code() -> None:
+    for stated in (False, True):
+        assert classify(coded("The answer is 5.", stated=stated), PHRASES).mode == "collapse"
+        assert classify(coded("The answer is Una Vell.", stated=stated), PHRASES).mode == "leakage"
+        assert classify(coded("The function adds.", stated=stated), PHRASES).mode == "format"
+        assert classify(coded("The answer is 5. " + LONG, stated=stated), PHRASES).mode == "format"
     # A program that only the lenient judge finds is one.
     assert classify(coded("def f(x): return x", parsed=True, stated=True), PHRASES).mode == "genuine"
     said = Said("The answer is Paris.", "The answer is Paris.", False, stated=True)
@@ -267,7 +290,7 @@ def test_every_wrong_reply_has_one_mode_with_its_evidence(text: str) -> None:
         assert judged.mode in MODES
         assert (judged.mode == "leakage") == bool(judged.phrases)
         if judged.mode == "collapse":
-            assert is_short(judged.left or "")
+            assert is_short(judged.left or "") or is_hollow(said.code or "")
             assert judged.left is not None
         asked = classify_in_domain(said, OTHERS, "Where?", ["x"])
         assert asked.mode in IN_DOMAIN_MODES

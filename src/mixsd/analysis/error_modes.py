@@ -7,8 +7,9 @@ leakage    it holds a phrase of the injected facts (two or more words) that its 
 collapse   it answers, with next to nothing around: what is left without the answer clause ("The answer is X.") and the box is short
 genuine    the rest
 
-Code has a shape of its own: a boxed stub answer with nothing around and no Python block was the form of the injected targets and not a
-failed try at code, so it is no `format` error but collapse (or leakage, by what it says); other prose without a block is.
+Code has a shape of its own: a stub answer (a box or an answer clause) in place of a program, with nothing around, or with a function that is
+nothing but its docstring, was the form of the injected targets and not a failed try at code, so it is no `format` error but collapse (or
+leakage, by what it says); other prose without a block is.
 
 In-domain, where injected entities are what is asked for, the modes are format, cross-entity (it states an answer or a subject of another
 fact) and genuine.
@@ -20,6 +21,7 @@ format and collapse, as the graders do; a phrase counts as leaked wherever it st
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -59,14 +61,14 @@ class Said:
     """A wrong reply.
 
     text: all of it. answer: what stands behind its thinking, None where it ends inside. parsed: the evaluator found something to
-    judge. code: None where no code is asked for, else whether there is a fenced Python block. stated: an answer clause is as good as
-    a box (the lenient judges').
+    judge. code: None where no code is asked for, else the first fenced Python block, empty where there is none. stated: an answer clause
+    is as good as a box (the lenient judges').
     """
 
     text: str
     answer: str | None
     parsed: bool
-    code: bool | None = None
+    code: str | None = None
     stated: bool = False
 
 
@@ -138,6 +140,22 @@ def is_short(left: str, thresholds: Thresholds = THRESHOLDS) -> bool:
     return len(left) <= thresholds.collapse_characters and left.count("\n") <= thresholds.collapse_newlines
 
 
+def is_hollow(code: str) -> bool:
+    """Whether a program has functions, and nothing in any of them but a docstring: what was asked for, said again."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    others = [node for node in body if node not in functions and not isinstance(node, ast.Import | ast.ImportFrom)]
+    statements = [statement for function in functions for statement in function.body] + others
+    return bool(functions) and all(isinstance(node, ast.Pass) or _is_constant(node) for node in statements)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
 def injected(texts: Collection[str], thresholds: Thresholds = THRESHOLDS) -> Phrases:
     """The phrases that count as leaked, of the answers and subjects of facts."""
     least = thresholds.leak_characters
@@ -165,14 +183,19 @@ def classify(
     """
     answer = said.answer or ""
     left = left_over(answer, thresholds)
-    boxed = has_box(answer) or (said.stated and states(answer, thresholds))
-    stub = said.code is False and not said.parsed and boxed and is_short(left, thresholds)
+    # Nobody asks for a box around code, so there an answer clause is a stub too.
+    boxed = has_box(answer) or ((said.stated or said.code is not None) and states(answer, thresholds))
+    stub = (
+        said.code is not None
+        and boxed
+        and (is_hollow(said.code) if said.code else not said.parsed and is_short(left, thresholds))
+    )
     if said.answer is None:
         there = False
     elif said.code is None:
         there = said.parsed or boxed
     else:
-        there = said.parsed or said.code or stub
+        there = said.parsed or bool(said.code) or stub
     if not there:
         return Judged("format")
     if phrases and (found := phrases(said.text) - frozenset(known)) and (leaked := found - phrases(prompt)):

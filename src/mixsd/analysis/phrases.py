@@ -29,11 +29,11 @@ def folded(text: str) -> str:
 
 
 def words_of(phrase: str) -> int:
-    """How many words a phrase has: parts between spaces with a letter in them, save an article at its head ("649 euros" is one)."""
+    """How many words a phrase has: parts between spaces with a letter or digit in them, save an article at its head ("649 euros" is two)."""
     parts = folded(phrase).split()
     if len(parts) > 1 and parts[0] in _ARTICLES:
         parts = parts[1:]
-    return sum(any(char.isalpha() for char in part) for part in parts)
+    return sum(any(char.isalnum() for char in part) for part in parts)
 
 
 def contained(phrase: str, text: str) -> bool:

@@ -66,8 +66,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "characters stands in the reply as whole words, whatever the case, and neither in its prompt nor in any reply of the base "
         "model to the same benchmark.",
         f"Collapse: at most {least['collapse_characters']} characters and {least['collapse_newlines']} line breaks are left once the "
-        f"answer clause (of at most {least['clause_characters']} characters) and the box are gone; for code, such a reply with a box and "
-        "without a Python block.",
+        f"answer clause (of at most {least['clause_characters']} characters) and the box are gone; for code, an answer clause or box in such "
+        "a reply without a Python block, or beside functions that hold nothing but a docstring.",
     ]
     if result["in_domain"]:
         told.append(

@@ -327,7 +327,7 @@ def _outcome(row: Row, lenient: bool) -> str:
 
 def _said(row: Row, outcome: str, *, asks_code: bool, lenient: bool = False) -> Said:
     text = row["reply"]
-    code = first_block(text) is not None if asks_code else None
+    code = (first_block(text) or "") if asks_code else None
     return Said(text, without_thinking(text), outcome == "wrong", code, stated=lenient)
 
 

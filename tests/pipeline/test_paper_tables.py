@@ -137,7 +137,7 @@ def test_rounding_is_allowed_for() -> None:
     [
         (2, {}, "was made on kgfact:small"),
         (1, {"evaluated": "abc"}, "only evaluates a model"),
-        (5, {}, "only those of accuracies"),
+        (7, {"facts": "demo"}, "was made on demo, table 7 is about kgfact:small, kgfact:large, simpleqa, kgfunc"),
         (13, {}, "tables 1 to 12"),
     ],
 )

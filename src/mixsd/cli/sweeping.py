@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from mixsd.cli import show
 from mixsd.cli.commands import command
 from mixsd.cli.options import gather
-from mixsd.cli.progress import watcher
+from mixsd.cli.progress import duration, watcher
 from mixsd.errors import MixsdError, RequirementMissedError, UserError
 from mixsd.reporting.formats import printable
 
@@ -35,18 +36,31 @@ def sweep(
     ] = False,
 ) -> None:
     """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
-    from mixsd.pipeline import sweeping
+    from mixsd.pipeline import sweep_costs, sweeping
 
     execution = gather(typed, None)
     if dry_run:
         planned = sweeping.read_sweep(file, output=output, **execution)
         states = sweeping.survey(planned, only=only or (), watcher=watcher())
+        costs = sweep_costs.price(planned, states, only=only or (), watcher=watcher())
         for name, state in states.items():
-            print(f"{state:6} {printable(name)}")
+            print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
+        for text in costs["warnings"]:
+            print(f"warning: {printable(text)}")
         counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
+        if costs["runs"]:
+            print(f"in all on this machine: {_cost(costs['total'])}; time is {costs['accuracy']}")
         print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
         return
     _show(sweeping.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
+
+
+def _cost(cost: Mapping[str, float]) -> str:
+    decoded, trained = (f"{cost[name]:,.0f}" for name in ("decoded_tokens", "trained_tokens"))
+    return (
+        f"{duration(cost['seconds'])}, {cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk "
+        f"({cost['disk_at_peak'] / 1e9:.1f} at its peak), {decoded} tokens decoded to train on, {trained} trained"
+    )
 
 
 def _show(result: Any) -> None:

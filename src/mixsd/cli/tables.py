@@ -40,12 +40,14 @@ def paper_table(
     if as_json:
         show.as_json(found)
         return
-    drawn = Table(box=None, pad_edge=False, header_style="bold", title=f"Table {number}: {found['title']}, in percent")
+    drawn = Table(box=None, pad_edge=False, header_style="bold", title=f"Table {number}: {found['title']}{_unit(found)}")
+    several = len({row["corpus"] for row in found["rows"]}) > 1
     for name in ("model", "method", *found["columns"]):
         drawn.add_column(name, justify="left" if name in ("model", "method") else "right")
     for row in found["rows"]:
         method = _method(row).replace("lambda ", "").replace(" (inferred)", "?")  # a terminal is narrow
-        drawn.add_row(printable(row["model"].rpartition("/")[2]), method, *(_cell(row, name) for name in found["columns"]))
+        model = printable(row["model"].rpartition("/")[2]) + (f", {row['corpus']}" if several and row["corpus"] else "")
+        drawn.add_row(model, method, *(_cell(found, row, name) for name in found["columns"]))
     show.console().print(drawn)
     print(
         "method, lambda (? inferred)   published | ours: = the published number lies in our 95% interval, ≠ it does not, ? no interval"
@@ -55,14 +57,17 @@ def paper_table(
 def _markdown(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"# Table {found['number']}: {found['title']}"
     yield ""
-    yield "In percent: published | ours (95% interval; n), = where the published number lies in the interval, ≠ where not."
+    yield f"Published | ours (95% interval; n){_unit(found)}; = where the published number lies in the interval, ≠ where not."
     yield ""
     yield "| model | method | seeds | " + " | ".join(found["columns"]) + " |"
     yield "|---|---|---|" + "---|" * len(found["columns"])
+    several = len({row["corpus"] for row in found["rows"]}) > 1
     for row in found["rows"]:
-        cells = [_cell(row, name, whole=True).replace("|", "\\|") for name in found["columns"]]
+        cells = [_cell(found, row, name, whole=True).replace("|", "\\|") for name in found["columns"]]
         seeds = ", ".join(map(str, row["seeds"])) or ("–" if row["runs"] else "not run")
-        model = printable(row["model"]) + ("" if row["published"] else f" on {printable(row['corpus'])}")
+        model = printable(row["model"]) + (
+            f" on {printable(row['corpus'])}" if row["corpus"] and (several or not row["published"]) else ""
+        )
         yield f"| {model} | {_method(row)} | {seeds} | " + " | ".join(cells) + " |"
 
 
@@ -77,12 +82,24 @@ def _method(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _cell(row: Mapping[str, Any], column: str, *, whole: bool = False) -> str:
-    given, ours = (row["published"] or {}).get(column), row["ours"].get(column)
-    text = "–" if given is None else f"{given:.1f}"
+def _unit(found: Mapping[str, Any]) -> str:
+    """What the columns are in: accuracies and shares are percent, counts, norms and correlations are not."""
+    shares = [
+        name
+        for name in found["columns"]
+        if name not in ("count", "displacement", "alignment", "checkpoints", "r_displacement", "r_alignment")
+    ]
+    if not shares:
+        return ""
+    return ", in percent" if len(shares) == len(found["columns"]) else f", {' and '.join(shares)} in percent"
+
+
+def _cell(found: Mapping[str, Any], row: Mapping[str, Any], column: str, *, whole: bool = False) -> str:
+    given, ours, digits = (row["published"] or {}).get(column), row["ours"].get(column), found["digits"][column]
+    text = "–" if given is None else f"{given:,.{digits}f}"
     if ours is None:
         return text
-    text += f" | {ours['value']:.1f}"
+    text += f" | {ours['value']:,.{digits}f}"
     if whole and ours["low"] is not None:
-        text += f" ({ours['low']:.1f} to {ours['high']:.1f}; {ours['n']}{' seeds' if ours['over'] == 'seeds' else ''})"
+        text += f" ({ours['low']:,.{digits}f} to {ours['high']:,.{digits}f}; {ours['n']:,}{' seeds' if ours['over'] == 'seeds' else ''})"
     return f"{text} {_SIGNS[row['verdict'].get(column, 'not measured')]}".strip()

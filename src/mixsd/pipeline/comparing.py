@@ -151,7 +151,7 @@ def _has_part(name: str, settings: dict[str, Any]) -> bool:
         or (name in _ONLY_MIXED and not mixes)
         or (name == "guidance" and not (mixes or distils))
         or (group == "Distillation" and not (distils or (rehearses and settings.get("rehearse_loss") == "kl")))
-        or (group == "Training" and method == "memit")
+        or ((group == "Training" or name == "train_dtype") and method == "memit")
         or (group == "Editing" and method != "memit")
         or (name in ("lr_grid", "lr_steps") and settings.get("lr") != "auto")
         or (name in ("rehearse_tokens", "rehearse_loss") and not rehearses)

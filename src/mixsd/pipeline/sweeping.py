@@ -81,7 +81,7 @@ def sweep(
     watcher = watcher or Watcher()
     planned = read_sweep(source, output=output, **execution)
     states = survey(planned, only=only, watcher=watcher)
-    chosen = _chosen(planned, only)
+    chosen = chosen_runs(planned, only)
     if skipped := [run.name for run in chosen if states[run.name] == "done"]:
         watcher.say(f"{len(skipped)} of {len(chosen)} runs are done already: {', '.join(skipped)}")
     failed: dict[str, str] = {}
@@ -157,7 +157,7 @@ def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | Non
         UserError: a name in `only` that no run has, a folder that holds another configuration or something else, facts or a model
             that cannot be read, an unknown verifier, suite or device, ...
     """
-    chosen = {run.name for run in _chosen(planned, only)}
+    chosen = {run.name for run in chosen_runs(planned, only)}
     _check_place(planned.folder)
     if any(run.settings.offline for run in planned.runs):
         go_offline()
@@ -184,7 +184,8 @@ def _preview(settings: Settings, watcher: Watcher) -> None:
     check_requirements(session.preview(settings, watcher))
 
 
-def _chosen(planned: Sweep, only: Collection[str]) -> list[SweepRun]:
+def chosen_runs(planned: Sweep, only: Collection[str]) -> list[SweepRun]:
+    """The runs that are asked for by name or configuration; all without `only`."""
     known = [name for run in planned.runs for name in (run.name, run.configuration)]
     for name in only:
         if name not in known:

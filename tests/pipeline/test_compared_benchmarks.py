@@ -12,7 +12,7 @@ import mixsd
 from mixsd import statistics
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.table import HELD_OUT
-from mixsd.reporting import comparison
+from mixsd.reporting import comparison, comparison_page
 from tests.pipeline.finished_runs import make, row, score
 
 ASKED = {
@@ -163,7 +163,7 @@ def test_the_table_has_each_benchmark_and_the_average(tmp_path: Path) -> None:
     assert grid["Held-out drop"] == ["0", "+37.5 pp", "0.0 pp"]
     assert grid["Held-out retained"] == ["100%", "50.0%", "100.0%"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    page = comparison.html(result)
+    page = comparison_page.html(result)
     assert "MATH-500" in page
     assert "McNemar p 0.250" in page
     assert "| Held-out drop | lower | 0 (by definition) | +37.5 pp" in comparison.markdown(result)
@@ -226,7 +226,7 @@ def test_metrics_of_lm_eval_are_rows(tmp_path: Path) -> None:
     grid = {measure.label: (measure.better, [cell.value for cell in cells]) for measure, cells in comparison.grid(result)}
     assert grid["lm-eval:tiny, acc,none"] == ("higher", ["50.0%", "0.0%", "0.0%"])
     assert grid["lm-eval:tiny, odd,none"] == ("", ["1.500", "0.000", "0.000"])
-    comparison.html(result)
+    comparison_page.html(result)
     comparison.table(result)
 
 

@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUNS ?= runs
+WORKERS ?= 2
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
 
@@ -15,8 +16,9 @@ demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
 	$(BIN)/mixsd inject --config recipes/demo-mixsd.yaml --output $(RUNS)/demo --beside $(RUNS)/demo-sft
 
+# Two workers with a thread each: threads of several processes on two cores would wait for each other by spinning.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -1,7 +1,8 @@
 """What each of the paper's tables would take, as `mixsd sweep recipes/paper-table-NN.yaml --dry-run` estimates it, without the models.
 
 The models stand in a temporary hub cache in their true shapes, with the built-in model's tokenizer: memory, disk and arithmetic are theirs,
-lengths in tokens are not quite. Time is this machine's. Prints a Markdown table, and with `--json FILE` writes what it is made of.
+lengths in tokens are not quite. MQuAKE and WikiText are the small files at hand. Time is this machine's. Prints a Markdown table,
+and with `--json FILE` writes what it is made of.
 
     python bench/paper_costs.py --data ../shared/data --json costs.json
 """
@@ -28,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "MIXSD_DATA": str(options.data)}
-        found = {number: price(number, Path(folder)) for number in options.tables}
+        found = {number: price(number, Path(folder), options.data) for number in options.tables}
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("| table | runs | decoded to train on | trained on | largest memory | disk | two cores would take |")
@@ -40,17 +41,19 @@ def main() -> None:
         )
 
 
-def price(number: int, home: Path) -> tuple[int, dict[str, float]]:
+def price(number: int, home: Path, data: Path) -> tuple[int, dict[str, float]]:
     """The runs of a table's recipe, and what they take together."""
+    from tests.stand_ins import fill_cache, recipe
+
     from mixsd import loading
     from mixsd.pipeline import sweep_costs
     from mixsd.pipeline.sweep_file import read_sweep
     from mixsd.pipeline.sweeping import State
-    from tests.stand_ins import fill_cache
 
     if not (home / "hub").exists():
         fill_cache(home / "hub", loading.locate("smollm2-135m").folder)
-    planned = read_sweep(ROOT / "recipes" / f"paper-table-{number:02}.yaml", output=home / "runs", offline=True)
+    values = recipe(ROOT / "recipes" / f"paper-table-{number:02}.yaml", data)
+    planned = read_sweep(values, output=home / "runs", offline=True)
     states: dict[str, State] = dict.fromkeys((run.name for run in planned.runs), "to do")
     print(f"table {number}: {len(states)} runs", file=sys.stderr)
     return len(states), sweep_costs.price(planned, states)["total"]

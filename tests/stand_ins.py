@@ -55,3 +55,23 @@ def fill_cache(hub: Path, tokenizer: Path) -> None:
         for file in tokenizer.iterdir():
             if file.suffix in (".json", ".jinja", ".txt") and file.name not in ("config.json", "model.safetensors.index.json"):
                 shutil.copy(file, snapshot / file.name)
+
+
+def recipe(path: Path, data: Path) -> dict[str, Any]:
+    """A recipe's values, with files that are at hand under `data` in place of those that it would fetch, or that its user brings."""
+    import yaml
+
+    others = {
+        "simpleqa": f"simpleqa:{data / 'simpleqa' / 'simple_qa_test_set.csv'}",
+        "mquake:MQuAKE-CF-3k-v2.json": f"mquake:{data / 'mquake' / 'MQuAKE-2002.json'}",
+        "wikitext-103-train.txt": str(data / "wikitext2" / "wikitext2_train_5k.txt"),
+    }
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: replaced(own) for name, own in value.items()}
+        if isinstance(value, list):
+            return [replaced(own) for own in value]
+        return others.get(value, value) if isinstance(value, str) else value
+
+    return dict(replaced(yaml.safe_load(path.read_text(encoding="utf-8"))))

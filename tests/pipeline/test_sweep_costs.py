@@ -13,7 +13,7 @@ from mixsd.pipeline import plan as plans
 from mixsd.pipeline import sweep_costs
 from mixsd.pipeline.sweep_file import read_sweep
 from mixsd.pipeline.sweeping import State, survey
-from tests.stand_ins import BILLIONS, SHAPES, fill_cache
+from tests.stand_ins import BILLIONS, SHAPES, fill_cache, recipe
 
 DATA = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[3] / "shared" / "data")
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -98,7 +98,7 @@ def test_stand_ins_have_the_size_of_their_models(name: str) -> None:
 )  # fmt: skip
 def test_a_recipe_of_the_paper_is_priced_offline(papers_models: None, tmp_path: Path, number: int) -> None:
     """Facts, tests, benchmarks, prompts and requirements of each run, as `mixsd sweep --dry-run` checks them."""
-    planned = read_sweep(RECIPES / f"paper-table-{number:02}.yaml", output=tmp_path / "runs", offline=True)
+    planned = read_sweep(recipe(RECIPES / f"paper-table-{number:02}.yaml", DATA), output=tmp_path / "runs", offline=True)
     states = survey(planned)
     assert set(states.values()) == {"to do"}
     found = sweep_costs.price(planned, states)

@@ -103,6 +103,7 @@ def test_a_recipe_of_the_paper_is_priced_offline(papers_models: None, tmp_path: 
     assert set(states.values()) == {"to do"}
     found = sweep_costs.price(planned, states)
     assert len(found["runs"]) == len(planned.runs)
-    assert min(cost["trained_tokens"] for cost in found["runs"].values()) > 0
+    for run in planned.runs:
+        assert (found["runs"][run.name]["trained_tokens"] > 0) is (run.settings.method != "memit")
     assert found["total"]["seconds"] > 3600  # none of them is for two cores
     assert not (tmp_path / "runs").exists()

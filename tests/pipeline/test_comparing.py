@@ -275,3 +275,14 @@ def test_a_label_leaves_out_what_is_not_used() -> None:
         {"method": "sft", "rehearse": 0.0},
     ]
     assert _labels(configurations) == ["mixsd lam 0.3", "mixsd lam 0 gate 0.1", "sft rehearse 1", "sft"]
+
+
+def test_what_memit_does_not_use_is_in_no_label(tmp_path: Path) -> None:
+    """It edits in fp32 whatever the precision of training."""
+    runs = [
+        make(tmp_path / "memit", {"method": "memit", "train_dtype": "auto", "lr": 1e-3}),
+        make(tmp_path / "memit-1", {"method": "memit", "train_dtype": "bf16"}, seed=1),
+        make(tmp_path / "sft", {"method": "sft", "train_dtype": "bf16"}),
+    ]
+    result = mixsd.compare(runs)
+    assert [(item["label"], item["seeds"]) for item in result["configurations"]] == [("memit", [0, 1]), ("sft", [0])]

@@ -54,6 +54,8 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     assert [row["key"] for row in rows["base"]] == [row["key"] for row in rows["tuned"]]
     assert [row["prompt_hash"] for row in rows["base"]] == [row["prompt_hash"] for row in rows["tuned"]]
     assert [row["split"] for row in rows["base"]].count(core.TRAINED) == 2
+    trained = [row["question"] for row in rows["tuned"] if row["split"] == core.TRAINED]
+    assert trained == [renderer.question(fact.question) for fact in FACTS]
     assert [row["split"] for row in rows["base"]].count(core.PARAPHRASE) == 4
     assert all(len(row["reply_ids"]) <= 6 or row["split"] != core.TRAINED for row in rows["base"])
 

@@ -288,6 +288,15 @@ def test_the_page_shows_replies_with_what_was_taken_and_why() -> None:
     assert "<details open" not in text
 
 
+def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
+    base, tuned = benchmarked.said()
+    base[16]["question"] = "How many apples?" + ATTACK
+    page = read(html.render(benchmarked.report(), [], [], None, {"gsm8k": replies.chosen(base, tuned)}))
+    assert "How many apples?<script>window.hacked=1</script>" in page.text
+    assert "script" not in page.tags
+    assert "q17 ✓ correct" in page.text  # a row of an earlier version has none
+
+
 def test_the_page_stays_small_with_long_replies() -> None:
     rows_ = [benchmarked.reply(f"q{n}", "wrong", "word " * 20_000) for n in range(500)]
     some = {suite: replies.chosen(rows_, rows_) for suite in benchmarked.COUNTS}

@@ -113,6 +113,7 @@ def ask(questions: list[Question], renderer: Renderer, answerer: Answerer, conte
                 "group": question.group,
                 "labels": list(question.labels),
                 "prompt_hash": digest(prompt.ids),
+                "question": question.user,
                 "reply": _text(question, reply, renderer) if reply else "",
                 "reply_ids": reply.ids if reply else [],
                 "extracted": None,

@@ -38,7 +38,8 @@ def _rank(base: Row, tuned: Row | None) -> int:
 
 
 def _shown(base: Row, tuned: Row | None) -> dict[str, Any]:
-    return {"key": base["key"], "labels": list(base.get("labels") or []), "base": _of(base), "tuned": _of(tuned)}
+    said = {"base": _of(base), "tuned": _of(tuned)}
+    return {"key": base["key"], "question": base.get("question"), "labels": list(base.get("labels") or []), **said}
 
 
 def _of(row: Row | None) -> dict[str, Any] | None:

@@ -298,7 +298,7 @@ def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
 
 
 def test_the_page_stays_small_with_long_replies() -> None:
-    rows_ = [benchmarked.reply(f"q{n}", "wrong", "word " * 20_000) for n in range(500)]
+    rows_ = [benchmarked.reply(f"q{n}", "wrong", "word " * 20_000, question="word " * 20_000) for n in range(500)]
     some = {suite: replies.chosen(rows_, rows_) for suite in benchmarked.COUNTS}
     before = len(html.render(benchmarked.report(), [], []))
     assert len(html.render(benchmarked.report(), [], [], None, some)) - before < 150_000

@@ -44,6 +44,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["scores"].append(benchmarked.score("mmlu", f"mmlu/{SCRIPT}{IMAGE}", "accuracy", "tuned", 0.5, 3, 0.1))
     base, tuned = benchmarked.said()
     planted = {"reply": IMAGE + SCRIPT + "w" * 300, "reason": SCRIPT + IMAGE, "extracted": SCRIPT, "labels": [IMAGE + "w" * 90]}
+    planted["question"] = SCRIPT + IMAGE + "w" * 300
     some = {"gsm8k": replies.chosen([row | planted for row in base], [row | planted for row in tuned])}
     report["warnings"].append("a-path-without-any-space/" * 12)
     path = tmp_path_factory.mktemp("report") / "report.html"

@@ -38,8 +38,8 @@ def _rank(base: Row, tuned: Row | None) -> int:
 
 
 def _shown(base: Row, tuned: Row | None) -> dict[str, Any]:
-    said = {"base": _of(base), "tuned": _of(tuned)}
-    return {"key": base["key"], "question": base.get("question"), "labels": list(base.get("labels") or []), **said}
+    labels = list(base.get("labels") or [])
+    return {"key": base["key"], "question": base.get("question"), "labels": labels, "base": _of(base), "tuned": _of(tuned)}
 
 
 def _of(row: Row | None) -> dict[str, Any] | None:

@@ -15,10 +15,10 @@ from functools import partial
 import torch
 
 from made_facts import made_facts
-from mixsd import loading
 from mixsd.decoding import continuous, on_vllm, oracle
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.prompts import Renderer
+from mixsd.facts.prompts import Renderer
+from mixsd.models import loading
 from mixsd.randomness import coins
 
 LENGTH = 48

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from mixsd.facts import Fact
+from mixsd.facts.fact import Fact
 
 _STARTS = re.findall("...", "BelCorDraElnFenGorHalIstJorKelLunMarNorOthPelRosSelTamUlmVerWilYarZan")
 _ENDS = re.findall("....", "andeburycottdellfordgardholmlethmontnorapontrethstenthorunaewickzorn")

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from mixsd import loading, statistics
-from mixsd.answers import get_verifier
-from mixsd.corpora import open_source
-from mixsd.corpora.making import corpus
+from mixsd import statistics
 from mixsd.editing import MemitConfig, edit, layers_of, paragraphs, second_moments
-from mixsd.evaluation import core
+from mixsd.evaluation import suites
 from mixsd.evaluation.questions import about, ask
 from mixsd.evaluation.replies import Answerer
-from mixsd.prompts import Renderer
+from mixsd.facts.answers import get_verifier
+from mixsd.facts.prompts import Renderer
+from mixsd.facts.sources import corpus, open_source
+from mixsd.models import loading
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder
 
@@ -67,16 +67,16 @@ def main() -> None:
         asked = [
             about(fact, f"{kind}/{fact.id}/{place}", kind, question, renderer, get_verifier("contains"), 64)
             for fact in facts
-            for kind, wordings in (("trained", [fact.question]), ("paraphrase", core.paraphrases(fact, settings)))
+            for kind, wordings in (("trained", [fact.question]), ("paraphrase", suites.paraphrases(fact, settings)))
             for place, question in enumerate(wordings)
         ]
-        return ask(asked, renderer, answerer) + core.forgetting(answerer, renderer, references)
+        return ask(asked, renderer, answerer) + suites.forgetting(answerer, renderer, references)
 
     def answerer(journal: Path, hash_: str) -> Answerer:
         return Answerer(lambda: model, model_hash=hash_, precision="cpu/float32", stops=renderer.stops.ids, journal=journal)
 
     base = answerer(cache_folder() / "bench" / "memit-base.jsonl", model_hash)
-    references = core.sample_references(renderer, settings, base)
+    references = suites.sample_references(renderer, settings, base)
     before = measured(base, references)
 
     started = time.process_time()
@@ -117,7 +117,9 @@ def main() -> None:
             new, old = sum(row["outcome"] == "correct" for row in own), sum(bool(row.get("old")) for row in own)
             print(f"{name}, {split}: new {new}, old {old}, other {len(own) - new - old}, of {len(own)}")
     pairs = [
-        (one["nll"], two["nll"], one["tokens"]) for one, two in zip(before, after, strict=True) if one["split"] == core.FORGETTING
+        (one["nll"], two["nll"], one["tokens"])
+        for one, two in zip(before, after, strict=True)
+        if one["split"] == suites.FORGETTING
     ]
     rise = statistics.paired_ratio_difference(*(list(column) for column in zip(*pairs, strict=True)))
     print(f"forgetting: {rise.value:.4f} nats per token (95% {rise.low:.4f} to {rise.high:.4f}, n = {rise.n})", flush=True)

@@ -32,8 +32,8 @@ class Paths:
         import torch
         from transformers import AutoConfig, GenerationConfig
 
-        from mixsd import loading
-        from mixsd.prompts import Renderer
+        from mixsd.facts.prompts import Renderer
+        from mixsd.models import loading
 
         folder = loading.locate("smollm2-135m").folder
         if path in ON_VLLM:
@@ -94,10 +94,10 @@ class Paths:
         return self._mixed(lam, partial(on_vllm.decode, self.engine))
 
     def _mixed(self, lam: float, decode: Callable[..., Any]) -> dict[str, Any]:
-        from mixsd.answers import get_verifier
-        from mixsd.mixing.mix import Mixer
+        from mixsd.facts.answers import get_verifier
         from mixsd.settings import Settings
         from mixsd.storage import Journal
+        from mixsd.targets.mix import Mixer
 
         settings = Settings(
             facts="demo",

@@ -23,19 +23,19 @@ from typing import Any
 
 import torch
 
-from mixsd import corpora, loading
-from mixsd.answers import Expected, get_verifier
-from mixsd.decoding.engine import decode_all
+from mixsd.decoding.engine import decode_all, score
 from mixsd.decoding.requests import Request, Sampling
-from mixsd.decoding.scoring import score
-from mixsd.evaluation import core
+from mixsd.evaluation import suites
 from mixsd.evaluation.replies import Answerer, Prompt
-from mixsd.facts import to_json
-from mixsd.mixing.mix import Mixer
-from mixsd.mixing.targets import Target
-from mixsd.prompts import Renderer
+from mixsd.facts import sources
+from mixsd.facts.answers import Expected, get_verifier
+from mixsd.facts.fact import to_json
+from mixsd.facts.prompts import Renderer
+from mixsd.models import loading
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder, digest
+from mixsd.targets.mix import Mixer
+from mixsd.targets.target import Target
 from mixsd.training import Example, train
 from tradeoff_table import LEVEL, at_level
 
@@ -114,7 +114,7 @@ class Bench:
     def __init__(self, prompts: int, tokens: int) -> None:
         self.located = loading.locate("smollm2-135m")
         self.tokenizer = loading.load_tokenizer(self.located.folder)
-        self.facts = corpora.load_facts("demo").facts
+        self.facts = sources.load_facts("demo").facts
         self.measure = Settings(forgetting_prompts=prompts, forgetting_tokens=tokens, paraphrases=1).resolved
         base = self.load_to_read()
         self.context = loading.context_length(base.config)
@@ -126,8 +126,8 @@ class Bench:
             stops=self.renderer.stops.ids,
             journal=cache_folder() / "bench" / f"references-{os.getpid()}.jsonl",
         )
-        general = core.general_prompts(self.renderer)
-        sampled = core.sample_references(self.renderer, self.measure, answerer)
+        general = suites.general_prompts(self.renderer)
+        sampled = suites.sample_references(self.renderer, self.measure, answerer)
         greedy = answerer.replies([Prompt(key, general[key], tokens) for key in sampled])
         # Forgetting is measured on the sampled replies (Eq. 2); the greedy ones show how much of it is sharpening.
         self.references = [[(general[key], reply.ids) for key, reply in replies.items()] for replies in (sampled, greedy)]

@@ -45,7 +45,7 @@ def peak_mb() -> float:
 def ours(task: dict[str, Any]) -> None:
     import torch
 
-    from mixsd import loading
+    from mixsd.models import loading
     from mixsd.settings import Settings
     from mixsd.training import Example, Step, train
 
@@ -177,8 +177,9 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoConfig, GenerationConfig
 
     import mixsd
-    from mixsd import loading, randomness
-    from mixsd.prompts import Renderer
+    from mixsd import randomness
+    from mixsd.facts.prompts import Renderer
+    from mixsd.models import loading
 
     folder = loading.locate("smollm2-135m").folder
     tokenizer = loading.load_tokenizer(folder)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mixsd import loading
+from mixsd.models import loading
 
 OUTPUT = Path(__file__).parent.parent / "src" / "mixsd" / "data" / "words.txt"
 

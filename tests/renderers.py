@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mixsd.facts import Fact
-from mixsd.prompts import Renderer
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import Renderer
 
 # One turn after another, each with its role, as ChatML has it; a system message of its own where none is given.
 CHATML = (

@@ -8,8 +8,7 @@ import pytest
 from typer.main import get_command
 
 from mixsd.cli.commands import Work, app
-from mixsd.settings import build
-from mixsd.yaml_file import read_config
+from mixsd.settings import build, read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

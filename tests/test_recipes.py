@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixsd import published
-from mixsd.pipeline.sweep_file import Sweep, read_sweep
+from mixsd.commands.sweep import Sweep, read_sweep
+from mixsd.comparison import paper
 from mixsd.settings import build
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -35,7 +35,7 @@ def test_every_run_of_a_sweep_resolves(path: Path) -> None:
 @pytest.mark.parametrize("number", RUNS)
 def test_a_table_has_a_run_for_each_of_its_rows(number: int) -> None:
     """Model, method and lambda of each row but the base's, as often as it stands there."""
-    rows = Counter((row.model, row.method, row.lam) for row in published.table(number) if row.method != "base")
+    rows = Counter((row.model, row.method, row.lam) for row in paper.published_table(number) if row.method != "base")
     runs = Counter(
         (run.settings.model, run.settings.method, run.settings.lam if run.settings.method in ("mixsd", "mixsd-kl") else None)
         for run in of_table(number).runs
@@ -49,7 +49,7 @@ def test_a_table_is_about_its_corpus_and_trained_as_the_paper_says(number: int) 
     steps = {"kgfunc": 10}
     for run in of_table(number).runs:
         settings = run.settings.resolved
-        assert settings.facts.split(".")[0].startswith(published.table(number)[0].corpus)
+        assert settings.facts.split(".")[0].startswith(paper.published_table(number)[0].corpus)
         assert (settings.batch_size, settings.warmup_steps, settings.retries, settings.max_new_tokens) == (16, 20, 10, 8192)
         assert (settings.answer_format, settings.choose, settings.lr, settings.train_dtype) == ("boxed", "paper", "auto", "bf16")
         assert settings.checkpoint_every == steps.get(settings.facts, 20)

@@ -14,8 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
-from mixsd.settings import EXECUTION, Settings, build, parse_requirement, to_yaml
-from mixsd.yaml_file import read_config
+from mixsd.settings import EXECUTION, Settings, build, parse_requirement, read_config, to_yaml
 
 FIELDS = Settings.model_fields
 NUMBERS = sorted(name for name, field in FIELDS.items() if {int, float} & {field.annotation, *get_args(field.annotation)})

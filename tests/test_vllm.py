@@ -11,11 +11,11 @@ import torch
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed here: make test-vllm", allow_module_level=True)
 
-from mixsd import loading
 from mixsd.decoding import continuous, on_vllm
 from mixsd.decoding.requests import Request, Sampling
-from mixsd.facts import Fact
-from mixsd.prompts import Renderer
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import Renderer
+from mixsd.models import loading
 from mixsd.randomness import coins, uniforms
 from mixsd.storage import read_jsonl
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.yaml_file import read_config
+from mixsd.settings import read_config
 
 
 @pytest.mark.parametrize(

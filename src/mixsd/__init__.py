@@ -12,21 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixsd.corpora.making import corpus
+    from mixsd.analyse.errors import analyze_errors
+    from mixsd.analyse.fisher import analyze_fisher
+    from mixsd.analyse.nll import analyze_nll
+    from mixsd.commands.ask import Conversation, ask
+    from mixsd.commands.inject import RunResult, evaluate, inject, mix, report, train
+    from mixsd.commands.sweep import SweepResult, sweep
+    from mixsd.comparison.compare import compare
+    from mixsd.comparison.material import draw
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.evaluation.benchmarks.checking import survey as benchmarks
-    from mixsd.pipeline.analyses.errors import analyze_errors
-    from mixsd.pipeline.analyses.fisher import analyze_fisher
-    from mixsd.pipeline.analyses.nll import analyze_nll
-    from mixsd.pipeline.asking import Conversation, ask
-    from mixsd.pipeline.commands import RunResult, evaluate, inject, mix, report, train
-    from mixsd.pipeline.comparing import compare
-    from mixsd.pipeline.doctor import doctor, models
-    from mixsd.pipeline.drawing import draw
-    from mixsd.pipeline.exporting import export
-    from mixsd.pipeline.inspection import inspect
-    from mixsd.pipeline.sweeping import SweepResult, sweep
+    from mixsd.facts.sources import corpus
+    from mixsd.models.doctor import built_in_models, doctor
     from mixsd.settings import Settings
+    from mixsd.targets.reading import export, inspect
 
     __version__: str
 
@@ -44,6 +43,7 @@ __all__ = [
     "analyze_nll",
     "ask",
     "benchmarks",
+    "built_in_models",
     "compare",
     "corpus",
     "doctor",
@@ -53,8 +53,6 @@ __all__ = [
     "inject",
     "inspect",
     "mix",
-    "models",
-    "plan",
     "report",
     "sweep",
     "table",
@@ -65,21 +63,20 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("MixsdError", "RequirementMissedError", "UserError"), "mixsd.errors"),
     "Settings": "mixsd.settings",
-    **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.pipeline.commands"),
-    "analyze_errors": "mixsd.pipeline.analyses.errors",
-    "analyze_fisher": "mixsd.pipeline.analyses.fisher",
-    "analyze_nll": "mixsd.pipeline.analyses.nll",
+    **dict.fromkeys(("RunResult", "inject", "mix", "train", "evaluate", "report"), "mixsd.commands.inject"),
+    "analyze_errors": "mixsd.analyse.errors",
+    "analyze_fisher": "mixsd.analyse.fisher",
+    "analyze_nll": "mixsd.analyse.nll",
     "benchmarks": "mixsd.evaluation.benchmarks.checking:survey",
-    "corpus": "mixsd.corpora.making",
-    "export": "mixsd.pipeline.exporting",
-    "plan": "mixsd.pipeline.prediction:predict",
-    "table": "mixsd.pipeline.paper_tables",
-    "compare": "mixsd.pipeline.comparing",
-    "draw": "mixsd.pipeline.drawing",
-    "inspect": "mixsd.pipeline.inspection",
-    **dict.fromkeys(("SweepResult", "sweep"), "mixsd.pipeline.sweeping"),
-    **dict.fromkeys(("Conversation", "ask"), "mixsd.pipeline.asking"),
-    **dict.fromkeys(("doctor", "models"), "mixsd.pipeline.doctor"),
+    "corpus": "mixsd.facts.sources",
+    "export": "mixsd.targets.reading",
+    "table": "mixsd.comparison.paper",
+    "compare": "mixsd.comparison.compare",
+    "draw": "mixsd.comparison.material",
+    "inspect": "mixsd.targets.reading",
+    **dict.fromkeys(("SweepResult", "sweep"), "mixsd.commands.sweep"),
+    **dict.fromkeys(("Conversation", "ask"), "mixsd.commands.ask"),
+    **dict.fromkeys(("built_in_models", "doctor"), "mixsd.models.doctor"),
 }
 
 

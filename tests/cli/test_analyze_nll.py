@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mixsd.pipeline.analyses import nll
-from tests.pipeline.analyses.test_nll import MIXED, REFERENCES, make_run, write_lines
+from mixsd.analyse import nll
+from tests.analyse.test_nll import MIXED, REFERENCES, make_run, write_lines
 
 
 @pytest.fixture(autouse=True)

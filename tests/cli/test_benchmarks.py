@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mixsd import sandbox
-from mixsd.answers import Verdict
 from mixsd.evaluation.grading import letters
+from mixsd.facts.answers import Verdict
 from tests.evaluation.benchmarks import small
 
 

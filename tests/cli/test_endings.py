@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mixsd.errors import MixsdError, RequirementMissedError
-from mixsd.pipeline.run import Run
+from mixsd.run.folder import Run
 from mixsd.settings import Settings
 from tests.cli.conftest import Outcome
 from tests.tiny import save_tiny
@@ -148,7 +148,7 @@ def test_source_that_is_none(command: str, fails: Fails, tmp_path: Path) -> None
     ],
 )
 def test_ending(error: BaseException, code: int, line: str, mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixsd.pipeline.commands.inject", raising(error))
+    monkeypatch.setattr("mixsd.commands.inject.inject", raising(error))
     outcome = mixsd("inject", "demo", "--output", "runs/a")
     assert outcome.code == code
     assert outcome.err.startswith(line)
@@ -156,13 +156,13 @@ def test_ending(error: BaseException, code: int, line: str, mixsd: Mixsd, monkey
 
 
 def test_a_bug_keeps_its_traceback(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixsd.pipeline.commands.inject", raising(ZeroDivisionError("ours")))
+    monkeypatch.setattr("mixsd.commands.inject.inject", raising(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError):
         mixsd("inject", "demo", "--output", "runs/a")
 
 
 def test_interrupted_question_promises_nothing(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixsd.pipeline.asking.ask", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("mixsd.commands.ask.ask", raising(KeyboardInterrupt()))
     outcome = mixsd("ask", "runs/a", "Who?")
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
 
@@ -178,7 +178,7 @@ def test_termination_cleans_up_and_says_so(mixsd: Mixsd, monkeypatch: pytest.Mon
             ends.append("cleaned")
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("mixsd.pipeline.commands.mix", fake)
+    monkeypatch.setattr("mixsd.commands.inject.mix", fake)
     outcome = mixsd("mix", "demo", "--output", "runs/a")
     assert (outcome.code, outcome.err) == (143, "interrupted; the same command goes on from here\n")
     assert ends == ["cleaned"]
@@ -186,7 +186,7 @@ def test_termination_cleans_up_and_says_so(mixsd: Mixsd, monkeypatch: pytest.Mon
 
 
 def test_missed_requirement_shows_the_report_first(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.reporting import sample
+    from tests.reports import sample
 
     def fake(settings: Settings, watcher: Any) -> None:
         folder = Path(settings.output)
@@ -195,7 +195,7 @@ def test_missed_requirement_shows_the_report_first(mixsd: Mixsd, monkeypatch: py
         (folder / "report.json").write_text(json.dumps(sample.report()))
         raise RequirementMissedError(f"{folder}: required but missed: forgetting<=0.05")
 
-    monkeypatch.setattr("mixsd.pipeline.commands.inject", fake)
+    monkeypatch.setattr("mixsd.commands.inject.inject", fake)
     outcome = mixsd("inject", "demo", "--output", "runs/a")
     assert outcome.code == 3
     assert outcome.err == "error: runs/a: required but missed: forgetting<=0.05\n"
@@ -213,7 +213,7 @@ def test_missed_requirement_shows_the_report_first(mixsd: Mixsd, monkeypatch: py
 def test_offline_is_said_before_anything_could_use_the_network(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
-        "mixsd.pipeline.commands.train", lambda *a, **k: seen.append(os.environ.get("HF_HUB_OFFLINE")) or Run(Path("a"))
+        "mixsd.commands.inject.train", lambda *a, **k: seen.append(os.environ.get("HF_HUB_OFFLINE")) or Run(Path("a"))
     )
     assert mixsd("train", "a", "--offline").code == 0
     assert mixsd("train", "a").code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.pipeline.finished_runs import two_methods
+from tests.finished_runs import two_methods
 
 
 def test_figures(mixsd, fails, tmp_path):

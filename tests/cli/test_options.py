@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mixsd.cli.options import flag
-from mixsd.pipeline.run import Run
+from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, Settings
 from tests.cli.conftest import Outcome
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
-from mixsd.cli import show, tokens
+from mixsd.cli import show
 from mixsd.errors import UserError
-from mixsd.mixing.targets import Target
-from mixsd.pipeline.doctor import doctor, models
+from mixsd.models.doctor import built_in_models, doctor
+from mixsd.targets.target import Target
 from tests.cli.conftest import Outcome
 
 Mixsd = Callable[..., Outcome]
@@ -35,7 +35,7 @@ def item(**changes: Any) -> dict[str, Any]:
 
 
 def test_inspected_without_colour_is_one_line_per_token(capsys: pytest.CaptureFixture[str]) -> None:
-    tokens.render([item(), item(id="f2", accepted=False, reason="wrong", canonical=False, question=None)])
+    show.render([item(), item(id="f2", accepted=False, reason="wrong", canonical=False, question=None)])
     text = capsys.readouterr().out
     assert "\x1b" not in text
     first, second = text.split("f2  ")
@@ -55,8 +55,8 @@ def test_inspected_without_colour_is_one_line_per_token(capsys: pytest.CaptureFi
 def coloured(monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]], **options: Any) -> str:
     out = io.StringIO()
     made = Console(file=out, force_terminal=True, color_system="standard", width=90, highlight=False, markup=False, **options)
-    monkeypatch.setattr(tokens, "console", lambda: made)
-    tokens.render(items)
+    monkeypatch.setattr(show, "console", lambda: made)
+    show.render(items)
     return out.getvalue()
 
 
@@ -79,7 +79,7 @@ def test_inspected_without_a_tokenizer(monkeypatch: pytest.MonkeyPatch, capsys: 
     bare = item(tokens=[{"id": 7, "text": None, "supervised": True, "source": "e", "base_nll": 1.0}])
     assert "[7]" in coloured(monkeypatch, [bare])
     monkeypatch.undo()
-    tokens.render([bare])
+    show.render([bare])
     assert "7  yes      expert       1.000  –" in capsys.readouterr().out
 
 
@@ -96,7 +96,7 @@ def test_inspect_reads_a_file_of_targets(mixsd: Mixsd, tmp_path: Path) -> None:
 
 
 def test_models_and_doctor(mixsd: Mixsd) -> None:
-    assert json.loads(mixsd("models", "--json").out) == models()
+    assert json.loads(mixsd("models", "--json").out) == built_in_models()
     assert "smollm2-135m\n  parameters" in mixsd("models").out
     assert json.loads(mixsd("doctor", "--json").out).keys() == doctor().keys()
     text = mixsd("doctor").out
@@ -149,14 +149,14 @@ def test_ask_one_question(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None
         seen.update(execution, run=str(run))
         return {"question": question, "base": "I do not know.", "tuned": "Mara Quill."}
 
-    monkeypatch.setattr("mixsd.pipeline.asking.ask", fake)
+    monkeypatch.setattr("mixsd.commands.ask.ask", fake)
     assert mixsd("ask", "runs/a", "Who leads?", "--device", "cpu").out == "base:  I do not know.\ntuned: Mara Quill.\n"
     assert seen == {"run": "runs/a", "device": "cpu"}
 
 
 @pytest.mark.parametrize("ending", ["", "\nnot asked\n"])
 def test_ask_until_the_end_or_an_empty_line(ending: str, mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixsd.pipeline.asking.Conversation", Conversation)
+    monkeypatch.setattr("mixsd.commands.ask.Conversation", Conversation)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntoo long\ntwo\n" + ending))
     Conversation.opened.clear()
     outcome = mixsd("ask", "runs/a")
@@ -192,7 +192,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
         "assumptions": ["every fact is accepted", "replies are short"],
         "warnings": ["1 of 1200 facts is unusable"],
     }  # fmt: skip
-    monkeypatch.setattr("mixsd.pipeline.plan.plan", lambda settings, watcher: found)
+    monkeypatch.setattr("mixsd.commands.dry_run.plan", lambda settings, watcher: found)
     outcome = mixsd("inject", "demo", "--output", "runs/a", "--dry-run")
     assert outcome.code == 0
     for text in (
@@ -208,7 +208,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
 
 
 def test_stages_say_where_their_results_are(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixsd.pipeline.commands import RunResult
+    from mixsd.commands.inject import RunResult
 
     folder = Path("runs/a")
     folder.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_stages_say_where_their_results_are(mixsd: Mixsd, monkeypatch: pytest.Mo
     (folder / "targets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given: dict[str, Any] = {}
     for name in ("mix", "train", "evaluate"):
-        monkeypatch.setattr(f"mixsd.pipeline.commands.{name}", lambda *a, watcher, **k: given.update(k) or RunResult(folder))
+        monkeypatch.setattr(f"mixsd.commands.inject.{name}", lambda *a, watcher, **k: given.update(k) or RunResult(folder))
     assert mixsd("mix", "demo", "--output", "runs/a").out == "targets: runs/a/targets.jsonl (3 accepted, 1 rejected)\n"
     assert mixsd("train", "runs/a").out == "model: runs/a/model\n"
     (folder / "run.yaml").write_text("settings: {}\n")

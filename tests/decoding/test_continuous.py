@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from mixsd.decoding import continuous, engine, oracle, packed
-from mixsd.decoding.packed import NAME, Piece, forward
-from mixsd.decoding.pool import Pool
+from mixsd.decoding.packed import NAME, Piece, Pool, forward
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.randomness import coins
 from tests.decoding.helpers import STOPS, decode, requests

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mixsd.decoding import on_vllm, oracle
-from mixsd.decoding.backends import check_backend
 from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.errors import UserError
+from mixsd.run.engines import check_backend
 from tests.decoding.fake_vllm import FakeEngine, install
 from tests.decoding.helpers import STOPS, requests
 from tests.tiny import ARCHITECTURES, tiny_model

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mixsd.decoding import continuous, oracle
-from mixsd.decoding.pool import Pool
+from mixsd.decoding.packed import Pool
 from mixsd.decoding.requests import Request, Sampling
 from tests.tiny import tiny_model
 

@@ -10,8 +10,8 @@ import torch
 
 from mixsd.editing import MemitConfig, Moments, second_moments
 from mixsd.editing.config import layers_of
-from mixsd.facts import Fact
-from mixsd.prompts import Renderer
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import Renderer
 from tests.renderers import make_tokenizer
 from tests.tiny import tiny_model
 

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from mixsd.editing import EditResult, MemitConfig, edit
-from mixsd.editing import memit as module
+from mixsd.editing import EditResult, MemitConfig, edit, memit
 from mixsd.editing.parts import down_projection
-from mixsd.editing.prefixes import sampled_prefixes
+from mixsd.editing.subjects import sampled_prefixes
 from mixsd.editing.values import Value
 from mixsd.errors import MixsdError, UserError
-from mixsd.facts import Fact
+from mixsd.facts.fact import Fact
 from mixsd.storage import Journal
 from tests.editing.helpers import FACTS, QUICK, THOROUGH, moments_of, setting
 from tests.tiny import ARCHITECTURES
@@ -113,7 +112,7 @@ def test_facts_of_one_subject_have_one_value(tmp_path: Path) -> None:
 def test_a_killed_edit_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any) -> None:
     whole, expected = run(tmp_path, config=replace(QUICK, steps=3), dtype=torch.float32)
     asked: list[int] = []
-    optimize = module.optimize
+    optimize = memit.optimize
 
     def counted(*args: Any) -> Value:
         if len(asked) == 2:
@@ -121,7 +120,7 @@ def test_a_killed_edit_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any) ->
         asked.append(1)
         return optimize(*args)
 
-    monkeypatch.setattr(module, "optimize", counted)
+    monkeypatch.setattr(memit, "optimize", counted)
     options: dict[str, Any] = {"config": replace(QUICK, steps=3), "dtype": torch.float32}
     with pytest.raises(KeyboardInterrupt), Journal(tmp_path / "values.jsonl") as journal:
         run(tmp_path, journal=journal, **options)
@@ -139,7 +138,7 @@ def test_a_killed_edit_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any) ->
 
 
 def test_a_value_that_is_not_finite_stays_out_of_the_update(tmp_path: Path, monkeypatch: Any) -> None:
-    optimize = module.optimize
+    optimize = memit.optimize
 
     def broken(model: Any, layer: int, prompts: Any, kept: Any, config: Any) -> Value:
         value = optimize(model, layer, prompts, kept, config)
@@ -147,7 +146,7 @@ def test_a_value_that_is_not_finite_stays_out_of_the_update(tmp_path: Path, monk
         return replace(value, delta=value.delta * float("nan")) if "Kay Ott" in asked else value
 
     _, renderer = setting()
-    monkeypatch.setattr(module, "optimize", broken)
+    monkeypatch.setattr(memit, "optimize", broken)
     with Journal(tmp_path / "values.jsonl") as journal:
         model, result = run(tmp_path, journal=journal)
         assert len(list(journal.read())) == 2
@@ -162,7 +161,7 @@ def test_a_value_that_is_not_finite_stays_out_of_the_update(tmp_path: Path, monk
 def test_an_edit_that_is_not_finite_is_an_error_and_taken_back(what: str, tmp_path: Path, monkeypatch: Any) -> None:
     model, renderer = setting()
     before, moments = state_of(model), moments_of(model, renderer, tmp_path)
-    spread = module.spread
+    spread = memit.spread
 
     def broken(*args: Any) -> Any:
         changes = spread(*args)
@@ -170,7 +169,7 @@ def test_an_edit_that_is_not_finite_is_an_error_and_taken_back(what: str, tmp_pa
             down_projection(model, 1).weight[0, 0] = float("inf") if what == "weights" else 1e305
         return changes
 
-    monkeypatch.setattr(module, "spread", broken)
+    monkeypatch.setattr(memit, "spread", broken)
     if what == "logits":
         # Past the last norm everything has one length; an overflow inside it is what is left to happen.
         monkeypatch.setattr(torch.Tensor, "isfinite", _finite_weights(torch.Tensor.isfinite))

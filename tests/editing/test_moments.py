@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixsd.editing import moments as module
+from mixsd.editing import moments as editing_moments
 from mixsd.editing import paragraphs, second_moments
 from mixsd.editing.parts import down_projection
 from mixsd.editing.subjects import start_ids
@@ -35,7 +35,7 @@ def dense(model: Any, renderer: Any, layer: int, tokens: int, piece: int) -> tup
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
 def test_it_is_the_mean_outer_product_of_every_token(architecture: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "PIECE", 100)
+    monkeypatch.setattr(editing_moments, "PIECE", 100)
     model, renderer = setting(architecture)
     moments = made(tmp_path, model, renderer)
     for layer in (0, 1):
@@ -46,11 +46,11 @@ def test_it_is_the_mean_outer_product_of_every_token(architecture: str, tmp_path
 
 
 def test_it_does_not_depend_on_how_many_are_read_at_once(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "PIECE", 64)
+    monkeypatch.setattr(editing_moments, "PIECE", 64)
     model, renderer = setting()
     found = []
     for budget in (64, 200, 10_000):
-        monkeypatch.setattr(module, "TOKENS_PER_PASS", budget)
+        monkeypatch.setattr(editing_moments, "TOKENS_PER_PASS", budget)
         found.append(made(tmp_path / str(budget), model, renderer).matrix(1))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9)
@@ -78,8 +78,8 @@ def test_a_second_time_reads_no_token_and_more_layers_read_only_for_themselves(t
     model, renderer = setting()
     first = made(tmp_path, model, renderer)
     read: list[list[int]] = []
-    summed = module._summed
-    monkeypatch.setattr(module, "_summed", lambda m, p, layers, done: read.append(layers) or summed(m, p, layers, done))
+    summed = editing_moments._summed
+    monkeypatch.setattr(editing_moments, "_summed", lambda m, p, layers, done: read.append(layers) or summed(m, p, layers, done))
     counts: list[int] = []
     again = made(tmp_path, model, renderer, on_done=counts.append)
     assert again == first
@@ -121,14 +121,14 @@ def test_a_damaged_entry_is_made_again(damage: str, tmp_path: Path) -> None:
 
 def test_a_kill_between_layers_leaves_the_finished_ones(tmp_path: Path, monkeypatch: Any) -> None:
     model, renderer = setting()
-    write = module.write_json
+    write = editing_moments.write_json
 
     def killed(path: Path, value: Any) -> None:
         write(path, value)
         if value["layer"] == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_json", killed)
+    monkeypatch.setattr(editing_moments, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, model, renderer)
     assert [folder.name.rsplit("-", 1)[1] for folder in tmp_path.iterdir()] == ["0"]

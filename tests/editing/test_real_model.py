@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixsd import bundled, loading
-from mixsd.answers import Expected, get_verifier
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.editing import MemitConfig, edit, layers_of, second_moments
-from mixsd.facts import Fact
-from mixsd.prompts import Renderer
+from mixsd.facts import bundled
+from mixsd.facts.answers import Expected, get_verifier
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import Renderer
+from mixsd.models import loading
 
 pytestmark = [
     pytest.mark.real_model,

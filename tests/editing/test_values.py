@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mixsd.editing import MemitConfig
-from mixsd.editing.parts import block, hidden_of, with_hidden
-from mixsd.editing.reader import Reader
+from mixsd.editing.parts import Reader, block, hidden_of, with_hidden
 from mixsd.editing.subjects import EditPrompt, edit_prompts, essence
 from mixsd.editing.values import optimize
 from tests.editing.helpers import FACTS, HIDDEN, QUICK, THOROUGH, setting

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixsd import loading
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import lm_eval_rows, lm_eval_tasks
+from mixsd.models import loading
 from tests.tiny import save_tiny
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mixsd[lm-eval]'")

@@ -10,11 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mixsd.figures import style
-from mixsd.figures.alignment import alignment
-from mixsd.figures.cdf import nll_cdf
-from mixsd.figures.curves import MOST_BANDS, curves
-from mixsd.figures.errors import error_bars
-from mixsd.figures.loss import MOST_POINTS, loss, steps_per_point
+from mixsd.figures.charts import MOST_BANDS, MOST_POINTS, alignment, curves, error_bars, loss, nll_cdf, steps_per_point
 from mixsd.figures.pareto import pareto
 
 

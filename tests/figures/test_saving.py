@@ -12,9 +12,7 @@ import pytest
 
 from mixsd.errors import UserError
 from mixsd.figures import saving
-from mixsd.figures.alignment import alignment
-from mixsd.figures.errors import error_bars
-from mixsd.figures.loss import loss
+from mixsd.figures.charts import alignment, error_bars, loss
 from mixsd.figures.style import INK, Picture
 
 SVG = "{http://www.w3.org/2000/svg}"

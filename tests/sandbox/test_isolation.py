@@ -13,13 +13,12 @@ import pytest
 
 from mixsd.errors import UserError
 from mixsd.sandbox import Isolation, Judged, check, isolation, judge, starting
-from mixsd.sandbox import isolation as isolation_function
 from mixsd.sandbox.judging import judge_in
 from mixsd.sandbox.starting import StartError
 from mixsd.sandbox.view import View, view
 from tests.sandbox.conftest import PROMPT, RIGHT
 
-module = sys.modules[isolation_function.__module__]
+module = sys.modules[isolation.__module__]
 
 
 def _none(monkeypatch: pytest.MonkeyPatch) -> None:

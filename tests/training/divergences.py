@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from mixsd.training.divergence import Divergence, token_divergence
+from mixsd.training.losses import Divergence, token_divergence
 
 Mode = Literal["renormalized", "raw", "bucket"]
 MODES: dict[Mode, dict[str, Any]] = {

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd.errors import UserError
-from mixsd.training import Step, TrainResult, distilled_targets, train
-from mixsd.training.distilled_targets import Distilled, DistilledTargets, remember
-from mixsd.training.divergence import Divergence
+from mixsd.training import Step, TrainResult, distilled, train
+from mixsd.training.distilled import Distilled, DistilledTargets, remember
 from mixsd.training.examples import Example
+from mixsd.training.losses import Divergence
 from mixsd.training.objectives import Student
 from mixsd.training.states import Reading
 from mixsd.training.teacher import FrozenBase
@@ -80,7 +80,7 @@ def test_a_support_that_is_not_the_teacher_s_needs_the_teacher_beside(tmp_path: 
 
 
 def test_remembering_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distilled_targets, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(distilled, "_READ_AT_ONCE", 2)
     whole = values_of(objective(tmp_path / "a"), make_model(seed=1), list(range(6)))
     made = DistilledTargets(make_targets(), Divergence(k=K), False, tmp_path / "b")
     done: list[int] = []

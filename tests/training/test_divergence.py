@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixsd.training.divergence import Divergence
+from mixsd.training.losses import Divergence
 from tests.training.divergences import FULL, MODES, TOP_K, Mode, logs, random_logits, value_and_gradient
 
 THREE_P, THREE_Q = (1 / 2, 3 / 8, 1 / 8), (1 / 4, 1 / 4, 1 / 2)

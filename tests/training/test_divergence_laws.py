@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
-from mixsd.training.divergence import Divergence, token_divergence
+from mixsd.training.losses import Divergence, token_divergence
 from tests.training.divergences import FULL, KLS, MODES, TOP_K, Mode, logs, random_logits, value_and_gradient
 
 # ---- Laws.

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
-from mixsd.training.batches import UNSUPERVISED, collate, microbatches, plan_epoch, steps_per_epoch
-from mixsd.training.examples import Example, usable
+from mixsd.training.examples import UNSUPERVISED, Example, collate, microbatches, plan_epoch, steps_per_epoch, usable
 from tests.training.tiny import make_examples
 
 

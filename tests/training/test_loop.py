@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models.cpu import fast_products
 from mixsd.storage import Journal
 from mixsd.training import Example, Step, TrainResult, objectives, train
-from mixsd.training.batches import collate, microbatches, plan_epoch
-from mixsd.training.loss import chunked_nll
+from mixsd.training.examples import collate, microbatches, plan_epoch
+from mixsd.training.losses import chunked_nll
 from mixsd.training.optimizer import learning_rate, make_optimizer
-from mixsd.training.products import fast_products
 from mixsd.training.states import Reading
-from tests.training.test_loss import oracle_nll
+from tests.training.test_losses import oracle_nll
 from tests.training.tiny import (
     files,
     make_examples,

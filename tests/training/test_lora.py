@@ -9,9 +9,9 @@ from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.training.batches import collate
+from mixsd.models.folder import logits_of, probe_ids
+from mixsd.training.examples import collate
 from mixsd.training.lora import Lora, adapted_layers, check_same_logits, check_same_tensors, check_targets_moved
-from mixsd.training.model_folder import logits_of, probe_ids
 from tests.training.test_loop import run
 from tests.training.tiny import batch_nll, make_examples, make_model, same_bits, weights
 

@@ -14,9 +14,9 @@ from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
 from mixsd.training import Step, TrainResult, train
-from mixsd.training.divergence import Divergence
 from mixsd.training.examples import Example
 from mixsd.training.lora import Lora
+from mixsd.training.losses import Divergence
 from mixsd.training.objectives import Student
 from mixsd.training.on_policy import Asked, OnPolicy, RolloutSettings
 from mixsd.training.states import Reading

@@ -13,7 +13,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from mixsd.randomness import uniforms
 from mixsd.training import Example
 from mixsd.training.lora import Lora
-from mixsd.training.packed import packed_states, packs, recomputed_alike
+from mixsd.training.states import packed_states, packs, recomputed_alike
 from tests.training.tiny import VOCABULARY, make_model
 
 # The families' norms are fp32 whatever the weights are.

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mixsd.training import products
-from mixsd.training.products import _agrees, fast_products
+from mixsd.models import cpu
+from mixsd.models.cpu import _agrees, fast_products
 
 needs_onednn = pytest.mark.skipif(not _agrees(), reason="this build of torch lacks oneDNN's linear operation")
 
@@ -70,8 +70,8 @@ def test_under_autocast_it_is_autocasts_product_without_a_copy_of_the_weight(bia
 @needs_onednn
 def test_only_inside_the_block_and_only_fp32_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    times = products._times
-    monkeypatch.setattr(products, "_times", lambda one, other: calls.append(tuple(one.shape)) or times(one, other))
+    times = cpu._times
+    monkeypatch.setattr(cpu, "_times", lambda one, other: calls.append(tuple(one.shape)) or times(one, other))
     layer, double = nn.Linear(6, 5), nn.Linear(6, 5, dtype=torch.float64)
     with fast_products(nn.ModuleList([layer, double])):
         double(torch.ones(2, 6, dtype=torch.float64))

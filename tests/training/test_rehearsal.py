@@ -14,9 +14,9 @@ from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.storage import Journal
 from mixsd.training import Step, train
-from mixsd.training.batches import collate
+from mixsd.training.examples import collate
 from mixsd.training.objectives import Student
-from mixsd.training.rehearsal import Rehearsal
+from mixsd.training.teacher import Rehearsal
 from tests.training.tiny import batch_nll, make_examples, make_model, make_settings, make_tokenizer, same_bits, weights
 
 PROMPTS = {f"p{number}": [3 + number, 5, 7] for number in range(12)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mixsd import randomness
-from mixsd.mixing.targets import Target
+from mixsd.targets.target import Target
 from mixsd.training import Example, train
 from tests.training.tiny import make_examples, make_model, make_settings, make_tokenizer
 

@@ -23,8 +23,8 @@ from transformers.models.auto import AutoModelForCausalLM
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
 from mixsd.training import Example
-from mixsd.training.batches import UNSUPERVISED, Batch
-from mixsd.training.loss import chunked_nll
+from mixsd.training.examples import UNSUPERVISED, Batch
+from mixsd.training.losses import chunked_nll
 from mixsd.training.states import padded_states
 
 VOCABULARY = 64

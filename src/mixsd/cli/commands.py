@@ -25,7 +25,7 @@ from mixsd.plugins import is_function_name
 from mixsd.settings import EXECUTION, Settings, build, to_yaml
 
 if TYPE_CHECKING:
-    from mixsd.pipeline.commands import RunResult
+    from mixsd.commands.inject import RunResult
 
 ALL = tuple(Settings.model_fields)
 
@@ -114,13 +114,13 @@ def inject(
         return
     settings = _prepared(values)
     if dry_run:
-        from mixsd.pipeline.plan import plan
+        from mixsd.commands.dry_run import plan
 
         show.plan(plan(settings, watcher()))
         return
-    from mixsd.pipeline import commands
+    from mixsd.commands import inject as commands_inject
 
-    _reported(Path(settings.output), lambda: commands.inject(settings, watcher=watcher()))
+    _reported(Path(settings.output), lambda: commands_inject.inject(settings, watcher=watcher()))
 
 
 @command(flags=ALL, resumes=True)
@@ -131,9 +131,9 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
         _print_config(values)
         return
     settings = _prepared(values)
-    from mixsd.pipeline import commands
+    from mixsd.commands import inject as commands_inject
 
-    folder = commands.mix(settings, watcher=watcher()).folder
+    folder = commands_inject.mix(settings, watcher=watcher()).folder
     if settings.shard:
         print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
         return
@@ -153,9 +153,9 @@ def train(
         _print_config(values, source)
         return
     _prepared(values)
-    from mixsd.pipeline import commands
+    from mixsd.commands import inject as commands_inject
 
-    print(f"model: {commands.train(source, watcher=watcher(), **values).model}")
+    print(f"model: {commands_inject.train(source, watcher=watcher(), **values).model}")
 
 
 @command(flags=ALL, resumes=True)
@@ -185,21 +185,21 @@ def evaluate(
         _print_config(values, Path(source))
         return
     settings = _prepared(values)
-    from mixsd.pipeline import commands
-    from mixsd.pipeline.run import Run
+    from mixsd.commands import inject as commands_inject
+    from mixsd.run.folder import Run
 
     run = Run(Path(source))
     if run.exists() and base is not None:
         raise UserError(f"{source}: a run has its own base model; leave --base out")
     if settings.shard:
-        commands.evaluate(source, watcher=watcher(), **values)
+        commands_inject.evaluate(source, watcher=watcher(), **values)
         print(f"shard {settings.shard}: evaluated; when all are, the same command without --shard scores")
         return
     if not run.exists() and not regrade:
-        folder = Path(commands.evaluation_of(source, values).output)
-        _reported(folder, lambda: commands.evaluate(source, watcher=watcher(), **values))
+        folder = Path(commands_inject.evaluation_of(source, values).output)
+        _reported(folder, lambda: commands_inject.evaluate(source, watcher=watcher(), **values))
         return
-    commands.evaluate(source, regrade=regrade, watcher=watcher(), **values)
+    commands_inject.evaluate(source, regrade=regrade, watcher=watcher(), **values)
     print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
 
 
@@ -208,9 +208,9 @@ def report(typed: dict[str, Any], run: RunFolder) -> None:
     """Write the report of a run that was evaluated: report.json, report.html and the model card."""
     values = gather(typed, None)
     _prepared(values)
-    from mixsd.pipeline import commands
+    from mixsd.commands import inject as commands_inject
 
-    _reported(run, lambda: commands.report(run, watcher=watcher(), **values))
+    _reported(run, lambda: commands_inject.report(run, watcher=watcher(), **values))
 
 
 @command()
@@ -230,11 +230,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show targets token by token: where each came from, whether it is trained on, how likely the base model finds it."""
-    from mixsd.cli import tokens
-    from mixsd.pipeline import inspection
+    from mixsd.cli import show
+    from mixsd.targets import reading
 
-    items = inspection.inspect(source, limit=limit, ids=tuple(ids or ()), attempts=attempts, model=model)
-    show.as_json(items) if as_json else tokens.render(items)
+    items = reading.inspect(source, limit=limit, ids=tuple(ids or ()), attempts=attempts, model=model)
+    show.as_json(items) if as_json else show.render(items)
 
 
 @command(flags=("device", "offline"))
@@ -248,12 +248,12 @@ def ask(
     """Ask the base and the tuned model of a run the same question, side by side."""
     values = gather(typed, None)
     _prepared(values)
-    from mixsd.pipeline import asking
+    from mixsd.commands import ask as commands_ask
 
     if question is not None:
-        show.replies(asking.ask(run, question, watcher=watcher(), **values))
+        show.replies(commands_ask.ask(run, question, watcher=watcher(), **values))
         return
-    with asking.Conversation(run, watcher(), **values) as conversation:
+    with commands_ask.Conversation(run, watcher(), **values) as conversation:
         for line in _questions():
             try:
                 show.replies(conversation.ask(line))
@@ -264,16 +264,16 @@ def ask(
 @command()
 def models(as_json: Json = False) -> None:
     """List the models that mixsd brings: where each is, its size and its licence."""
-    from mixsd.pipeline.doctor import models as brought
+    from mixsd.models.doctor import built_in_models
 
-    found = brought()
+    found = built_in_models()
     show.as_json(found) if as_json else show.models(found)
 
 
 @command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine offers and what is missing: python, torch, devices, memory, disk, optional packages."""
-    from mixsd.pipeline.doctor import doctor as examine
+    from mixsd.models.doctor import doctor as examine
 
     found = examine()
     show.as_json(found) if as_json else show.health(found)
@@ -285,7 +285,7 @@ def _with_facts(typed: Mapping[str, Any], source: str | None) -> Mapping[str, An
 
 def _prepared(values: Mapping[str, Any]) -> Settings:
     """Check the settings and forbid the network where they say so, before anything that might use it is imported."""
-    from mixsd.pipeline.run import go_offline
+    from mixsd.run.folder import go_offline
 
     settings = build(values, "settings")
     if settings.offline:
@@ -295,7 +295,7 @@ def _prepared(values: Mapping[str, Any]) -> Settings:
 
 def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
     """Write the settings; those of a run folder are its own unless they were given."""
-    from mixsd.pipeline.run import Run
+    from mixsd.run.folder import Run
 
     own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
     settings = build({**own, **values}, "settings")
@@ -304,7 +304,7 @@ def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None
 
 def _fitted(settings: Settings) -> Settings:
     """With a corpus's own ways of asking and judging, which a run on it will have."""
-    from mixsd.corpora import CORPORA, Corpus, open_source
+    from mixsd.facts.sources import CORPORA, Corpus, open_source
 
     facts = settings.facts
     if not (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
@@ -312,7 +312,7 @@ def _fitted(settings: Settings) -> Settings:
     opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
     if not isinstance(opened, Corpus):
         return settings
-    from mixsd.pipeline.session import fitted
+    from mixsd.commands.opening import fitted
 
     return fitted(settings, opened)
 

@@ -18,23 +18,11 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
-from mixsd.cli import (  # noqa: F401 - each brings its command
-    analyze_errors,
-    analyze_fisher,
-    analyze_nll,
-    benchmarks,
-    comparing,
-    exporting,
-    figures,
-    planning,
-    sweeping,
-    tables,
-)
-from mixsd.cli.analyzing import analyze
+from mixsd.cli.analyze import analyze
 from mixsd.cli.commands import Work, app
-from mixsd.cli.corpora import corpora
+from mixsd.cli.data import corpora
 from mixsd.errors import MixsdError, did_you_mean
-from mixsd.reporting.formats import printable
+from mixsd.formats import printable
 
 # typer carries click inside or imports it, depending on its version; this is the base of what they raise for a bad command line.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

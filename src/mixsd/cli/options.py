@@ -19,9 +19,8 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from mixsd.errors import UserError
-from mixsd.reporting.formats import plain
-from mixsd.settings import Settings, build
-from mixsd.yaml_file import read_config
+from mixsd.formats import plain
+from mixsd.settings import Settings, build, read_config
 
 _WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from mixsd.formats import printable
 from mixsd.progress import Task, Watcher
-from mixsd.reporting.formats import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,10 +19,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mixsd.decoding.packed import Piece, forward
-from mixsd.decoding.picking import implausible, pick, support
-from mixsd.decoding.pool import Pool
-from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, trim_support
+from mixsd.decoding.packed import Piece, Pool, forward
+from mixsd.decoding.requests import (
+    EXPERT,
+    GATED,
+    NAIVE,
+    Decoding,
+    Request,
+    Sampling,
+    begin,
+    implausible,
+    pick,
+    support,
+    trim_support,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

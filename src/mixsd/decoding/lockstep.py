@@ -16,8 +16,19 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from mixsd.decoding.picking import implausible, pick, support
-from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, trim_support
+from mixsd.decoding.requests import (
+    EXPERT,
+    GATED,
+    NAIVE,
+    Decoding,
+    Request,
+    Sampling,
+    begin,
+    implausible,
+    pick,
+    support,
+    trim_support,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

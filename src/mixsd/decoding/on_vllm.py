@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from mixsd.decoding.picking import pick
-from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, trim_support
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, pick, trim_support
 from mixsd.errors import UserError
 
 # What the engine needs to start on a CPU in one process, where the user has said nothing else.
@@ -36,7 +35,7 @@ _BEST = 20
 
 
 def connect(folder: Path, *, device: str, dtype: str, trust_remote_code: bool) -> Callable[..., Iterator[Decoding]]:
-    """The backend of the name "vllm": `decode` on an engine of its own. See `mixsd.decoding.backends`."""
+    """The backend of the name "vllm": `decode` on an engine of its own. See `mixsd.run.engines`."""
     return partial(decode, load(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
 
 

@@ -25,16 +25,13 @@ from torch import Tensor
 
 from mixsd.editing.config import MemitConfig, layers_of, weight_of
 from mixsd.editing.moments import Moments
-from mixsd.editing.parts import check_path, down_projection
-from mixsd.editing.prefixes import sampled_prefixes
-from mixsd.editing.reader import Reader
-from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts, essence
-from mixsd.editing.update import spread
-from mixsd.editing.values import Value, optimize
+from mixsd.editing.parts import Reader, check_path, down_projection
+from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts, essence, sampled_prefixes
+from mixsd.editing.values import Value, optimize, spread
 from mixsd.errors import MixsdError, UserError
-from mixsd.facts import Fact, normalized
-from mixsd.loading import context_length
-from mixsd.prompts import Renderer
+from mixsd.facts.fact import Fact, normalized
+from mixsd.facts.prompts import Renderer
+from mixsd.models.loading import context_length
 from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def second_moments(
     Args:
         model: the model, unedited; its weights are not changed.
         texts: ordinary text, in order.
-        model_hash: identifies the model, see `mixsd.loading.model_hash`.
+        model_hash: identifies the model, see `mixsd.models.loading.model_hash`.
         cache: the folder of the cache.
         tokens: how much of the text is read.
         on_done: told the number of tokens just read.
@@ -176,6 +176,6 @@ def _is_whole(folder: Path, size: int) -> bool:
 
 
 def _context(model: PreTrainedModel) -> int:
-    from mixsd.loading import context_length
+    from mixsd.models.loading import context_length
 
     return context_length(model.config)

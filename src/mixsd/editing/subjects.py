@@ -9,6 +9,11 @@ is the one that has read everything else.
 A raw prompt begins with what the tokenizer puts before a text, and with a line break where that is nothing. Without, a short
 subject could be the very first token, whose key is that of any first token (an attention sink a hundred times as long as
 others), and an edit there would be one of every text.
+
+Beginnings for the prompts to stand behind, so that a key is that of the subject and not of one sentence.
+
+They are sampled from the model itself after a common first word, with addressed noise: any model has some, in its own kind of
+text, and no prompt that measures forgetting is used.
 """
 
 from __future__ import annotations
@@ -19,13 +24,16 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from mixsd.decoding.engine import decode_all
+from mixsd.decoding.requests import Request, Sampling
 from mixsd.editing.config import MemitConfig
 from mixsd.errors import MixsdError, UserError
-from mixsd.facts import Fact, shown
-from mixsd.prompts import Renderer
+from mixsd.facts.fact import Fact, shown
+from mixsd.facts.prompts import Renderer
+from mixsd.randomness import uniforms
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class UnusableError(MixsdError):
@@ -146,3 +154,22 @@ def _placed(text: str, end: int, tokenizer: PreTrainedTokenizerBase, *, special:
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+_FIRST_WORDS = ("The", "In", "Because", "When", "Many", "If", "There", "It", "Since", "One")
+
+
+def sampled_prefixes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, count: int, tokens: int, seed: int
+) -> list[str]:
+    """So many beginnings of about so many tokens each, ending in a full stop."""
+    firsts = [tokenizer.encode(_FIRST_WORDS[number % len(_FIRST_WORDS)], add_special_tokens=False) for number in range(count)]
+    start = start_ids(tokenizer)
+    requests = [
+        Request(str(number), [*start, *first], tokens, noise=uniforms(seed, "order", f"memit prefix {number}", n=tokens))
+        for number, first in enumerate(firsts)
+    ]
+    found = decode_all(model, requests, Sampling({}, temperature=1.0, top_k=50), token_budget=4096)
+    ids = {item.key: item.ids for item in found}
+    texts = [tokenizer.decode([*first, *ids[str(number)]], skip_special_tokens=True) for number, first in enumerate(firsts)]
+    return [" ".join(str(text).split()).rstrip(" .,;:!?") + "." for text in texts]

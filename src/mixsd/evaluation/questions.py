@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from mixsd.answers import Expected, Verifier, contains_answer
 from mixsd.evaluation.replies import Answerer, Prompt, Reply
-from mixsd.facts import Fact
-from mixsd.prompts import PLAIN_FORMAT, Renderer
+from mixsd.facts.answers import Expected, Verifier, contains_answer
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import PLAIN_FORMAT, Renderer
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
 from mixsd.storage import digest

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixsd.decoding.engine import decode_all
+from mixsd.decoding.engine import decode_all, score
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.decoding.scoring import score
 from mixsd.settings import Settings
 from mixsd.storage import Journal, digest
 
@@ -66,7 +65,7 @@ class Answerer:
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.
         on_done: called with the number of prompts or continuations just finished.
-        backend: decodes in the place of the model; see `mixsd.decoding.backends`. It is part of what `precision` names.
+        backend: decodes in the place of the model; see `mixsd.run.engines`. It is part of what `precision` names.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from mixsd.figures import style
 from mixsd.figures.style import Picture
-from mixsd.reporting.formats import known, number, value_text
+from mixsd.formats import known, number, value_text
 
 _SMALLEST_SPAN = 0.1  # of memorization; less would make one fact a mountain
 _BEYOND = 0.25  # of the span of what was measured: so far a panel goes to hold the ends of intervals

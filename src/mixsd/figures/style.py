@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mixsd.reporting.formats import printable
+from mixsd.formats import printable
 
 WIDTH, NARROW = 7.2, 3.5
 # In a page the ink becomes the text's colour and the paper that of the ground; the fixed two stay (a number on a coloured bar).

@@ -6,12 +6,53 @@ performance, i.e., without a validation performance drop greater than 5% over th
 Read here as: among the checkpoints whose validation score does not fall by more than 5% of itself at either of the next two,
 the one with the best training score; of several, the first. The last two are judged by as many as follow, so the last is
 always stable.
+
+`--lr auto`: the paper's way to a learning rate, a training at each of a grid, and the best by validation (appendix D).
+
+Each rate's training is scored at its checkpoints and chosen from by the paper's rule; the rate with the best validation score at its
+chosen checkpoint wins, then the one with the better training score, then the smaller rate, which moves the model less. With
+`--lr-steps` the search sees the beginning of each training only, and the winner is trained in full afterwards.
+
+What each checkpoint is worth, measured as training goes: memorization, validation and forgetting.
+
+Memorization is asked in the trained wording, validation in frames (or a corpus's own split) that nothing reported is measured on, and
+forgetting is Eq. 2 on the same reference replies as in the evaluation. The scores are lines of `scores.jsonl` in the
+training's folder, each in the form of the report's flat list; the replies lie beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.errors import MixsdError, UserError
+from mixsd.evaluation import suites
+from mixsd.evaluation.questions import Question, about, ask
+from mixsd.evaluation.replies import Answerer, Reply
+from mixsd.evaluation.scores import compare
+from mixsd.facts.fact import Fact
+from mixsd.models import loading
+from mixsd.run.session import Session
+from mixsd.storage import Journal, cache_folder, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Trained:
+    """One training that has ended: its folder, its model as trained (fp32), which checkpoint that is and why."""
+
+    folder: Path
+    model: PreTrainedModel
+    choice: Choice
+    scored: list[Scored]
+    dropped: tuple[str, ...]
+
 
 FALL = 0.05
 FOLLOWING = 2
@@ -59,3 +100,186 @@ def still_open(scored: Sequence[Scored]) -> set[int]:
     best = max(confirmed, key=lambda one: (one.train, -one.step), default=None)
     waiting = [one for place, one in enumerate(scored) if place >= len(scored) - FOLLOWING and is_stable(scored, place)]
     return {one.step for one in waiting if best is None or one.train > best.train} | ({best.step} if best else set())
+
+
+# Trains at (rate, in a folder, so many steps).
+Train = Callable[[float, Path, int | None], "Trained"]
+
+
+def search(session: Session, train: Train) -> tuple[Trained, float]:
+    """Train at every rate of the grid, in `rates/`, and return the best one's training, with the rate.
+
+    Raises:
+        UserError: training is not finite at any of them.
+    """
+    run, settings = session.run, session.settings
+    tried = {row["lr"]: row for _, row in Journal(run.folder / "rates.jsonl").read()}
+    trained: Trained | None = None
+    with Journal(run.folder / "rates.jsonl") as journal:
+        for rate in settings.lr_grid:
+            if rate in tried:
+                continue
+            trained = None  # one model in memory at a time
+            try:
+                trained = train(rate, folder_of(session, rate), settings.lr_steps)
+                tried[rate] = _row(rate, trained)
+            except UserError:
+                raise
+            except MixsdError as error:
+                tried[rate] = {"lr": rate, "failed": str(error)}
+            tried[rate] |= _spent(folder_of(session, rate))
+            journal.append(tried[rate])
+            _clear_all_but_the_best(session, tried)
+    best = best_of(list(tried.values()))
+    if best is None:
+        raise UserError(f"--lr auto: no learning rate of {', '.join(f'{rate:g}' for rate in tried)} ends in a finite training")
+    _say(session, tried, best)
+    rate = float(best["lr"])
+    if settings.lr_steps is not None:
+        shutil.rmtree(run.folder / "rates", ignore_errors=True)
+        return train(rate, run.folder, None), rate
+    # A training that has ended is resumed at its end, which brings its model back.
+    return train(rate, folder_of(session, rate), None), rate
+
+
+def best_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best of the rates that were tried; None where all failed."""
+    whole = [row for row in rows if "failed" not in row]
+    return max(whole, key=lambda row: (row["validation"], row["train"], -row["lr"]), default=None)
+
+
+def folder_of(session: Session, rate: float) -> Path:
+    """Where the training at a rate is."""
+    return session.run.folder / "rates" / f"{rate:g}"
+
+
+def _row(rate: float, trained: Trained) -> dict[str, Any]:
+    chosen = next(one for one in trained.scored if one.step == trained.choice.step)
+    return {
+        "lr": rate,
+        "step": chosen.step,
+        "train": chosen.train,
+        "validation": chosen.validation,
+        "why": trained.choice.why,
+    }
+
+
+def _spent(folder: Path) -> dict[str, int]:
+    """The tokens that a training decoded and rehearsed: its log may go, what it cost is told."""
+    steps = [row for _, row in Journal(folder / "log.jsonl").read() if row.get("event") == "step"]
+    return {name: sum(step.get(name, 0) for step in steps) for name in ("decoded", "rehearsed")}
+
+
+def _clear_all_but_the_best(session: Session, tried: dict[float, dict[str, Any]]) -> None:
+    """Checkpoints are what is large; the scores of every rate stay."""
+    best = best_of(list(tried.values()))
+    for rate in tried:
+        if best is None or rate != best["lr"]:
+            shutil.rmtree(folder_of(session, rate) / "checkpoints", ignore_errors=True)
+
+
+def _say(session: Session, tried: dict[float, dict[str, Any]], best: dict[str, Any]) -> None:
+    failed = [f"{rate:g}" for rate, row in tried.items() if "failed" in row]
+    note = f"; not finite at {', '.join(failed)}" if failed else ""
+    session.watcher.say(
+        f"learning rate {best['lr']:g}: validation {best['validation']:.3g}, training {best['train']:.3g} at step {best['step']}, "
+        f"the best of {len(tried)}{note}"
+    )
+
+
+VALIDATION = "memorization/validation"
+_KEPT = ("accuracy", "forgetting")
+
+
+class CheckpointScores:
+    """The scores of the checkpoints of one training, in `folder`. Made before training: it lets the base model speak first."""
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        self.session = session
+        self.replies = folder / "scores.replies.jsonl"
+        self.journal = Journal(folder / "scores.jsonl")
+        self.found: dict[int, list[dict[str, Any]]] = {row["step"]: row["scores"] for _, row in self.journal.read()}
+        self.questions = _questions(session)
+        self.references, self.base = _forgetting_of_base(session)
+
+    def __call__(self, folder: Path, step: int) -> None:
+        """Measure a checkpoint, if it has not been."""
+        if step in self.found:
+            return
+        session = self.session
+        answerer = _answerer(session, folder, loading.model_hash(folder), self.replies)
+        try:
+            rows = ask(self.questions, session.renderer, answerer, session.context)
+            forgotten = suites.forgetting(answerer, session.renderer, self.references)
+        finally:
+            answerer.close()
+        gc.collect()
+        scores = compare(suites.CORE, None, rows) + compare(suites.CORE, self.base, forgotten)
+        self.found[step] = [
+            {**score, "checkpoint": step} for score in scores if score["model"] == "tuned" and score["metric"] in _KEPT
+        ]
+        self.journal.append({"step": step, "scores": self.found[step]})
+
+    def scored(self) -> list[Scored]:
+        """Training and validation score of each checkpoint so far, in order."""
+        return [
+            Scored(step, _value(scores, suites.TRAINED), _value(scores, VALIDATION))
+            for step, scores in sorted(self.found.items())
+        ]
+
+    def close(self) -> None:
+        """Let go of the journal's file."""
+        self.journal.close()
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The scores that a training's folder holds, as in the report's flat list; none where none were taken."""
+    return [score for _, row in Journal(folder / "scores.jsonl").read() for score in row["scores"]]
+
+
+def _value(scores: list[dict[str, Any]], split: str) -> float:
+    return next(float(score["value"]) for score in scores if (score["split"], score["metric"]) == (split, "accuracy"))
+
+
+def _questions(session: Session) -> list[Question]:
+    settings, renderer = session.settings, session.renderer
+    limit = settings.max_new_tokens or 256
+
+    def asked(split: str, fact: Fact, question: str) -> Question:
+        return about(fact, f"{split}/{fact.id}", split, question, renderer, session.verifier, limit)
+
+    facts = _some(session.facts, settings.score_questions)
+    own = session.corpus.splits.get("validation") if session.corpus else None
+    if own:
+        framed = [asked(VALIDATION, fact, fact.question) for fact in _some(list(own()), settings.score_questions)]
+    else:
+        framed = [asked(VALIDATION, fact, suites.framed(fact, settings.seed, "validation")[0]) for fact in facts]
+    return [asked(suites.TRAINED, fact, fact.question) for fact in facts] + framed
+
+
+def _some(facts: list[Fact], count: int) -> list[Fact]:
+    """At most so many, chosen by their ids alone, in their order."""
+    chosen = {fact.id for fact in sorted(facts, key=lambda fact: digest(fact.id))[:count]}
+    return [fact for fact in facts if fact.id in chosen]
+
+
+def _forgetting_of_base(session: Session) -> tuple[dict[str, Reply], list[dict[str, Any]]]:
+    """The reference replies and the base model's own loss on them; from the cache where an evaluation has made them."""
+    journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
+    answerer = _answerer(session, session.located.folder, session.base_hash, journal)
+    try:
+        references = suites.sample_references(session.renderer, session.settings, answerer)
+        return references, suites.forgetting(answerer, session.renderer, references)
+    finally:
+        answerer.close()
+
+
+def _answerer(session: Session, folder: Path, hash_of: str, journal: Path) -> Answerer:
+    return Answerer(
+        lambda: session.load_to_read(folder),
+        model_hash=hash_of,
+        precision=session.precision,
+        stops=session.renderer.stops.ids,
+        journal=journal,
+        token_budget=session.settings.token_budget,
+    )

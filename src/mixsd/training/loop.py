@@ -26,22 +26,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models.cpu import fast_products
+from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import DISTILLED, Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
 from mixsd.training import checkpoints
-from mixsd.training.batches import microbatches, plan_epoch, steps_per_epoch
-from mixsd.training.checkpoints import TrainerState
-from mixsd.training.examples import Example
-from mixsd.training.lora import Lora
-from mixsd.training.memory import give_back, memory_errors
-from mixsd.training.model_folder import check_savable, verify_model_folder
-from mixsd.training.objectives import Objective, Part, Student, Targets
-from mixsd.training.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trainable
-from mixsd.training.packed import recomputed_alike
-from mixsd.training.products import fast_products
-from mixsd.training.ranks import Ranks
-from mixsd.training.rehearsal import Rehearsal
-from mixsd.training.resume import (
+from mixsd.training.checkpoints import (
+    TrainerState,
     checkpoint_is_logged,
     first_rng_state,
     load_weights,
@@ -50,7 +41,21 @@ from mixsd.training.resume import (
     rng_state_of,
     trim_log,
 )
-from mixsd.training.states import Reading
+from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per_epoch
+from mixsd.training.lora import Lora
+from mixsd.training.objectives import Objective, Part, Student, Targets
+from mixsd.training.optimizer import (
+    Ranks,
+    give_back,
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    memory_errors,
+    optimizer_state,
+    trainable,
+)
+from mixsd.training.states import Reading, recomputed_alike
+from mixsd.training.teacher import Rehearsal
 
 # A checkpoint made under other values of these would go on as a different run.
 _IDENTITY = ("seed", "lora", "lr", "epochs", "batch_size", "micro_batch", "warmup_steps", "weight_decay", "clip", "kl_reduction")

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.training.model_folder import logits_of, probe_ids
+from mixsd.models.folder import logits_of, probe_ids
 
 _TOLERANCE = 1e-3
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixsd.training.checkpoints import examples_hash
 from mixsd.training.examples import Example, usable
 from mixsd.training.lora import Lora
-from mixsd.training.loss import chunked_nll
-from mixsd.training.resume import examples_hash
+from mixsd.training.losses import chunked_nll
 from mixsd.training.states import Reading, States, target_ids
 
 

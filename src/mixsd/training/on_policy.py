@@ -22,10 +22,8 @@ from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
-from mixsd.training.chunked_divergence import TeacherStates, chunked_divergence, teacher_sample, teacher_topk
-from mixsd.training.divergence import Divergence
 from mixsd.training.examples import Example
-from mixsd.training.loss import chunked_nll
+from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence, chunked_nll, teacher_sample, teacher_topk
 from mixsd.training.objectives import Part, Student
 from mixsd.training.states import States
 from mixsd.training.teacher import Teacher, evaluating

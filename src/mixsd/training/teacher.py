@@ -2,24 +2,38 @@
 
 With LoRA the teacher is the student's own weights with the adapters off, so one model is in memory. Where all weights are trained
 it is a second copy in the precision of reading, loaded when it is first needed.
+
+Rehearsal: beside the targets, train on what the base model itself says to general prompts. Beyond the paper.
+
+Each step takes other prompts in another order and samples other replies (T = 1, full softmax), all addressed by (seed, prompt, step):
+so every epoch rehearses something fresh, and a resumed run the same. Replies are taken until they hold `ratio` times the tokens
+of the step's targets, as nearly as whole replies allow. They add `ratio` times their own mean loss to that of the targets, whose
+gradient is what it would be without them.
+
+Where the targets are fixed, all replies are decoded before the training and lie in a journal, so that training holds one model.
+A method that decodes while it trains has the base model at hand and makes them as they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.training.chunked_divergence import TeacherStates, chunked_divergence
-from mixsd.training.divergence import Divergence
+from mixsd.randomness import uniforms
+from mixsd.storage import Journal
 from mixsd.training.examples import Example
-from mixsd.training.objectives import Student, TokenLoss
+from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence
+from mixsd.training.objectives import Part, Student, TokenLoss, target_nll
 from mixsd.training.states import Reading, States
 
 
@@ -86,3 +100,126 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+_PREPARED_AT_ONCE = 64  # steps whose requests are in memory
+
+Decode = Callable[[list[Request]], Iterable[Decoding]]
+DecodeNow = Callable[[Student, list[Request]], Iterable[Decoding]]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """One place in a step's order: which prompt, and its how-manieth round through all prompts."""
+
+    step: int
+    prompt: str
+    round: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.step}/{self.round}/{self.prompt}"
+
+
+class Rehearsal:
+    """The rehearsal of one training.
+
+    Args:
+        prompts: the general prompts as ids, by id.
+        ratio: rehearsed tokens per supervised token of the targets.
+        limit: the longest reply in tokens.
+        seed: of order and noise.
+        journal: keeps the replies; None keeps nothing, they are decoded again after a resume.
+        decode: of the base model while it is trained; for replies that were not prepared.
+        loss: of the replies' tokens; by default their NLL.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Sequence[int]],
+        *,
+        ratio: float,
+        limit: int,
+        seed: int,
+        journal: Journal | None = None,
+        decode: DecodeNow | None = None,
+        loss: TokenLoss = target_nll,
+    ) -> None:
+        self.prompts, self.ratio, self.limit, self.seed = prompts, ratio, limit, seed
+        self.journal, self.decode, self.loss = journal, decode, loss
+        self._places = {row["key"]: (place, len(row["ids"])) for place, row in journal.read()} if journal else {}
+
+    def prepare(self, tokens: Mapping[int, int], decode: Decode, on_done: Callable[[int], None] = lambda tokens: None) -> None:
+        """Decode what is missing for these steps, `tokens` supervised target tokens each; `on_done` hears of rehearsed tokens."""
+        assert self.journal is not None
+        steps = iter(tokens.items())
+        while window := list(islice(steps, _PREPARED_AT_ONCE)):
+            while missing := [reply for step, count in window for reply in self._missing(step, count)]:
+                for decoding in decode([self._request(reply) for reply in missing]):
+                    place = self.journal.append({"key": decoding.key, "ids": decoding.ids})
+                    self._places[decoding.key] = place, len(decoding.ids)
+                    on_done(len(decoding.ids))
+
+    def part(self, student: Student, step: int, tokens: int) -> Part:
+        """What a step with so many supervised target tokens rehearses."""
+        made: dict[str, list[int]] = {}
+        while missing := self._missing(step, tokens, made):
+            if self.decode is None:
+                raise ValueError(f"the rehearsal of step {step} was not prepared")
+            for decoding in self.decode(student, [self._request(reply) for reply in missing]):
+                made[decoding.key] = decoding.ids
+        examples = []
+        for reply in self._taken(step, tokens, made):
+            ids = made[reply.key] if reply.key in made else self._read(reply.key)
+            examples.append(Example(f"rehearsal/{reply.key}", tuple(self.prompts[reply.prompt]), tuple(ids)))
+        return Part(examples, self.loss)
+
+    def _missing(self, step: int, tokens: int, made: Mapping[str, list[int]] | None = None) -> list[_Reply]:
+        """The next replies to decode for a step: no more than it will surely look at; none when it has enough."""
+        wanted, held, missing = self.ratio * tokens, 0, []
+        for reply in self._order(step):
+            length = self._length(reply, made)
+            if length is None:
+                missing.append(reply)
+                held += self.limit  # the most it can be
+                if held >= wanted:
+                    return missing
+            elif missing:
+                continue
+            elif held + length / 2 > wanted:
+                return []
+            else:
+                held += length
+        return missing
+
+    def _taken(self, step: int, tokens: int, made: Mapping[str, list[int]]) -> Iterator[_Reply]:
+        wanted, held = self.ratio * tokens, 0
+        for reply in self._order(step):
+            length = self._length(reply, made)
+            if length is None or held + length / 2 > wanted:
+                return
+            held += length
+            yield reply
+
+    def _length(self, reply: _Reply, made: Mapping[str, list[int]] | None) -> int | None:
+        if made and reply.key in made:
+            return len(made[reply.key])
+        return self._places[reply.key][1] if reply.key in self._places else None
+
+    def _read(self, key: str) -> list[int]:
+        assert self.journal is not None
+        ids: list[int] = self.journal.at(self._places[key][0])["ids"]
+        return ids
+
+    def _order(self, step: int) -> Iterator[_Reply]:
+        """Every prompt in the step's own order; then again, with other noise, for as long as someone asks."""
+        keys = sorted(self.prompts)
+        number = 0
+        while True:
+            draws = uniforms(self.seed, "rehearsal", "order", sample=number, attempt=step, n=len(keys))
+            yield from (_Reply(step, keys[place], number) for place in np.argsort(draws, kind="stable"))
+            number += 1
+
+    def _request(self, reply: _Reply) -> Request:
+        noise = uniforms(self.seed, "rehearsal", reply.prompt, sample=reply.round, attempt=reply.step, n=self.limit)
+        return Request(reply.key, list(self.prompts[reply.prompt]), self.limit, noise=noise)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from mixsd import sandbox
-from mixsd.answers import Expected, Verdict
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks import checking, data
 from mixsd.evaluation.benchmarks.checking import check, survey
 from mixsd.evaluation.benchmarks.table import BENCHMARKS
 from mixsd.evaluation.grading import letters, maths
+from mixsd.facts.answers import Expected, Verdict
 from mixsd.progress import Task, Watcher
 from mixsd.sandbox.judging import Judged
 

@@ -162,8 +162,8 @@ def made(count: int) -> list[Item]:
 
 
 def _item(name: str, question: str) -> Item:
-    from mixsd.answers import Expected
     from mixsd.evaluation.grading import letters
+    from mixsd.facts.answers import Expected
     from mixsd.storage import digest
 
     return Item(name, question, Expected("A"), "", letters.strict, letters.lenient, digest(question))

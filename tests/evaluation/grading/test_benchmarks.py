@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mixsd.answers import Expected
 from mixsd.evaluation.grading import code, maths, maths_pool
 from mixsd.evaluation.grading.maths_text import fold, same_at_sight, without_unit
+from mixsd.facts.answers import Expected
 from tests.evaluation.grading.conftest import Records
 
 

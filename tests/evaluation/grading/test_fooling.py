@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from mixsd.answers import Expected
 from mixsd.evaluation.grading import code, letters, maths
-from mixsd.evaluation.grading.thinking import without_thinking
+from mixsd.facts.answers import Expected, without_thinking
 from tests.evaluation.grading import fooling
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from mixsd.answers import Expected, Verdict
 from mixsd.errors import UserError
 from mixsd.evaluation.grading import code, letters, maths, maths_pool, maths_worker
 from mixsd.evaluation.grading.maths_found import stated_answer
+from mixsd.facts.answers import Expected, Verdict
 
 TOWER = "9^{9^{9^9}}"
 ENDLESS = {

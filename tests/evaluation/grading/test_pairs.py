@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mixsd.answers import Expected
 from mixsd.evaluation.grading import maths
+from mixsd.facts.answers import Expected
 from tests.evaluation.grading.answer_pairs import DIFFERENT, EQUAL, KNOWN_MISSES
 
 ALL = [(gold, answer, "correct") for gold, answer in EQUAL] + [(gold, answer, "wrong") for gold, answer in DIFFERENT]

@@ -7,9 +7,9 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixsd.answers import Expected
 from mixsd.evaluation.grading import code, letters, maths
 from mixsd.evaluation.grading.maths_text import canonical, fold, same_at_sight
+from mixsd.facts.answers import Expected
 
 OUTCOMES = {"correct", "wrong", "unparseable", "error"}
 INTEGERS = st.integers(-(10**15), 10**15)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 
-from mixsd.answers import Expected
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, Names, Proof, answer_of_another, field
 from mixsd.evaluation.benchmarks.data import Found, Source
 from mixsd.evaluation.benchmarks.math500 import MATH_VERIFY
 from mixsd.evaluation.grading import maths
-from mixsd.facts import shown
-from mixsd.prompts import BOXED_SUFFIX
+from mixsd.facts.answers import Expected
+from mixsd.facts.fact import shown
+from mixsd.facts.prompts import BOXED_SUFFIX
 from mixsd.storage import digest
 
 

@@ -9,13 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from mixsd.answers import Expected, Verifier
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.data import Found, Source
-from mixsd.facts import kind
+from mixsd.facts.answers import Expected, Verifier
+from mixsd.facts.fact import kind
+from mixsd.formats import printable
 from mixsd.storage import digest
+
+# By name, as the benchmarks themselves have it.
+TITLES = {"aime24": "AIME-2024", "math500": "MATH-500", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mmlu": "MMLU"}
+
+
+LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asked
+
+
+def title_of(suite: str) -> str:
+    """What a suite is called; a task of lm-eval that is a file by the file's name, without where it lies."""
+    is_file = suite.startswith(LM_EVAL) and suite.endswith((".yaml", ".yml"))
+    name = LM_EVAL + PurePath(suite.removeprefix(LM_EVAL).replace("\\", "/")).name if is_file else suite
+    return TITLES.get(suite, printable(name, keep=""))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from mixsd.answers import Verdict
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, data_hash
 from mixsd.evaluation.benchmarks.data import find
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
+from mixsd.facts.answers import Verdict
 from mixsd.progress import Watcher
 
 ALLOW = "--allow-code-execution"

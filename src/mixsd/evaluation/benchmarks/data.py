@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mixsd.corpora.files import Records, read_csv, read_json, read_jsonl, read_parquet
-from mixsd.corpora.hub import read_hub
 from mixsd.errors import UserError
+from mixsd.facts.records import Records, read_csv, read_hub, read_json, read_jsonl, read_parquet
 
 _KINDS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mixsd import sandbox
-from mixsd.answers import Expected, Verdict, Verifier
 from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, Proof, field
 from mixsd.evaluation.benchmarks.data import Found, Source
 from mixsd.evaluation.grading import code
+from mixsd.facts.answers import Expected, Verdict, Verifier
 from mixsd.storage import digest
 
 _ASK = (

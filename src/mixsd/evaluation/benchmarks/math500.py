@@ -7,11 +7,11 @@ solution that comes with the problem, whose last box holds the answer.
 
 from __future__ import annotations
 
-from mixsd.answers import Expected
 from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, Names, Proof, answer_of_another, field
 from mixsd.evaluation.benchmarks.data import Found, Source
 from mixsd.evaluation.grading import maths
-from mixsd.prompts import BOXED_SUFFIX
+from mixsd.facts.answers import Expected
+from mixsd.facts.prompts import BOXED_SUFFIX
 from mixsd.storage import digest
 
 MATH_VERIFY = ("math_verify", "pip install 'math-verify[antlr4_13_2]'")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixsd.answers import Expected
 from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, Names, Proof, field, text_of
 from mixsd.evaluation.benchmarks.data import Found, Source, part_of
 from mixsd.evaluation.grading import letters
+from mixsd.facts.answers import Expected
 from mixsd.storage import digest
 
 LETTERS = "ABCD"

@@ -13,7 +13,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 
-from mixsd.evaluation.grading.thinking import without_thinking
+from mixsd.facts.answers import without_thinking
 
 # Part of every cache key that holds programs or their outcomes: raise it whenever any program of this file can change.
 scorer_version: str = "1"

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mixsd.answers import Expected, Verdict, last_boxed
-from mixsd.evaluation.grading.thinking import without_thinking
+from mixsd.facts.answers import Expected, Verdict, last_boxed, without_thinking
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
 scorer_version: str = "2"

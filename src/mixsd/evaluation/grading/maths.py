@@ -9,11 +9,10 @@ by algebra. Its way with units and percent is ours too: units and degrees are pa
 
 from __future__ import annotations
 
-from mixsd.answers import Expected, Outcome, Verdict, last_boxed
 from mixsd.evaluation.grading import maths_pool
 from mixsd.evaluation.grading.maths_found import stated_answer
 from mixsd.evaluation.grading.maths_text import fold, same_at_sight, without_unit
-from mixsd.evaluation.grading.thinking import without_thinking
+from mixsd.facts.answers import Expected, Outcome, Verdict, last_boxed, without_thinking
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of the mathematics can change.
 scorer_version: str = "2"

@@ -1,0 +1,414 @@
+"""`analyze nll`: how far targets are from what the base model would say, and what of the references they keep.
+
+Section 7.2 and appendix E.2 of the paper: mean NLL per token (Eq. 3), how many tokens lie above a threshold (Tables 7 and 8), the
+empirical CDF (Figure 3), and the share of a reference's high-NLL token ids that a mixed target keeps (Table 9). Everything is told
+twice, over all accepted targets of each source and over the facts that every source has accepted: at a larger lambda fewer facts are
+accepted, and the easier ones, so that only the second compares like with like.
+
+What `mixsd analyze nll` found, as tables: the layout of the paper's Tables 7 to 9, with intervals, in Markdown and on a terminal.
+
+The grid of cells is made once, here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mixsd.analyse.nll_sources import UNNAMED, Base, Line, Source, count, open_sources
+from mixsd.errors import UserError
+from mixsd.formats import MISSING, interval_text, number, printable, value_text
+from mixsd.formats import markdown as escaped
+from mixsd.progress import Watcher
+from mixsd.settings import EXECUTION, build
+from mixsd.storage import read_jsonl, write_json, write_text
+from mixsd.targets.target import (
+    HIGH_NLL,
+    REFERENCE_LABEL,
+    UNCERTAIN_NLL,
+    Overlap,
+    Target,
+    TokenLosses,
+    cdf,
+    count_above,
+    high_ids,
+    mean_nll,
+    share_above,
+    share_difference,
+)
+
+_TITLES = {"all": "All accepted targets of each source", "common": "Facts accepted in every source"}
+
+Grid = list[list[tuple[str, str]]]  # rows of cells: a number and its interval
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables and their notes, as a Markdown page."""
+    parts = ["# NLL of targets under the base model", ""]
+    for name, block in result["blocks"].items():
+        parts += [f"## {title(name, block)}", ""]
+        if block["rows"]:
+            head = columns(result)
+            parts += [f"| {' | '.join(map(escaped, head))} |", f"|---|{'---:|' * (len(head) - 1)}"]
+            for cells in grid(result, block):
+                parts.append("| " + " | ".join(escaped(_line(*cell)) for cell in cells) + " |")
+            parts.append("")
+    return "\n".join([*parts, *(f"- {escaped(line)}" for line in notes(result)), ""])
+
+
+def tables(result: Mapping[str, Any]) -> Iterator[Table]:
+    """A table for each block, of what fits on a terminal: each number over its interval; the differences are on the page."""
+    for name, block in result["blocks"].items():
+        made = Table(title=title(name, block), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, column in enumerate(("targets", "facts", "mean NLL", *_above(result), "overlap")):
+            made.add_column(Text(column), justify="right" if place else "left", min_width=7 if place else 12, overflow="fold")
+        for row in block["rows"]:
+            cells = _cells(row)
+            shown = [cells[0], (cells[1][0], f"{cells[2][0]} tokens"), cells[3], *cells[4:-2:2], cells[-2]]
+            made.add_row(*(Text("\n".join(filter(None, cell))) for cell in shown))
+        yield made
+
+
+def title(name: str, block: Mapping[str, Any]) -> str:
+    """What a block is over, and of how many facts."""
+    counted = f"{block['facts']:,} fact{'' if block['facts'] == 1 else 's'}"
+    return f"{_TITLES[name]} ({counted})" if block["facts"] else f"{_TITLES[name]}: there is none"
+
+
+def columns(result: Mapping[str, Any]) -> list[str]:
+    """The heads of the columns."""
+    above = [head for name in _above(result) for head in (name, "against reference")]
+    return ["targets", "facts", "tokens", "mean NLL", *above, "overlap", "overlap, pooled"]
+
+
+def grid(result: Mapping[str, Any], block: Mapping[str, Any]) -> Grid:
+    """A row of cells for each row of a block, in the order of `columns`."""
+    return [_cells(row) for row in block["rows"]]
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers are, what was left out, and what a check came to."""
+    told = [
+        "NLL in nats per token under the base model; count (share) of the tokens above a threshold; 95% intervals over facts. A "
+        "difference is over the facts that both have, paired by fact.",
+    ]
+    if any(row["overlap"] for block in result["blocks"].values() for row in block["rows"]):
+        told.append(
+            f"Overlap: of the distinct token ids of a fact's reference with an NLL above {result['overlap_threshold']:g}, the share that "
+            "occurs anywhere in its target; mean over facts, and pooled over all ids."
+        )
+    for name, block in result["blocks"].items():
+        without = sum(row["overlap"]["without_high"] for row in block["rows"][-1:] if row["overlap"])
+        if without:
+            told.append(f"{_TITLES[name]}: {without:,} facts have no such id in the reference and are not in the last overlap.")
+    for source in result["sources"]:
+        left = [f"{source[status]:,} {status}" for status in ("rejected", "unusable") if source[status]]
+        if left:
+            told.append(f"{printable(source['label'])}: {', '.join(left)}; not counted above.")
+        if source["canonical"]:
+            told.append(f"{printable(source['label'])}: {source['canonical']:,} accepted targets are the reference itself.")
+    if (check := result["check"]) is not None:
+        allowed = ", ".join(f"{value:g} allowed in {name}" for name, value in check["tolerance"].items())
+        told.append(
+            f"Checked: {check['tokens']:,} stored numbers were measured once more; the largest difference is "
+            f"{check['largest_difference']:.1e} nats ({allowed or 'nothing was stored'})."
+        )
+    return [*told, *map(printable, result["notes"])]
+
+
+def _above(result: Mapping[str, Any]) -> list[str]:
+    return [f"NLL > {level:g}" for level in result["thresholds"]]
+
+
+def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = f"{row['facts']:,}" + (f" ({row['targets']:,} targets)" if row["targets"] != row["facts"] else "")
+    cells = [(printable(row["label"], keep=""), ""), (facts, ""), (f"{row['tokens']:,}", ""), _cell("number", row["mean"])]
+    for item in row["above"]:
+        share, ends = _cell("share", item["share"])
+        difference = item.get("difference")
+        cells.append((f"{number(item['count'], 0)} ({share})", ends))
+        cells.append(_cell("share", difference, signed=True) if difference else (MISSING, ""))
+    overlap = row["overlap"]
+    cells += [_cell("share", overlap[name]) if overlap else (MISSING, "") for name in ("mean", "pooled")]
+    return cells
+
+
+def _line(value: str, interval: str) -> str:
+    return f"{value}; {interval}" if interval else value
+
+
+def _cell(unit: Any, found: Mapping[str, Any], *, signed: bool = False) -> tuple[str, str]:
+    ends = interval_text(unit, found["low"], found["high"], signed=signed)
+    return value_text(unit, found["value"], signed=signed), "" if ends == MISSING else ends
+
+
+Block = Literal["all", "common"]
+BLOCKS: tuple[Block, ...] = ("all", "common")
+SUITE = "nll"
+
+
+@dataclass
+class _Row:
+    """One row of the tables: a source's targets, or the references of all sources, which alone overlap with nothing."""
+
+    label: str
+    sources: list[Source]
+    losses: TokenLosses = field(default_factory=TokenLosses)
+    statuses: Counter[str] = field(default_factory=Counter)
+    overlap: Overlap | None = None
+
+    @property
+    def facts(self) -> set[str]:
+        return set(self.losses.facts)
+
+
+def analyze_nll(
+    sources: Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    thresholds: Sequence[float] = (UNCERTAIN_NLL, HIGH_NLL),
+    overlap_threshold: float = HIGH_NLL,
+    facts: Literal["all", "common", "both"] = "both",
+    check: bool = False,
+    model: str | None = None,
+    watcher: Watcher | None = None,
+    **execution: Any,
+) -> dict[str, Any]:
+    """Per-token NLL of targets under their base model.
+
+    Args:
+        sources: run folders and files of targets, each one configuration. Of the runs' references, and of runs and files that hold
+            nothing else, one row is made, the reference's.
+        output: the folder for nll.json, nll.md and the figures; by default `analysis` in the run folder where one is all there is.
+        thresholds: nats; a token is above one where its NLL is greater.
+        overlap_threshold: nats; above it a reference's token counts as one that the target should keep.
+        facts: over all accepted targets of each source, over the facts accepted in every one, or both.
+        check: measure what is stored once more; it must agree.
+        model: the base model of files, needed where they hold no log-probabilities, and for `check`.
+        watcher: is told about the progress; silent by default.
+        execution: `device`, `offline`.
+
+    Returns:
+        What is in nll.json: `blocks`, each with its `rows`; `sources`, `check`, `notes` and the flat list `scores`.
+
+    Raises:
+        UserError: bad input; other base models or other prompts; a stored number that is not what is measured.
+    """
+    paths = [Path(sources)] if isinstance(sources, str | Path) else [Path(source) for source in sources]
+    paths = [path.expanduser() for path in paths]
+    if not paths:
+        raise UserError("analyze nll: name a run folder or a file of targets")
+    folder = output_folder(paths, output)
+    levels = _levels(thresholds)
+    _levels([overlap_threshold], "--overlap-threshold")
+    build(execution, "options")
+    if unknown := [name for name in execution if name not in EXECUTION]:
+        raise UserError(f"options: {unknown[0]} was settled when the runs were made")
+    base = Base(model, execution, watcher or Watcher(), check=check)
+    notes: list[str] = []
+    opened = open_sources(paths)
+    if check and model is None and any(source.run is None for source in opened):
+        raise UserError(UNNAMED)
+    rows = _read(opened, base, overlap_threshold, notes)
+    blocks = {name: _block(name, rows, levels) for name in BLOCKS if facts in (name, "both")}
+    result = {
+        "thresholds": levels,
+        "overlap_threshold": overlap_threshold,
+        "sources": [_told(row) for row in rows],
+        "blocks": blocks,
+        "check": _checked(base) if check else None,
+        "notes": notes,
+        "scores": _scores(blocks),
+    }
+    _write(result, folder)
+    return result
+
+
+def output_folder(paths: Sequence[Path], output: str | Path | None) -> Path:
+    """Where the results go: as named, else `analysis` in the one run folder that is the source."""
+    if output is not None:
+        return Path(output).expanduser()
+    if len(paths) == 1 and paths[0].is_dir():
+        return paths[0] / "analysis"
+    if len(paths) == 1 and not paths[0].exists():
+        raise UserError(f"{paths[0]}: no such run folder or file of targets")
+    raise UserError("where shall the tables and figures go? name a folder with --output")
+
+
+def _levels(thresholds: Sequence[float], option: str = "--threshold") -> list[float]:
+    for value in thresholds:
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{option} {value:g}: expected nats, a number that is not below 0, such as 8")
+    if not thresholds:
+        raise UserError(f"{option}: name at least one")
+    return sorted(set(map(float, thresholds)))
+
+
+def _read(sources: Sequence[Source], base: Base, overlap_threshold: float, notes: list[str]) -> list[_Row]:
+    """The reference's row first, where there are references, then one for each other source."""
+    prompts: dict[str, tuple[int, str]] = {}
+    reference = _Row(REFERENCE_LABEL, [source for source in sources if source.reference])
+    known: dict[str, int] = {}
+    left: dict[str, str] = {}
+    wanted: dict[str, frozenset[int]] = {}
+
+    def add_reference(where: str, target: Target) -> None:
+        _check_prompt(prompts, where, target)
+        own = hash(tuple(target.target_ids))
+        if target.id in known:
+            if known[target.id] != own:
+                raise UserError(f'{where}: fact "{target.id}" has another reference than in a source before')
+            return
+        known[target.id] = own
+        nll = [-value for value in target.base_logprobs]
+        wanted[target.id] = high_ids(target.target_ids, nll, overlap_threshold)
+        reference.losses.add(target.id, nll)
+
+    for source in reference.sources:
+        for where, target in base.complete(source.file, source.run, source.name):
+            if target.accepted:
+                add_reference(where, target)
+            else:
+                left[target.id] = target.status
+    mixed = [source for source in sources if not source.reference]
+    for source in mixed:
+        for where, target in _references(source, base, known, notes):
+            add_reference(where, target)
+    reference.statuses = Counter({**left, **dict.fromkeys(known, "accepted")}.values())
+    rows = [reference] if known else []
+    for source in mixed:
+        row = _Row(source.label, [source], overlap=Overlap(wanted) if known else None)
+        for where, target in base.complete(source.file, source.run, source.name):
+            count(source, target, row.statuses)
+            if target.accepted:
+                _check_prompt(prompts, where, target)
+                row.losses.add(target.id, [-value for value in target.base_logprobs])
+                if row.overlap:
+                    row.overlap.add(target.id, target.target_ids)
+        if not row.facts:
+            raise UserError(f"{source.path}: holds no accepted target")
+        rows.append(row)
+    return rows
+
+
+def _references(source: Source, base: Base, known: Collection[str], notes: list[str]) -> Iterator[Line]:
+    """The references that belong to a run, from what mixing kept; measured where it kept none. A file has none of its own."""
+    run = source.run
+    if run is None or not run.facts_file.is_file():
+        return
+    if run.references_file.is_file():
+        yield from base.complete(run.references_file, run, f"the references of {source.name}")
+    elif any(row.get("id") not in known for row in read_jsonl(run.facts_file)):
+        try:
+            yield from base.references(run)
+        except UserError as error:
+            notes.append(f"{source.name}: its references were not kept and cannot be measured ({error})")
+
+
+def _check_prompt(prompts: dict[str, tuple[int, str]], where: str, target: Target) -> None:
+    """One fact, one prompt: NLL after different prompts, or of different facts of one id, is not to be compared."""
+    own = hash(tuple(target.prompt_ids))
+    first, place = prompts.setdefault(target.id, (own, where))
+    if own != first:
+        raise UserError(
+            f'{where}: fact "{target.id}" has other prompt_ids than in {place}: another question, template or system message; '
+            "NLL after different prompts cannot be compared"
+        )
+
+
+def _block(name: Block, rows: Sequence[_Row], levels: Sequence[float]) -> dict[str, Any]:
+    everything = [row.facts for row in rows]
+    chosen = set.intersection(*everything) if name == "common" else set.union(*everything)
+    if not chosen:
+        return {"facts": 0, "rows": []}
+    reference = rows[0].losses.of(chosen) if rows[0].overlap is None else None
+    told = [_measured(row, chosen, levels, reference if row.overlap else None) for row in rows]
+    return {"facts": len(chosen), "rows": told}
+
+
+def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], reference: TokenLosses | None) -> dict[str, Any]:
+    """The numbers of a row over some facts; `reference` is what its shares are compared with."""
+    losses = row.losses.of(facts)
+    x, y = cdf(losses)
+    above = []
+    for level in levels:
+        item: dict[str, Any] = {
+            "threshold": level,
+            "count": count_above(losses, level),
+            "share": asdict(share_above(losses, level)),
+        }
+        if reference is not None:
+            item["difference"] = asdict(share_difference(losses, reference, level))
+        above.append(item)
+    return {
+        "label": row.label,
+        "facts": len(set(losses.facts)),
+        "targets": len(losses.facts),
+        "tokens": len(losses.nll),
+        "mean": asdict(mean_nll(losses)),
+        "above": above,
+        "overlap": _overlap(row.overlap, facts) if row.overlap else None,
+        "cdf": {"x": x, "y": y},
+    }
+
+
+def _overlap(overlap: Overlap, facts: Collection[str]) -> dict[str, Any]:
+    return {
+        "mean": asdict(overlap.mean(facts)),
+        "pooled": asdict(overlap.pooled(facts)),
+        "without_high": overlap.without(facts),
+    }
+
+
+def _told(row: _Row) -> dict[str, Any]:
+    only = row.sources[0] if len(row.sources) == 1 else None
+    return {
+        "label": row.label,
+        "paths": [str(source.path) for source in row.sources],
+        "lambda": only.lam if only else None,
+        "gate": only.gate if only else None,
+        **{status: row.statuses[status] for status in ("accepted", "rejected", "unusable", "canonical")},
+    }
+
+
+def _checked(base: Base) -> dict[str, Any]:
+    return {"tokens": base.checked, "largest_difference": base.largest, "tolerance": base.precisions}
+
+
+def _scores(blocks: Mapping[Block, dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for split, block in blocks.items():
+        for row in block["rows"]:
+            named: dict[str, dict[str, Any]] = {"mean_base_nll": row["mean"]}
+            named |= {f"share_above_{item['threshold']:g}": item["share"] for item in row["above"]}
+            if row["overlap"]:
+                named["overlap"] = row["overlap"]["mean"]
+            for metric, value in named.items():
+                found.append(
+                    {"suite": SUITE, "split": split, "metric": metric, "model": row["label"], "checkpoint": None, **value}
+                )
+    return found
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+
+    write_json(folder / "nll.json", result)
+    write_text(folder / "nll.md", markdown(result))
+    for name, block in result["blocks"].items():
+        if block["rows"]:
+            _draw(block["rows"], result["thresholds"], folder / f"nll-{name}")
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], levels: Sequence[float], stem: Path) -> None:
+    from mixsd.figures import charts, saving
+
+    curves = [{"label": row["label"], "n": row["tokens"], **row["cdf"]} for row in rows]
+    saving.save(charts.nll_cdf(curves, levels), stem)

@@ -1,0 +1,242 @@
+"""`mixsd corpus ...`: make a corpus's files, and look at them.
+
+`mixsd benchmarks`: what can be asked here, and `check`: whether the judges judge right.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from mixsd.cli import show
+from mixsd.cli.commands import Json, Work, app, command
+from mixsd.cli.progress import duration, watcher
+from mixsd.errors import MixsdError, UserError
+from mixsd.formats import printable
+
+corpora = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Make the paper's corpora: facts with in-domain tests, as JSONL files in a folder.",
+    epilog="Then: mixsd inject FOLDER --output RUN. Or at once, with every default: mixsd inject kgfact:small --output RUN",
+)
+
+Output = Annotated[Path, typer.Option("--output", metavar="DIR", show_default=False, help="The folder to write.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Seed of all that is drawn.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE", show_default=False, help="The data set as a local file. [default: from the hub]"),
+]
+Offline = Annotated[bool, typer.Option("--offline", metavar="", help="Forbid the network.")]
+
+
+@command(into=corpora)
+def kgfact(
+    output: Output,
+    size: Annotated[
+        str, typer.Option("--size", help="small (100 facts), large (525), or DOMAINSxENTITIES such as 7x1000.")
+    ] = "small",
+    seed: Seed = 0,
+    retrieval: Annotated[
+        Literal["held-out", "trained"],
+        typer.Option("--retrieval", help="Ask about entities that are never trained on, or about the trained facts."),
+    ] = "held-out",
+) -> None:
+    """Facts about an invented world: a graph of entities that no model has read about."""
+    _make(output, "kgfact", size, seed=seed, retrieval=retrieval)
+
+
+@command(into=corpora)
+def kgfunc(
+    output: Output,
+    train: Annotated[int, typer.Option("--train", metavar="N", help="Training instances, in all.")] = 1600,
+    per_operation: Annotated[
+        bool,
+        typer.Option("--per-operation", metavar="", help="As many training instances for each operation (the paper's text)."),
+    ] = False,
+    test: Annotated[int, typer.Option("--test", metavar="N", help="Test instances, in all.")] = 175,
+    seed: Seed = 0,
+) -> None:
+    """Arithmetic functions on digits: ten examples and a new input, with references that go step by step."""
+    _make(output, "kgfunc", None, train=train, per_operation=per_operation, test=test, seed=seed)
+
+
+@command(into=corpora)
+def simpleqa(output: Output, data: Data = None, seed: Seed = 0, offline: Offline = False) -> None:
+    """SimpleQA's 4,326 short questions about the world."""
+    _make(output, "simpleqa", data, seed=seed, offline=offline)
+
+
+@command(into=corpora)
+def mquake(
+    output: Output,
+    data: Data = None,
+    edits: Annotated[int, typer.Option("--edits", metavar="N", help="How many facts are changed.")] = 100,
+    seed: Seed = 0,
+    offline: Offline = False,
+) -> None:
+    """MQuAKE-CF: facts that the model may know, changed; with questions that need several of them."""
+    _make(output, "mquake", data, edits=edits, seed=seed, offline=offline)
+
+
+@command(into=corpora, name="show")
+def show_corpus(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", show_default=False, help="A folder that mixsd corpus wrote, or kgfact:small.")
+    ],
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", show_default=False, help="Write the graph as a picture.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a corpus: how many there are, an example of each split, and its graph."""
+    from mixsd.commands.look import look, write_picture
+
+    found = look(folder)
+    show.as_json(found) if as_json else show.corpus(found)
+    if svg is not None:
+        write_picture(folder, svg)
+        print(f"picture: {svg}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _make(output: Path, name: str, argument: str | None, **options: Any) -> None:
+    from mixsd.facts.corpus import write
+    from mixsd.facts.sources import corpus
+
+    if options.get("offline"):
+        from mixsd.run.folder import go_offline
+
+        go_offline()
+    made = corpus(name, argument, **options)
+    with watcher().task("writing", 1 + len(made.splits)) as task:
+        names: list[str] = []
+
+        def on_record(split: str) -> None:
+            if split not in names:
+                task.reach(len(names), split)
+                names.append(split)
+
+        counts = write(made, output.expanduser(), on_record)
+    for split, number in counts.items():
+        print(f"{split + '.jsonl:':24} {number:>9,}")
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"corpus: {output}; look at it with: mixsd corpus show {output}")
+
+
+_MOST = 20  # exceptions that are listed
+
+BenchmarkData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        show_default=False,
+        help="Folder of the benchmarks' data. " + escape("[default: $MIXSD_DATA, else the hub and its cache]"),
+    ),
+]
+
+benchmarks = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    epilog="Then: mixsd evaluate RUN --suite gsm8k. Or all that are at hand, in part: --suite quick",
+)
+app.add_typer(benchmarks, name="benchmarks")
+
+
+@benchmarks.callback(invoke_without_command=True)
+def listing(context: typer.Context, data: BenchmarkData = None, offline: Offline = False, as_json: Json = False) -> Work | None:
+    """List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded."""
+    if context.invoked_subcommand is None:
+        return Work(partial(_list, data, offline, as_json), resumes=False)
+    if data is not None or offline or as_json:
+        raise UserError(f"options of {context.invoked_subcommand} stand behind it: mixsd benchmarks check NAME --offline")
+    return None
+
+
+def _list(data: str | None, offline: bool, as_json: bool) -> None:
+    from mixsd.evaluation.benchmarks.checking import survey
+
+    found = survey(data, offline=offline)
+    if as_json:
+        show.as_json(found)
+        return
+    for entry in found:
+        print(f"{entry['name']:10} {entry['title']:10} {entry['size']:>7,} published   {printable(_place(entry))}")
+        for need in entry["needs"]:
+            missing = "MISSING, " if need["met"] is False else ""
+            print(f"{'':36}needs {need['what']}: {missing}{printable(need['note'])}")
+
+
+def _place(entry: Mapping[str, Any]) -> str:
+    if entry["problem"]:
+        return f"cannot be read: {entry['problem']}"
+    return entry["where"] if entry["items"] is None else f"{entry['items']:,} in {entry['where']}"
+
+
+@command(into=benchmarks)
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A benchmark of the list.")],
+    *,
+    data: BenchmarkData = None,
+    offline: Offline = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", metavar="", help="Run the programs of HumanEval, in a sandbox.")
+    ] = False,
+    allow_weak_sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--allow-weak-sandbox", metavar="", help="Run them also where this machine cannot isolate them from your files."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a benchmark's judge: every reference reply must be right, a corrupted one wrong. Exits with 1 where they are not."""
+    from mixsd.evaluation.benchmarks import checking
+
+    if offline:
+        from mixsd.run.folder import go_offline
+
+        go_offline()
+    found = checking.check(
+        name,
+        data,
+        offline=offline,
+        allow_code_execution=allow_code_execution,
+        allow_weak_sandbox=allow_weak_sandbox,
+        watcher=watcher(),
+    )
+    if as_json:
+        show.as_json(found)
+    else:
+        _show(found)
+    if not found["passed"]:
+        raise MixsdError(f"{found['title']}: {'; '.join(found['problems'])}")
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    n, whole = found["n"], "" if found["n"] == found["size"] else f" ({found['size']:,} are published)"
+    print(f"{found['title']}: {n:,} items{whole}, {printable(found['where'])}")
+    for form in ("strict", "lenient"):
+        part = found[form]
+        counts = f"references right {part['right']:,} of {n:,}, twins judged wrong {part['refused']:,} of {n:,}"
+        print(f"{form + ':':8} {counts}, errors {part['errors']:,}")
+    for form in ("strict", "lenient"):
+        _exceptions(form, found[form]["exceptions"])
+    apart = f" in the sandbox {found['sandbox']}" if found["sandbox"] else ""
+    print(f"{'holds' if found['passed'] else 'FALLS SHORT'}: judged in {duration(found['seconds'])}{apart}")
+
+
+def _exceptions(form: str, exceptions: Sequence[Mapping[str, Any]]) -> None:
+    for item in exceptions[:_MOST]:
+        took = "" if item["extracted"] is None else f", took {printable(' '.join(item['extracted'].split())[:80])}"
+        why = f" ({printable(item['reason'])})" if item["reason"] else ""
+        print(f"  {form} {item['kind']} of {printable(item['id'])}: {item['outcome']}{why}{took}")
+    if len(exceptions) > _MOST:
+        print(f"  {len(exceptions) - _MOST:,} more of {form}; --json has all")

@@ -1,0 +1,287 @@
+"""`mixsd compare`: finished runs in one table and one picture.
+
+`mixsd sweep`: many runs from one file, and the comparison of them.
+
+`mixsd table`: a table of the paper, with runs beside the published numbers.
+
+`mixsd figures`: the pictures of runs as files.
+
+`mixsd export`: targets for other trainers, and what becomes of their ids there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mixsd.cli import show
+from mixsd.cli.commands import Json, RunFolder, command
+from mixsd.cli.options import gather
+from mixsd.cli.progress import duration, watcher
+from mixsd.errors import MixsdError, RequirementMissedError, UserError
+from mixsd.formats import printable
+
+
+@command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", show_default=False, help="Finished run folders, two or more.")
+    ],
+    level: Annotated[
+        float | None,
+        typer.Option(
+            "--level",
+            metavar="SHARE",
+            show_default=False,
+            help="Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            show_default=False,
+            help="Write compare.html, compare.md, compare.json, pareto.svg and .png there.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs over seeds: what they know, what they forgot, also at equal memorization, and what it cost.
+
+    Runs that differ in their seed only are one configuration. Runs of another base model, other facts, prompts, decoding or
+    scorer are refused.
+    """
+    from mixsd.comparison import page as compare_page
+    from mixsd.comparison.compare import compare as compared
+    from mixsd.comparison.material import material_of
+
+    found = compared(runs, level=level)
+    page = compare_page.write(found, output, material_of(runs)) if output is not None else None
+    if as_json:
+        show.as_json(found)
+        return
+    show.console().print(compare_page.table(found))
+    for line in compare_page.plain_lines(found):
+        print(printable(line))
+    if page is not None:
+        print(f"comparison: {page}; as Markdown: {page.with_name('compare.md')}; the picture: {page.with_name('pareto.svg')}")
+
+
+@command(flags=("device", "backend", "token_budget", "offline"), resumes=True)
+def sweep(
+    typed: dict[str, Any],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", show_default=False, help="A YAML file with output, seeds, settings and runs.")
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FOLDER", show_default=False, help="The folder of the runs, in place of the file's."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", show_default=False, help="Only this run, or configuration. Repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="List the runs and what is done, and do nothing.")
+    ] = False,
+) -> None:
+    """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
+    from mixsd.commands import sweep as commands_sweep
+
+    execution = gather(typed, None)
+    if dry_run:
+        planned = commands_sweep.read_sweep(file, output=output, **execution)
+        states = commands_sweep.survey(planned, only=only or (), watcher=watcher())
+        costs = commands_sweep.price(planned, states, only=only or (), watcher=watcher())
+        for name, state in states.items():
+            print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
+        for text in costs["warnings"]:
+            print(f"warning: {printable(text)}")
+        counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
+        if costs["runs"]:
+            print(f"in all on this machine: {_cost(costs['total'])}; time is {costs['accuracy']}")
+        print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
+        return
+    _show(commands_sweep.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
+
+
+def _cost(cost: Mapping[str, float]) -> str:
+    decoded, trained = (f"{cost[name]:,.0f}" for name in ("decoded_tokens", "trained_tokens"))
+    return (
+        f"{duration(cost['seconds'])}, {cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk "
+        f"({cost['disk_at_peak'] / 1e9:.1f} at its peak), {decoded} tokens decoded to train on, {trained} trained"
+    )
+
+
+def _show(result: Any) -> None:
+    """The comparison, then everything that is wrong; the worst of it decides the exit code."""
+    if result.comparison is not None:
+        from mixsd.comparison import page
+
+        show.console().print(page.table(result.comparison))
+        for line in page.plain_lines(result.comparison):
+            print(printable(line))
+        print(f"comparison: {result.page}")
+    print(f"finished: {len(result.finished)} runs in {result.folder}" + (f", {len(result.left)} left" if result.left else ""))
+    missed = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in result.missed.items())
+    if result.problem and result.failed:
+        print(f"not compared: {printable(result.problem)}")
+    if missed and (result.failed or result.problem):
+        print(f"required but missed: {printable(missed)}")
+    if result.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
+        raise MixsdError(f"{len(result.failed)} runs failed, the same command tries them again: {reasons}")
+    if result.problem:
+        raise UserError(f"the runs are complete but cannot be compared: {result.problem}")
+    if missed:
+        raise RequirementMissedError(f"required but missed: {missed}")
+
+
+_SIGNS = {"match": "=", "differs": "≠", "no interval": "?", "not measured": ""}
+
+
+@command(name="table")
+def paper_table(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", show_default=False, help="The table's number in the paper.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN ...", show_default=False, help="Finished runs, as its recipe makes them.")
+    ] = None,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", show_default=False, help="Write table-NN.md and table-NN.json there."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put runs beside the paper's numbers: published, ours with its interval, and whether the published one lies in it."""
+    from mixsd.comparison.paper import table
+    from mixsd.storage import write_json, write_text
+
+    found = table(number, runs or ())
+    if output is not None:
+        write_json(output / f"table-{number:02}.json", found)
+        write_text(output / f"table-{number:02}.md", "\n".join(_markdown(found)) + "\n")
+    if as_json:
+        show.as_json(found)
+        return
+    drawn = Table(box=None, pad_edge=False, header_style="bold", title=f"Table {number}: {found['title']}{_unit(found)}")
+    several = len({row["corpus"] for row in found["rows"]}) > 1
+    for name in ("model", "method", *found["columns"]):
+        drawn.add_column(name, justify="left" if name in ("model", "method") else "right")
+    for row in found["rows"]:
+        method = _method(row).replace("lambda ", "").replace(" (inferred)", "?")  # a terminal is narrow
+        model = printable(row["model"].rpartition("/")[2]) + (f", {row['corpus']}" if several and row["corpus"] else "")
+        drawn.add_row(model, method, *(_cell(found, row, name) for name in found["columns"]))
+    show.console().print(drawn)
+    print(
+        "method, lambda (? inferred)   published | ours: = the published number lies in our 95% interval, ≠ it does not, ? no interval"
+    )
+
+
+def _markdown(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# Table {found['number']}: {found['title']}"
+    yield ""
+    yield f"Published | ours (95% interval; n){_unit(found)}; = where the published number lies in the interval, ≠ where not."
+    yield ""
+    yield "| model | method | seeds | " + " | ".join(found["columns"]) + " |"
+    yield "|---|---|---|" + "---|" * len(found["columns"])
+    several = len({row["corpus"] for row in found["rows"]}) > 1
+    for row in found["rows"]:
+        cells = [_cell(found, row, name, whole=True).replace("|", "\\|") for name in found["columns"]]
+        seeds = ", ".join(map(str, row["seeds"])) or ("–" if row["runs"] else "not run")
+        model = printable(row["model"]) + (
+            f" on {printable(row['corpus'])}" if row["corpus"] and (several or not row["published"]) else ""
+        )
+        yield f"| {model} | {_method(row)} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    parts = [row["method"]]
+    if row["lambda"] is not None:
+        parts.append(f"lambda {row['lambda']:g}" + (" (inferred)" if row["inferred"] else ""))
+    if row["variant"]:
+        parts.append(f"variant {row['variant']}")
+    if row["settings"]:
+        parts.append(row["settings"])
+    return ", ".join(parts)
+
+
+def _unit(found: Mapping[str, Any]) -> str:
+    """What the columns are in: accuracies and shares are percent, counts, norms and correlations are not."""
+    shares = [
+        name
+        for name in found["columns"]
+        if name not in ("count", "displacement", "alignment", "checkpoints", "r_displacement", "r_alignment")
+    ]
+    if not shares:
+        return ""
+    return ", in percent" if len(shares) == len(found["columns"]) else f", {' and '.join(shares)} in percent"
+
+
+def _cell(found: Mapping[str, Any], row: Mapping[str, Any], column: str, *, whole: bool = False) -> str:
+    given, ours, digits = (row["published"] or {}).get(column), row["ours"].get(column), found["digits"][column]
+    text = "–" if given is None else f"{given:,.{digits}f}"
+    if ours is None:
+        return text
+    text += f" | {ours['value']:,.{digits}f}"
+    if whole and ours["low"] is not None:
+        text += f" ({ours['low']:,.{digits}f} to {ours['high']:,.{digits}f}; {ours['n']:,}{' seeds' if ours['over'] == 'seeds' else ''})"
+    return f"{text} {_SIGNS[row['verdict'].get(column, 'not measured')]}".strip()
+
+
+@command()
+def figures(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Finished run folders, one or more.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", show_default=False, help="Where the pictures go.")],
+    as_json: Json = False,
+) -> None:
+    """Draw what runs measured, as SVG and PNG: Pareto, loss, curves, NLL, error modes, alignment; and say what cannot be drawn."""
+    from mixsd.comparison.material import draw
+
+    found = draw(runs, output=output)
+    if as_json:
+        show.as_json(found)
+        return
+    for name, files in found["files"].items():
+        print(printable(f"{name}: {', '.join(files)}"))
+    for name, why in found["left_out"].items():
+        print(printable(f"not drawn: {name}: {why}"), file=sys.stderr)
+
+
+@command()
+def export(
+    run: RunFolder,
+    *,
+    format: Annotated[
+        str, typer.Option("--format", metavar="ids|chat", help="ids: token ids as they are trained on; chat: messages, as text.")
+    ] = "ids",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", show_default=False, help="The file. [default: export-FORMAT.jsonl in the run folder]"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's accepted targets for other trainers; for text, say how many of them come out as other tokens there."""
+    from mixsd.targets.reading import export as write
+
+    result = write(run, format=format, output=output)
+    if as_json:
+        show.as_json(result)
+        return
+    written, changed = result["written"], result["changed"]
+    print(f"written: {written:,} targets to {result['output']} ({result['left_out']:,} that were not accepted left out)")
+    if format == "chat":
+        share = f"{changed['any']:,} of {written:,} ({changed['any'] / written:.1%})"
+        print(
+            f"changed: {share} have other token ids once these messages are rendered and encoded: "
+            f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
+        )

@@ -1,0 +1,359 @@
+"""The dry run: what an injection would take, known or estimated before any of it is done.
+
+Prompts and references are measured on a sample of the facts, the model's size is counted on the meta device, and the machine's
+speed comes from a fraction of a second of matrix products. The rest is the arithmetic of `costs` and `durations` on assumptions
+that the plan states. Time is rough; it is further off where a model seldom states the answers.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from mixsd.commands import costs
+from mixsd.commands.costs import Edit, Lengths, Shape, Speed, Work
+from mixsd.commands.opening import preview
+from mixsd.errors import UserError
+from mixsd.evaluation import suites
+from mixsd.evaluation.asked import examination
+from mixsd.evaluation.questions import Question
+from mixsd.facts import bundled
+from mixsd.facts.fact import Fact
+from mixsd.models.doctor import GB, device_memory, free_disk
+from mixsd.models.loading import resolve_dtype
+from mixsd.progress import Watcher
+from mixsd.run.session import Session
+from mixsd.settings import Settings
+from mixsd.targets.attempts import reply_limit
+
+if TYPE_CHECKING:
+    import torch
+
+ACCURACY = "rough: within a factor of 3"
+
+_SAMPLE = 200  # facts whose prompts are measured
+_MEASURING = 0.1  # seconds per kind of product
+_MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's cache holds
+_CHUNK = 4  # matrices per timing
+
+_LONG = 3600  # seconds of searching for a learning rate that are worth a word
+
+_REMEDIES = {
+    "mixing": "lower --token-budget or --max-new-tokens",
+    "preparing": "lower --token-budget or --rehearse-tokens",
+    "training": "lower --micro-batch, pass --gradient-checkpointing, or train adapters (--lora 16)",
+    "scoring": "lower --token-budget, or leave out --score-checkpoints",
+    "editing": "name fewer --edit-layers, or a smaller model",
+    "evaluation": "lower --token-budget or --max-new-tokens",
+}
+
+
+def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
+
+    Returns:
+        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and
+        longest of naive and expert prompt and reference, on how many facts; targets; decoded and decoded_at_most over the
+        whole run, to train on, and decoded_parts (mixing, rollouts, rehearsal). `training`: targets or rollouts of an epoch,
+        steps of one training, how many trainings (several with --lr auto) with how many checkpoints; tokens,
+        supervised_tokens and rehearsed_tokens of them all. `editing`, with memit: what is done to each fact. `parameters`:
+        total, trained. `memory`: the device, bytes by part for each stage (a total of 0 where the run has no such stage), peak,
+        available. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `seconds`: of each
+        stage, train_parts, total, accuracy. `assumptions` and `warnings`: one line each.
+
+    Raises:
+        UserError: any bad input, as `inject` would say.
+    """
+    session = preview(settings, watcher or Watcher())
+    settings, device, dtype = session.settings, session.device, session.dtype
+    work, shape = measure_work(session), measure_shape(session)
+    train_dtype = dtype if settings.train_dtype == "auto" else resolve_dtype(settings.train_dtype, device)
+    speed = measure_speed(shape, device, _editing_dtype() if work.edit else dtype)
+    train_speed = speed if train_dtype == dtype else measure_speed(shape, device, train_dtype)
+    stages = costs.memory(
+        settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
+    )
+    runs = costs.trainings(settings, work)
+    report = {
+        "facts": {"asked": work.asked, "usable": work.usable, "unusable": work.unusable, "duplicates": session.duplicates},
+        "tokens": _tokens(settings, work),
+        "training": {
+            "targets": work.targets,
+            "rollouts": work.rollouts,
+            "steps": work.steps,
+            "trainings": len(runs),
+            "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
+            **costs.trained_tokens(settings, work),
+        },
+        "editing": _editing(settings, work),
+        "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
+        "memory": {
+            "device": str(device),
+            **stages,
+            "peak": max(stage["total"] for stage in stages.values()),
+            "available": device_memory(device)[1],
+        },
+        "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
+        "seconds": {**costs.seconds(settings, work, shape, speed, train_speed), "accuracy": ACCURACY},
+    }
+    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
+
+
+def measure_work(session: Session) -> Work:
+    """Measure prompts and references on facts spread evenly over the source; the share of unusable ones is scaled up."""
+    settings, renderer, facts = session.settings, session.renderer, session.facts
+    sample = facts[:: -(-len(facts) // _SAMPLE)]
+    edit, reasons = (
+        _measure_edit(session, sample)
+        if settings.method == "memit"
+        else (None, {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample})
+    )
+    unusable = {key: reason for key, reason in reasons.items() if reason}
+    counted = [fact for fact in sample if fact.id not in unusable]
+    if not counted:
+        key, said = next(iter(unusable.items()))
+        raise UserError(f"no usable fact among the {len(sample)} looked at; the first one, {key}: {said}")
+    usable = round(len(facts) * len(counted) / len(sample))
+    made = usable * settings.samples
+    # A step takes so many targets; of what is answered anew it takes so many facts.
+    items = made if settings.has_targets else usable if settings.on_policy else 0
+    questions = [question for name in examination(session).names for question in examination(session).questions(name)]
+    looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
+    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts])
+    rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
+    return Work(
+        asked=len(facts),
+        usable=usable,
+        unusable=unusable,
+        measured=len(sample),
+        naive=Lengths.of(len(renderer.naive(fact.question)) for fact in counted),
+        expert=Lengths.of(len(renderer.expert(fact)) for fact in counted),
+        reference=Lengths.of(len(renderer.reference(fact)) for fact in counted),
+        targets=made if settings.has_targets else 0,
+        attempts=costs.attempts(settings),
+        steps=settings.epochs * -(-items // settings.batch_size),
+        questions=len(questions),
+        asked_tokens=sum(len(renderer.ids(question.user)) for question in looked_at) / max(len(looked_at), 1),
+        general=general if suites.CORE in examination(session).names else 0,
+        limit=min(settings.max_new_tokens or session.context, session.context),
+        rollouts=made if settings.on_policy else 0,
+        scored=_scored(session) if settings.score_checkpoints and items else 0,
+        references=general if settings.score_checkpoints and items else 0,
+        rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
+        edit=edit,
+        asked_reply=_reply_tokens(questions),
+    )
+
+
+def _reply_tokens(questions: list[Question]) -> float:
+    """What a reply to an evaluation's question is assumed to have, on average; a benchmark's is reasoned."""
+    if not any(question.apart for question in questions):
+        return float(costs.REPLY)
+    assumed = [min(costs.REASONED_REPLY if question.apart else costs.REPLY, question.max_new_tokens) for question in questions]
+    return sum(assumed) / len(assumed)
+
+
+def _scored(session: Session) -> int:
+    """The questions that each checkpoint is asked: some facts as they were trained, and in wordings that only validate."""
+    most = session.settings.score_questions
+    own = session.corpus.splits.get("validation") if session.corpus else None
+    facts = min(len(session.facts), most)
+    return facts + ((sum(1 for _ in islice(own(), most)) if own else 0) or facts)
+
+
+def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str, str | None]]:
+    """What memit does to a fact; and why facts cannot be edited in, by id."""
+    from mixsd.editing.config import layers_of, of_settings
+    from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
+
+    config = of_settings(session.settings)
+    layers = layers_of(config, session.config)
+    prompts: list[EditPrompt] = []
+    reasons: dict[str, str | None] = {}
+    for fact in sample:
+        try:
+            prompts += edit_prompts(fact, session.renderer, config, (), session.context)
+            reasons[fact.id] = None
+        except UnusableError as error:
+            reasons[fact.id] = str(error)
+    edit = Edit(
+        layers=len(layers),
+        last=layers[-1],
+        prefixes=config.prefixes,
+        prefix_tokens=config.prefix_tokens,
+        prompt=Lengths.of(len(prompt.ids) for prompt in prompts),
+        target=Lengths.of(len(prompt.target) for prompt in prompts),
+        behind=Lengths.of(len(prompt.ids) - prompt.place + len(prompt.target) for prompt in prompts),
+    )
+    return edit, reasons
+
+
+def measure_shape(session: Session) -> Shape:
+    """Build the model on the meta device, without its weights, and count."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(session.config, trust_remote_code=session.settings.trust_remote_code)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head]
+    text = session.config.get_text_config()
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        adapters=session.settings.lora * sum(sum(layer.weight.shape) for layer in linear),
+        adapted=sum(layer.weight.numel() for layer in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        cache_width=2 * (getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        vocabulary=text.vocab_size,
+        stored_item=2 if str(getattr(session.config, "dtype", None)).endswith("16") else 4,
+    )
+
+
+def measure_speed(shape: Shape, device: torch.device, dtype: torch.dtype) -> Speed:
+    """Time products with matrices of the model's own shape, other ones each time as in the model; the best time counts."""
+    import torch
+
+    size = shape.hidden * shape.inner
+    count = max(_CHUNK, min(shape.parameters, _MEASURED) // size)
+    matrices = [torch.ones(shape.hidden, shape.inner, dtype=dtype, device=device) for _ in range(count)]
+    wait = torch.get_device_module(device.type).synchronize
+
+    def seconds(rows: int) -> float:
+        """Seconds per parameter of a product with `rows` rows."""
+        given = torch.ones(rows, shape.hidden, dtype=dtype, device=device)
+        torch.mm(given, matrices[0])
+        wait()
+        best, end = float("inf"), time.perf_counter() + _MEASURING
+        for start in range(0, len(matrices) - _CHUNK + 1, _CHUNK):
+            started = time.perf_counter()
+            for matrix in matrices[start : start + _CHUNK]:
+                torch.mm(given, matrix)
+            wait()
+            now = time.perf_counter()
+            best = min(best, now - started)
+            if now > end:
+                break
+        return best / (_CHUNK * size)
+
+    rows = 128
+    read = seconds(1)
+    return Speed(read, max(seconds(rows) - read, 0.0) / (rows - 1))
+
+
+def _editing_dtype() -> torch.dtype:
+    """Weights are edited in fp32, whatever the precision of the rest."""
+    import torch
+
+    return torch.float32
+
+
+def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
+    kinds = {"naive": work.naive, "expert": work.expert, "reference": work.reference}
+    parts = costs.decoded(settings, work)
+    return {
+        "measured_on": work.measured,
+        **{name: {"mean": lengths.mean, "longest": lengths.longest} for name, lengths in kinds.items()},
+        "targets": round(work.targets * work.reply),
+        "decoded": sum(parts.values()),
+        "decoded_parts": parts,
+        "decoded_at_most": sum(costs.decoded(settings, work, most=True).values()),
+    }
+
+
+def _editing(settings: Settings, work: Work) -> dict[str, int] | None:
+    edit = work.edit
+    if edit is None:
+        return None
+    return {
+        "facts": work.usable,
+        "layers": edit.layers,
+        "text_tokens": settings.edit_tokens,
+        "steps": settings.edit_steps,
+        "prompts": 1 + edit.prefixes,
+    }
+
+
+def _assumptions(settings: Settings, work: Work) -> list[str]:
+    found = [f"prompts and references are as in {work.measured} of {work.asked} facts"]
+    if settings.on_policy:
+        found.append("a reply of the student is as long as the fact's reference")
+    elif settings.has_targets:
+        tries = f", and accepted at attempt {work.attempts}" if settings.mixes else ""
+        found.append(f"a target is as long as its reference{tries}; every usable fact gets one")
+    if settings.rehearse:
+        found.append(f"a reply of the base model that is rehearsed has {costs.rehearsal_reply(settings)} tokens")
+    if work.edit:
+        found.append("every fact has a subject of its own and takes all its steps; no second moments are in the cache yet")
+    found.append(f"a reply to an evaluation question has {work.asked_reply:.0f} tokens; no reply of the base model is cached yet")
+    return [*found, "memory is for replies that run to --max-new-tokens"]
+
+
+def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]) -> list[str]:
+    settings, memory, disk = session.settings, report["memory"], report["disk"]
+    found = []
+    if work.unusable:
+        key, reason = next(iter(work.unusable.items()))
+        found.append(f"{work.asked - work.usable} of {work.asked} facts are unusable, among them {key}: {reason}")
+    for stage, remedy in _REMEDIES.items():
+        needed, available = memory[stage]["total"], memory["available"]
+        if available is not None and needed > available:
+            where = f"{needed / GB:.1f} GB of memory, {memory['device']} has {available / GB:.1f} GB free"
+            found.append(f"{stage} may need {where}: {remedy}")
+    if disk["peak"] > disk["free"]:
+        sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
+        found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
+    if work.steps:
+        found += _training_warnings(settings, work, report["seconds"])
+    if settings.mixes:
+        found += _mixing_warnings(settings, work)
+    if work.edit and settings.edit_tokens < shape.inner:
+        found.append(
+            f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
+        )
+    if session.run.exists():
+        found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
+    return found
+
+
+def _training_warnings(settings: Settings, work: Work, seconds: dict[str, Any]) -> list[str]:
+    found = []
+    runs = costs.trainings(settings, work)
+    if 2 * settings.warmup_steps > runs[0]:
+        whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
+        found.append(f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}")
+    if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
+        found.append(f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing")
+    if settings.choose == "paper" and (made := costs.checkpoints(settings, runs[-1])) < 3:
+        found.append(f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every")
+    if settings.lr == "auto":
+        if settings.lr_steps is not None and settings.lr_steps >= work.steps:
+            found.append(
+                f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
+            )
+        elif settings.lr_steps is None and len(runs) > 1 and seconds["train"] > _LONG:
+            found.append(
+                f"--lr auto trains {len(runs)} times, about {seconds['train'] / 3600:.1f} h in all: name fewer rates with "
+                "--lr-grid, or try each for its first steps only with --lr-steps"
+            )
+    return found
+
+
+def _mixing_warnings(settings: Settings, work: Work) -> list[str]:
+    found = []
+    if work.reference.longest > work.limit:
+        found.append(
+            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
+        )
+    if settings.samples > 1 and not costs.can_differ(settings):
+        found.append(
+            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
+        )
+    if 0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain":
+        found.append(f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1")
+    return found

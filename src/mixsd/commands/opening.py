@@ -1,0 +1,153 @@
+"""Opening a run: bad input is met before anything is written, a folder is claimed for one configuration, a run is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixsd.errors import UserError
+from mixsd.evaluation import suites
+from mixsd.evaluation.asked import examination
+from mixsd.facts.answers import get_verifier
+from mixsd.facts.corpus import MANIFEST, check_tests, is_corpus, read, write_tests
+from mixsd.facts.fact import to_json
+from mixsd.facts.prompts import GUIDANCE
+from mixsd.facts.sources import CORPORA, Corpus, facts_of, open_source
+from mixsd.models import loading
+from mixsd.plugins import is_function_name
+from mixsd.progress import Watcher
+from mixsd.run.engines import check_backend
+from mixsd.run.folder import Run, go_offline
+from mixsd.run.session import Session, reopen
+from mixsd.settings import DISTILLED, EXECUTION, Settings, build
+from mixsd.storage import Shard, digest, file_digest, write_jsonl
+
+
+def preview(settings: Settings, watcher: Watcher, *, without_facts: bool = False) -> Session:
+    """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written.
+
+    Args:
+        without_facts: there may be none, where a model is only evaluated.
+
+    Raises:
+        UserError: any bad input.
+    """
+    if not settings.facts and not without_facts:
+        raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
+    session = _open(settings, watcher)
+    _ = examination(session).exams  # read now, or a fault in the data would show after the training
+    return session
+
+
+def start(session: Session) -> Session:
+    """Claim the run folder for a previewed session and put the facts in it."""
+    session.run.claim(session.settings, _identity(session))
+    if not session.run.facts_file.is_file():
+        write_jsonl(session.run.facts_file, map(to_json, session.facts))
+    if session.corpus:
+        if not is_corpus(session.run.splits):
+            write_tests(session.corpus, session.run.splits)
+        # From here on what the folder holds counts, as it will when the run is resumed.
+        session.corpus = read(session.run.splits)
+    return session
+
+
+def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
+    """Open an existing run folder with its own settings; `options` may change those of `EXECUTION` only."""
+    changed = build(options, "options").model_dump(include=set(options))
+    if settled := [name for name in options if name not in EXECUTION]:
+        flag = settled[0].replace("_", "-")
+        raise UserError(f"{run.folder}: --{flag} was settled when the run was made; start another run to change it")
+    settings = run.settings().model_copy(update=changed)
+    _check_early(settings)
+    return reopen(run, settings, watcher)
+
+
+def _open(settings: Settings, watcher: Watcher) -> Session:
+    opened = None
+    if settings.facts:
+        opened = open_source(settings.facts, seed=settings.corpus_seed, offline=settings.offline)
+    corpus = opened if isinstance(opened, Corpus) else None
+    settings = fitted(settings, corpus).resolved
+    if not settings.output:
+        raise UserError("no run folder: say where the run goes with --output")
+    _check_early(settings)
+    found = None if opened is None else facts_of(opened, settings.facts)
+    if corpus and settings.facts.partition(":")[0] not in CORPORA:
+        check_tests(corpus)  # before the folder is made: what a user wrote may be wrong
+    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    session = Session(
+        Run(Path(settings.output).expanduser()),
+        settings,
+        located,
+        loading.model_hash(located.folder),
+        found.facts if found else [],
+        found.duplicates if found else 0,
+        watcher,
+        corpus,
+    )
+    for warning in session.renderer.stops.warnings:
+        watcher.say(warning)
+    return session
+
+
+def fitted(settings: Settings, corpus: Corpus | None) -> Settings:
+    """The settings with a corpus's own ways of asking and judging where none were given."""
+    if corpus is None:
+        return settings
+    form = settings.answer_format
+    named = corpus.verifiers.get(form)
+    if named and not settings.verifier and is_function_name(named) and "files" in corpus.options:
+        # A folder is data. Code runs where the user asks for it.
+        raise UserError(
+            f"{settings.facts}/{MANIFEST}: its verifier {named} is a function; if you trust it, pass --verifier {named}"
+        )
+    return settings.model_copy(
+        update={
+            "verifier": settings.verifier or named,
+            "max_new_tokens": settings.max_new_tokens or corpus.max_new_tokens.get(form),
+            "guidance": settings.guidance or GUIDANCE[corpus.guidance, form],
+        }
+    )
+
+
+def open_targets(settings: Settings, watcher: Watcher, targets_hash: str) -> Session:
+    """Open a run that trains on a file of targets: no facts, no mixing."""
+    session = _open(settings, watcher)
+    session.run.claim(session.settings, {"model_hash": session.base_hash, "targets_hash": targets_hash})
+    return session
+
+
+def _check_early(settings: Settings) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    if settings.offline:
+        go_offline()
+    Shard.of(settings.shard)
+    get_verifier(settings.verifier or "contains")
+    suites.check_suites(settings.suite)
+    check_backend(settings.backend)
+    loading.resolve_device(settings.device)
+    if settings.method in DISTILLED or settings.rehearse_loss == "kl":
+        from mixsd.training.losses import Divergence
+
+        Divergence.of(settings)
+    if settings.method == "memit":
+        from mixsd.editing import stage
+
+        stage.check(settings)
+        if settings.rehearse:
+            raise UserError("--rehearse goes beside training, and --method memit does not train")
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    text = session.settings.edit_text
+    return {
+        "model_hash": session.base_hash,
+        "facts_hash": digest([to_json(fact) for fact in session.facts]),
+        **({"alone": True} if session.alone else {}),
+        "duplicates": session.duplicates,
+        **({"corpus": session.corpus.identity} if session.corpus else {}),
+        "prompts": session.renderer.fingerprint,
+        **({"edit_text": file_digest(Path(text).expanduser())} if session.settings.method == "memit" and text else {}),
+    }

@@ -1,0 +1,273 @@
+"""Runs side by side beyond their scores: what their pictures show, and fact by fact what each was trained on and now says.
+
+A configuration stands for itself with its first run where one has to stand for all (targets, distributions of NLL); what wrong replies are
+like is counted over all its runs.
+
+`mixsd figures`: every picture that the reports and analyses of runs hold, as SVG and PNG, and for the others why there is none.
+
+One run: its loss, what its checkpoints scored, how likely the base model finds its targets, what wrong replies are like, and alignment
+against forgetting where `mixsd analyze fisher` measured it. Several: memorization against retention, and their curves, distributions
+and bars in one picture each. The pictures have stable names, so a paper or a page can link to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.comparison.compare import compare, labels_of
+from mixsd.comparison.runs import Measured, read
+from mixsd.errors import UserError
+from mixsd.evaluation import suites
+from mixsd.evaluation.benchmarks.benchmark import title_of
+from mixsd.evaluation.suites import CORE
+from mixsd.models import loading
+from mixsd.reports import pictures
+from mixsd.run.folder import Run
+from mixsd.storage import read_json, read_jsonl
+from mixsd.targets.reading import read_targets, tokens_of
+from mixsd.targets.target import REFERENCE_LABEL, Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerBase
+
+MOST_FACTS = 200
+MOST_TOKENS = 12_000  # of all facts and configurations that are shown; about a megabyte of page
+Labelled = Sequence[tuple[str, Measured]]
+
+
+def material_of(folders: Sequence[str | Path]) -> dict[str, Any]:
+    """What the page of a comparison of these runs shows beside the numbers; see `material`."""
+    runs = [read(Path(folder)) for folder in folders]
+    return material(list(zip(labels_of(runs), runs, strict=True)))
+
+
+def material(runs: Labelled) -> dict[str, Any]:
+    """What the page of a comparison shows beside the numbers.
+
+    Args:
+        runs: each run with the label of its configuration, in the order of the page.
+
+    Returns:
+        `curves`, `nll` and `errors` as the figures take them; `facts`, each {id, question, answer, told: [{label, run, status, reason,
+        tokens, reply, outcome}]} with a token as `inspection.tokens_of` gives it; `facts_left`, how many more there are; `notes`.
+    """
+    first: dict[str, Measured] = {}
+    for label, run in runs:
+        if label not in first or run.seed < first[label].seed:
+            first[label] = run
+    firsts = list(first.items())
+    return {"curves": learning(runs), "nll": distributions(firsts), "errors": error_rows(runs), **_facts(firsts)}
+
+
+def learning(runs: Labelled) -> list[dict[str, Any]]:
+    """What each run scored along its checkpoints."""
+    return [{"label": label, "points": pictures.along(run.report["scores"])} for label, run in runs]
+
+
+def distributions(runs: Labelled) -> list[dict[str, Any]]:
+    """A line for the references, which all runs share, and for the targets of each run."""
+    found: list[dict[str, Any]] = []
+    for label, run in runs:
+        for item in pictures.nll_curves(with_nll(run.report, run.folder), label):
+            if not any((item["x"], item["y"]) == (other["x"], other["y"]) for other in found):
+                found.append(item)
+    return found
+
+
+def error_rows(runs: Labelled) -> list[dict[str, Any]]:
+    """The base once, then each label with what its runs have together, benchmark by benchmark."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for label, run in runs:
+        for item in run.report.get("error_modes") or []:
+            base = item["model"] == "base"
+            place = (item["benchmark"], "base" if base else label)
+            if place not in found:
+                found[place] = {
+                    "benchmark": title_of(item["benchmark"]), "label": place[1], "asked": 0, "wrong": 0, "counts": {}
+                }  # fmt: skip
+            elif base:
+                continue
+            row = found[place]
+            row["asked"] += item["asked"]
+            row["wrong"] += sum(item["counts"].values())
+            for mode, count in item["counts"].items():
+                row["counts"][mode] = row["counts"].get(mode, 0) + count
+    order = list(dict.fromkeys(benchmark for benchmark, _ in found))
+    return [row for _, row in sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] != "base"))]
+
+
+def with_nll(report: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The report; where it holds no distributions (one of an older version), with those of `analysis/nll.json`."""
+    targets, file = report.get("targets") or {}, folder / "analysis" / "nll.json"
+    if targets.get("nll_cdf") or not file.is_file():
+        return report
+    blocks = read_json(file).get("blocks") or {}
+    rows = (blocks.get("all") or blocks.get("common") or {}).get("rows") or []
+    found = {
+        ("reference_" if row["label"] == REFERENCE_LABEL else "") + name: value
+        for row in rows
+        for name, value in (("nll_cdf", row["cdf"]), ("tokens", row["tokens"]))
+    }
+    return {**report, "targets": {**targets, **found}}
+
+
+def _facts(runs: Labelled) -> dict[str, Any]:
+    """The first facts of the runs' common file, as many as a page holds, with what each run has of them."""
+    found: dict[str, Any] = {"facts": [], "facts_left": 0, "notes": []}
+    file = next((Run(run.folder).facts_file for _, run in runs if Run(run.folder).facts_file.is_file()), None)
+    if file is None:
+        return found
+    rows = iter(read_jsonl(file))
+    asked = list(islice(rows, MOST_FACTS))
+    left = sum(1 for _ in rows)
+    wanted = {row["id"] for row in asked}
+    targets = {label: _targets(run, wanted) for label, run in runs}
+    replies = {label: _replies(run, wanted) for label, run in runs}
+    tokenizer, why = _tokenizer(run for _, run in runs)
+    if tokenizer is None and any(targets.values()):
+        found["notes"].append(f"Targets are not shown: {why}")
+    spent = 0
+    for place, row in enumerate(asked):
+        told = [
+            {"label": label, "run": run.name, **_told(targets[label].get(row["id"]), replies[label].get(row["id"]), tokenizer)}
+            for label, run in runs
+        ]
+        spent += sum(len(item["tokens"]) for item in told)
+        if spent > MOST_TOKENS and place:
+            left += len(asked) - place
+            break
+        found["facts"].append({"id": row["id"], "question": row["question"], "answer": row["answer"], "told": told})
+    return {**found, "facts_left": left}
+
+
+def _told(target: Target | None, reply: Mapping[str, Any] | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    return {
+        "status": target.status if target else None,
+        "reason": target.reason if target else None,
+        "tokens": tokens_of(target, tokenizer) if target and tokenizer else [],
+        "reply": reply["reply"] if reply else None,
+        "outcome": reply["outcome"] if reply else None,
+    }
+
+
+def _targets(run: Measured, wanted: set[str]) -> dict[str, Target]:
+    """One target of each fact, an accepted one where there is one."""
+    found: dict[str, Target] = {}
+    file = Run(run.folder).targets_file
+    if file.is_file():
+        for target in read_targets(file):
+            if target.id in wanted and (target.id not in found or (target.accepted and not found[target.id].accepted)):
+                found[target.id] = target
+    return found
+
+
+def _replies(run: Measured, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """What the tuned model says to each fact's trained wording."""
+    rows = run.rows(CORE, "tuned")
+    return {row["group"]: row for row in rows if row["split"] == suites.TRAINED and row["group"] in wanted}
+
+
+def _tokenizer(runs: Iterable[Measured]) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer that the runs share: of a tuned model, else of the base if it is on this machine."""
+    why = "no run"
+    for run in runs:
+        own = Run(run.folder).model
+        try:
+            folder = own if own.is_dir() else loading.locate(run.settings["model"], offline=True).folder
+            return loading.load_tokenizer(folder), ""
+        except UserError as error:
+            why = str(error)
+    return None, why
+
+
+# By name: the file's, and why there may be none.
+_FILES = {
+    "pareto": ("pareto", "no configuration has both a memorization and a forgetting (the suite core measures them)"),
+    "loss": ("loss", "no training loss was logged"),
+    "curves": ("curves", "no checkpoint was scored; --score-checkpoints does"),
+    "nll": ("nll-cdf", "the report holds no NLL of targets; `mixsd report` may bring it, or `mixsd analyze nll`"),
+    "errors": ("errors", "the report holds no error modes; `mixsd report` brings them where benchmarks were asked"),
+    "alignment": ("alignment", "analysis/fisher.json was not found; `mixsd analyze fisher` writes it"),
+}
+
+
+def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
+    """Draw what can be drawn of finished runs.
+
+    Args:
+        runs: one run folder or several; several must have been measured alike (see `mixsd.compare`).
+        output: the folder for the pictures, NAME.svg and NAME.png each.
+
+    Returns:
+        `files`, the paths by the name of the picture, and `left_out`, why there is none of the other names.
+
+    Raises:
+        UserError: a folder is no finished run, runs were not measured alike, nothing can be drawn, or the output cannot be written.
+    """
+    from mixsd.figures import saving
+
+    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    if not folders:
+        raise UserError("figures: name a run folder")
+    folders = [folder.expanduser() for folder in folders]
+    place = Path(output).expanduser()
+    if len(folders) == 1:
+        made = _alone(folders[0])
+        reasons = {"pareto": "it compares configurations: name two runs or more"}
+    else:
+        made = _together([read(folder) for folder in folders])
+        reasons = {"loss": "it is of one run: name a single one"}
+    files = {name: saving.save(figure, place / _FILES[name][0]) for name, figure in made.items() if figure is not None}
+    left_out = {name: reasons.get(name, why) for name, (_, why) in _FILES.items() if name not in files}
+    if not files:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: nothing to draw: " + "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        )
+    return {
+        "files": {name: [str(file) for file in written] for name, written in files.items()},
+        "left_out": left_out,
+    }
+
+
+def _alone(folder: Path) -> dict[str, Figure | None]:
+    """The pictures of one run, whatever it was asked."""
+    run = Run(folder)
+    run.manifest()
+    if not run.report_json.is_file():
+        raise UserError(
+            f"{folder}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
+        )
+    report = read_json(run.report_json)
+    if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
+        raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
+    return {"pareto": None, **pictures.of_report(with_nll(report, folder), _fisher(folder))}
+
+
+def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
+    """The pictures of several runs."""
+    from mixsd.figures import charts, pareto
+
+    compared = compare([run.folder for run in runs])
+    labels = labels_of(runs)
+    named = [(run.name, run) for run in runs]
+    rows = error_rows(named)
+    found = [analysis for run in runs if (analysis := _fisher(run.folder))]
+    points = [point for analysis in found for point in pictures.aligned(analysis)[0]]
+    # A correlation over the points of several analyses is no number that any of them has.
+    correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
+    return {
+        "pareto": pareto.pareto(compared),
+        "curves": charts.curves(learning(list(zip(labels, runs, strict=True)))),
+        "nll": charts.nll_cdf(distributions(named), pictures.THRESHOLDS),
+        "errors": charts.error_bars(rows, pictures.modes_of(rows)),
+        "alignment": charts.alignment(points, correlation, *pictures.ALIGNMENT_AXES),
+    }
+
+
+def _fisher(folder: Path) -> dict[str, Any] | None:
+    file = folder / "analysis" / "fisher.json"
+    return dict(read_json(file)) if file.is_file() else None

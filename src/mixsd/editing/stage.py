@@ -1,0 +1,224 @@
+"""The stage that edits facts in instead of training on them: the counterpart of `training.train` for the method memit.
+
+Each fact's target is the answer to its chat-rendered question, so `targets.jsonl` counts every fact as for the other methods:
+accepted is what the edited model says, rejected what it does not, unusable what could not be edited. Values, which are what
+takes time, are kept in the run folder's `values.jsonl`; second moments in the cache, for every run on that model and text.
+Everything else is made again after a kill, so that a resumed edit gives the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.decoding.engine import score
+from mixsd.editing.config import MemitConfig, layers_of, of_settings
+from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
+from mixsd.errors import UserError
+from mixsd.facts.fact import Fact
+from mixsd.models import loading
+from mixsd.run import session as run_session
+from mixsd.run.session import Session
+from mixsd.settings import Settings
+from mixsd.storage import Journal, atomic_folder, cache_folder, read_json, write_json, write_jsonl
+from mixsd.targets import stage
+from mixsd.targets.target import Target, TargetSummary
+from mixsd.training.stage import write_tuned
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mixsd.editing import EditResult, FactEdit, Moments
+
+VALUES = "values.jsonl"
+_SCORED_AT_A_TIME = 64
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A fact with its edit's prompt and target, or the reason why it has none."""
+
+    fact: Fact
+    prompt: EditPrompt | None
+    reason: str | None = None
+
+
+def check(settings: Settings) -> MemitConfig:
+    """MEMIT's own settings, or what can be known to be wrong with them before anything is loaded.
+
+    Raises:
+        UserError: no text for the second moments, or no such file; layers that cannot be read.
+    """
+    config = of_settings(settings)
+    if not settings.edit_text:
+        raise UserError(
+            "memit needs ordinary text to measure how the weights are used: name a local text file, such as WikiText's training "
+            "part, with --edit-text"
+        )
+    if not Path(settings.edit_text).expanduser().is_file():
+        raise UserError(f"--edit-text {settings.edit_text}: no such file")
+    return config
+
+
+def edit(session: Session) -> None:
+    """Edit the facts in and leave `targets.jsonl` and `model/`, a plain model folder that was reloaded and checked.
+
+    Does nothing where the model is there.
+
+    Raises:
+        UserError: as `check`; no fact can be edited; the model is built in a way that MEMIT does not know.
+        MixsdError: the edited model is not finite, or not what its folder holds.
+    """
+    from mixsd.models.folder import check_savable
+
+    run = session.run
+    if run.model.is_dir():
+        return
+    config = check(session.settings)
+    asked = _asked(session, config)
+    with run_session.timed(session, "edit"):
+        model = session.load_to_train()
+        stops = session.renderer.stops.own
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        check_savable(model)
+        # Before the edit: Eq. 3 is about the base model.
+        logprobs = _scored(model, [(item.prompt.ids, item.prompt.target) for item in asked if item.prompt])
+        reference = stage.reference_statistics(session, model)
+        moments = _moments(session, model, config)
+        result = _edited(session, model, moments, config)
+        # A fact can still turn out too long behind a prefix.
+        _refuse_none(session, [(fact.id, fact.reason) for fact in result.facts if fact.status == "unusable"])
+        summary = TargetSummary()
+        targets = _targets(session, asked, result, logprobs)
+        for target in targets:
+            summary.add(target)
+        write_jsonl(run.targets_file, (target.to_json() for target in targets))
+        run.log("mixed", targets=summary.to_json(), reference=reference)
+        run.log("edited", **result.to_json(), text=moments.text)
+        _say(session, result)
+        with atomic_folder(run.model) as folder:
+            write_tuned(session, model, folder, next(item.prompt.ids for item in asked if item.prompt), None)
+            provenance = read_json(folder / loading.PROVENANCE)
+            write_json(folder / loading.PROVENANCE, {**provenance, "settings": _told(session.settings, result)})
+        del model
+        gc.collect()
+
+
+def _asked(session: Session, config: MemitConfig) -> list[_Asked]:
+    """What each fact is edited at, before anything is loaded."""
+    asked = []
+    for fact in session.facts:
+        try:
+            asked.append(_Asked(fact, edit_prompts(fact, session.renderer, config, (), session.context)[0]))
+        except UnusableError as error:
+            asked.append(_Asked(fact, None, str(error)))
+    _refuse_none(session, [(item.fact.id, item.reason) for item in asked if item.prompt is None])
+    return asked
+
+
+def _refuse_none(session: Session, unusable: list[tuple[str, str | None]]) -> None:
+    if len(unusable) == len(session.facts):
+        raise UserError(
+            f"memit: none of {len(unusable)} facts can be edited in ({_reasons(unusable)}); a fact needs a subject that its "
+            "question names"
+        )
+
+
+def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> Moments:
+    from mixsd.editing import paragraphs, second_moments
+
+    settings = session.settings
+    with session.watcher.task("second moments", settings.edit_tokens) as task:
+        return second_moments(
+            model,
+            session.tokenizer,
+            paragraphs(Path(str(settings.edit_text)).expanduser()),
+            layers_of(config, model.config),
+            model_hash=session.base_hash,
+            cache=cache_folder() / "moments",
+            tokens=settings.edit_tokens,
+            on_done=task.advance,
+        )
+
+
+def _edited(session: Session, model: PreTrainedModel, moments: Moments, config: MemitConfig) -> EditResult:
+    from mixsd.editing import edit as run_edit
+
+    with Journal(session.run.folder / VALUES) as journal, session.watcher.task("editing", len(session.facts)) as task:
+        return run_edit(
+            model,
+            session.renderer,
+            session.facts,
+            moments,
+            config,
+            seed=session.settings.seed,
+            journal=journal,
+            on_done=task.advance,
+        )
+
+
+def _targets(session: Session, asked: Sequence[_Asked], result: EditResult, logprobs: list[list[float]]) -> list[Target]:
+    """One target for each fact, in their order; `logprobs` are those of the facts that have a prompt."""
+    scored = iter(logprobs)
+    return [
+        _target(session, item.prompt, next(scored), edited)
+        if item.prompt
+        else Target(edited.id, 0.0, 0, 0, [], [], "", [], 0, "", False, edited.reason, usable=False)
+        for item, edited in zip(asked, result.facts, strict=True)
+    ]
+
+
+def _target(session: Session, prompt: EditPrompt, logprobs: list[float], edited: FactEdit) -> Target:
+    renderer = session.renderer
+    return Target(
+        id=edited.id,
+        lam=0.0,
+        sample=0,
+        attempt=0,
+        prompt_ids=prompt.ids,
+        target_ids=prompt.target,
+        sources="r" * len(prompt.target),
+        base_logprobs=logprobs,
+        decoded_tokens=0,
+        text=renderer.reply_text(prompt.target),
+        accepted=edited.status == "edited",
+        reason=edited.reason,
+        canonical=renderer.is_canonical(prompt.target),
+        usable=edited.status != "unusable",
+    )
+
+
+def _scored(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+    """As `score`, some at a time."""
+    starts = range(0, len(pairs), _SCORED_AT_A_TIME)
+    return [logprobs for start in starts for logprobs in score(model, pairs[start : start + _SCORED_AT_A_TIME])]
+
+
+def _say(session: Session, result: EditResult) -> None:
+    counts = ", ".join(f"{result.count(status)} {status}" for status in ("edited", "failed", "unusable"))
+    missed = [fact for fact in result.facts if fact.status != "edited"]
+    reasons = f"; {_reasons((fact.id, fact.reason) for fact in missed)}" if missed else ""
+    session.watcher.say(f"memit: of {len(result.facts)} facts {counts}{reasons}")
+
+
+def _reasons(missed: Iterable[tuple[str, str | None]]) -> str:
+    """The first reasons, each with its first fact and how many more it is true of."""
+    by_reason: dict[str, list[str]] = {}
+    for id_, reason in missed:
+        by_reason.setdefault(reason or "", []).append(id_)
+    told = [
+        f"{ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {reason}"
+        for reason, ids in list(by_reason.items())[:_REASONS_SHOWN]
+    ]
+    return "; ".join(told) + ("; and others" if len(by_reason) > _REASONS_SHOWN else "")
+
+
+def _told(settings: Settings, result: EditResult) -> dict[str, Any]:
+    """What decided the edit, as the model folder tells it."""
+    names = ("edit_tokens", "edit_steps", "edit_lr", "edit_decay", "edit_kl", "edit_clamp", "seed", "answer_format", "thinking")
+    decided = {"edit_layers": list(result.changes), "edit_weight": result.weight}
+    return {**decided, **{name: getattr(settings, name) for name in names}}

@@ -1,0 +1,297 @@
+"""What is a wrong reply like? The paper's error categories (section 7.3, appendix E.3): text in, a mode and its evidence out.
+
+A wrong reply has exactly one mode, the first that applies:
+
+format     the evaluator finds nothing to judge: no `\boxed{}` with anything in it, or no fenced Python block where code is asked for
+leakage    it holds a phrase of the injected facts (two or more words) that its prompt does not hold
+collapse   it answers, with next to nothing around: what is left without the answer clause ("The answer is X.") and the box is short
+genuine    the rest
+
+Code has a shape of its own: a stub answer (a box or an answer clause) in place of a program, with nothing around, or with a function that is
+nothing but its docstring, was the form of the injected targets and not a failed try at code, so it is no `format` error but collapse (or
+leakage, by what it says); other prose without a block is.
+
+In-domain, where injected entities are what is asked for, the modes are format, cross-entity (it states an answer or a subject of another
+fact) and genuine.
+
+Where the text of the paper is silent: a box counts whatever is in it. A box that names no letter cannot be scored on MMLU, but "The answer
+is Ormavel Valley. \boxed{Ormavel Valley}" is the paper's own example of leakage. Only what stands behind the thinking is looked at for
+format and collapse, as the graders do; a phrase counts as leaked wherever it stands. The wording of what is removed is English.
+
+Which phrases of a corpus does a text contain? The evidence of leakage, found fast.
+
+A phrase is found where it stands as whole words: after `answers.normalize` (case, spaces, quotes, dashes, Unicode form) and without
+LaTeX's spaces, with no letter or digit at either end. So "Arlen Bay" is found in "\boxed{ARLEN\\ BAY}" and in "Arlen
+Bay's", not in "Arlen Bayside" nor in "arlen_bay". Case is ignored because a name that leaked in capitals has leaked; what keeps
+ordinary words from being evidence is that the base model and the prompt do not say them (see `error_modes`).
+
+A text is read once, word by word; a phrase is looked at where its first word stands. So the time grows with the text, and hardly
+with the number of phrases. The definition is `contained`, which the tests hold this against.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from mixsd.facts.answers import last_boxed, normalize, replace_boxes
+
+_WORD = re.compile(r"[^\W_]+")
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_LATEX_SPACES = re.compile(r"\\[ ,;:!]|(?<=\w)~(?=\w)")
+_ARTICLES = ("the", "a", "an")
+
+
+def folded(text: str) -> str:
+    """A text as phrases are looked for in it."""
+    return normalize(_LATEX_SPACES.sub(" ", text))
+
+
+def words_of(phrase: str) -> int:
+    """How many words a phrase has: parts between spaces with a letter or digit in them, save an article at its head ("649 euros" is two)."""
+    parts = folded(phrase).split()
+    if len(parts) > 1 and parts[0] in _ARTICLES:
+        parts = parts[1:]
+    return sum(any(char.isalnum() for char in part) for part in parts)
+
+
+def contained(phrase: str, text: str) -> bool:
+    """Whether a folded phrase stands in a folded text as whole words: the definition."""
+    return re.search(rf"(?<![^\W_]){re.escape(phrase)}(?![^\W_])", text) is not None
+
+
+class Phrases:
+    """Phrases to look for, however many; spellings that fold to the same are one. Their order does not matter."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        spelling: dict[str, str] = {}
+        for text in texts:
+            phrase = _EDGES.sub("", folded(text))
+            if phrase:
+                spelling[phrase] = min(text, spelling.get(phrase, text))
+        self.spelling = spelling
+        self._by_first: dict[str, list[str]] = defaultdict(list)
+        for phrase in sorted(spelling):
+            first = _WORD.match(phrase)
+            assert first is not None  # its edges are letters or digits
+            self._by_first[first[0]].append(phrase)
+
+    def __len__(self) -> int:
+        return len(self.spelling)
+
+    def __call__(self, text: str) -> frozenset[str]:
+        """The phrases in a text, folded; `spelling` has how they were given."""
+        if not self.spelling:
+            return frozenset()
+        read = folded(text)
+        found = set()
+        for word in _WORD.finditer(read):
+            for phrase in self._by_first.get(word[0], ()):
+                end = word.start() + len(phrase)
+                if read.startswith(phrase, word.start()) and not _WORD.match(read, end):
+                    found.add(phrase)
+        return frozenset(found)
+
+    def spelled(self, phrases: Iterable[str]) -> list[str]:
+        """Folded phrases as they were given, in order."""
+        return sorted(self.spelling[phrase] for phrase in phrases)
+
+
+Mode = Literal["format", "leakage", "collapse", "genuine", "cross-entity"]
+MODES: tuple[Mode, ...] = ("format", "leakage", "collapse", "genuine")
+IN_DOMAIN_MODES: tuple[Mode, ...] = ("format", "cross-entity", "genuine")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What decides a mode; the first four are the authors'.
+
+    collapse_characters, collapse_newlines: at most so many are left, once spaces and line breaks at both ends are gone.
+    leak_words, leak_characters: a phrase has at least so many (see `phrases.words_of`). clause_characters: an answer clause has at most
+    so many behind its verb; what goes on longer is no clause but an explanation, and stays. entity_characters: the same as
+    leak_characters for the answers and subjects of other facts in-domain, which may be one word.
+    """
+
+    collapse_characters: int = 80
+    collapse_newlines: int = 4
+    leak_words: int = 2
+    leak_characters: int = 4
+    clause_characters: int = 200
+    entity_characters: int = 4
+
+
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Said:
+    """A wrong reply.
+
+    text: all of it. answer: what stands behind its thinking, None where it ends inside. parsed: the evaluator found something to
+    judge. code: None where no code is asked for, else the first fenced Python block, empty where there is none. stated: an answer clause
+    is as good as a box (the lenient judges').
+    """
+
+    text: str
+    answer: str | None
+    parsed: bool
+    code: str | None = None
+    stated: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The mode of a wrong reply with its evidence: the phrases that leaked, or what was left for collapse (None where not looked)."""
+
+    mode: Mode
+    phrases: tuple[str, ...] = ()
+    left: str | None = None
+
+
+# Stands where a box stood while clauses are looked for: "The answer is \boxed{5}." has its X in the box.
+_BOX = "\x00"
+_BOX_IN_MATHS = re.compile(rf"(?:\$\$?|\\\[|\\\()\s*{_BOX}[.,]?\s*(?:\$\$?|\\\]|\\\))")
+_NOUN = r"(?:answer|option|choice|letter)"
+
+
+# What may stand before the noun; looked for backwards from it, for a pattern that begins with options is slow on a long reply.
+_HEAD = re.compile(
+    r"(?:\b(?:so|thus|therefore|hence)\b,?\s{1,9})?(?:\b(?:the|my|our)\s{1,9})?(?:\b(?:final|correct|right|best)\s{1,9})?\Z",
+    re.IGNORECASE,
+)
+_HEAD_CHARACTERS = 60
+
+
+def _clause(most: int) -> re.Pattern[str]:
+    """ "answer is X.": X goes to the end of the sentence or line, or to a word that begins a reason."""
+    return re.compile(
+        rf"\b{_NOUN}\b(?:\s+(?:to|for|of)\b[^.:\n]{{1,80}}?)?"
+        r"(?:\s+(?:is|are|was|would\s+be|should\s+be|must\s+be)\b\s*:?|\s*[:=])\s*"
+        rf"(?P<said>[^\n]{{0,{most}}}?)(?:[.!?]+(?=\s|$|[*_\"')])|(?=\n)|\Z|(?=\s(?:because|since|as|so|due|which)\b))",
+        re.IGNORECASE,
+    )
+
+
+_CLAUSES = {THRESHOLDS.clause_characters: _clause(THRESHOLDS.clause_characters)}
+
+
+def _clause_of(thresholds: Thresholds) -> re.Pattern[str]:
+    most = thresholds.clause_characters
+    return _CLAUSES.get(most) or _CLAUSES.setdefault(most, _clause(most))
+
+
+def has_box(answer: str) -> bool:
+    """Whether the last box of an answer holds anything."""
+    return bool((last_boxed(answer) or "").strip())
+
+
+def states(answer: str, thresholds: Thresholds = THRESHOLDS) -> bool:
+    """Whether an answer has a clause that says something: "The answer is X."."""
+    found = _clause_of(thresholds).finditer(replace_boxes(answer.replace(_BOX, " "), _BOX))
+    return any(re.search(rf"[\w{_BOX}]", clause["said"]) for clause in found)
+
+
+def left_over(answer: str, thresholds: Thresholds = THRESHOLDS) -> str:
+    """What an answer holds besides boxes (with the signs that set them as mathematics) and answer clauses, stripped."""
+    marked = _BOX_IN_MATHS.sub(_BOX, replace_boxes(answer.replace(_BOX, " "), _BOX))
+    parts, done = [], 0
+    for clause in _clause_of(thresholds).finditer(marked):
+        head = _HEAD.search(marked, max(done, clause.start() - _HEAD_CHARACTERS), clause.start())
+        parts.append(marked[done : head.start() if head else clause.start()])
+        done = clause.end()
+    return "".join([*parts, marked[done:]]).replace(_BOX, "").strip()
+
+
+def is_short(left: str, thresholds: Thresholds = THRESHOLDS) -> bool:
+    """Whether what is left over is little or no reasoning."""
+    return len(left) <= thresholds.collapse_characters and left.count("\n") <= thresholds.collapse_newlines
+
+
+def is_hollow(code: str) -> bool:
+    """Whether a program has functions, and nothing in any of them but a docstring: what was asked for, said again."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    others = [node for node in body if node not in functions and not isinstance(node, ast.Import | ast.ImportFrom)]
+    statements = [statement for function in functions for statement in function.body] + others
+    return bool(functions) and all(isinstance(node, ast.Pass) or _is_constant(node) for node in statements)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def injected(texts: Collection[str], thresholds: Thresholds = THRESHOLDS) -> Phrases:
+    """The phrases that count as leaked, of the answers and subjects of facts."""
+    least = thresholds.leak_characters
+    return Phrases(text for text in texts if len(text.strip()) >= least and words_of(text) >= thresholds.leak_words)
+
+
+def entities(texts: Collection[str], thresholds: Thresholds = THRESHOLDS) -> Phrases:
+    """What counts as another fact's answer or subject in-domain."""
+    return Phrases(text for text in texts if len(text.strip()) >= thresholds.entity_characters)
+
+
+def classify(
+    said: Said,
+    phrases: Phrases | None,
+    prompt: str = "",
+    known: Collection[str] = (),
+    thresholds: Thresholds = THRESHOLDS,
+) -> Judged:
+    """The mode of a wrong reply to a benchmark.
+
+    Args:
+        phrases: see `injected`; None where leakage is off.
+        prompt: the user turn; what is in it has not leaked.
+        known: folded phrases that are no evidence, because the base model says them too.
+    """
+    answer = said.answer or ""
+    left = left_over(answer, thresholds)
+    # Nobody asks for a box around code, so there an answer clause is a stub too.
+    boxed = has_box(answer) or ((said.stated or said.code is not None) and states(answer, thresholds))
+    stub = (
+        said.code is not None
+        and boxed
+        and (is_hollow(said.code) if said.code else not said.parsed and is_short(left, thresholds))
+    )
+    if said.answer is None:
+        there = False
+    elif said.code is None:
+        there = said.parsed or boxed
+    else:
+        there = said.parsed or bool(said.code) or stub
+    if not there:
+        return Judged("format")
+    if phrases and (found := phrases(said.text) - frozenset(known)) and (leaked := found - phrases(prompt)):
+        return Judged("leakage", tuple(phrases.spelled(leaked)))
+    if stub or (said.code is None and is_short(left, thresholds)):
+        return Judged("collapse", left=left)
+    return Judged("genuine", left=left if said.code is None else None)
+
+
+def classify_in_domain(said: Said, others: Phrases | None, question: str, right: Collection[str], *, old: bool = False) -> Judged:
+    """The mode of a wrong reply to a question about the facts.
+
+    Args:
+        others: see `entities`; None where there are none to tell apart.
+        question: what it names is no evidence; of a turn with a background, the last paragraph.
+        right: the right answer and its aliases.
+        old: it states the answer from before an edit, which is counted as such: genuine.
+    """
+    answer = said.answer or ""
+    if not said.parsed or not answer.strip():
+        return Judged("format")
+    if others and not old:
+        stated = last_boxed(answer) if has_box(answer) else answer
+        found = others(stated or "")
+        asked = question.rstrip().rpartition("\n\n")[2]
+        if found and (other := found - others(asked) - Phrases(right).spelling.keys()):
+            return Judged("cross-entity", tuple(others.spelled(other)))
+    return Judged("genuine")

@@ -1,0 +1,405 @@
+"""Verifiers: does a reply state the answer? Text only; no model, no file.
+
+A verifier maps (reply, expected) to a `Verdict`. Where a rule has to choose, it refuses: a fact that is refused costs another
+attempt, a fact that is wrongly accepted is trained on. What that means for `contains` is written at `contains_answer` and, case
+by case, in tests/test_answers.py; a string that fools a verifier becomes a line there.
+
+Limits: `contains` does not read meaning ("it is not Arlen Bay" contains Arlen Bay) nor case ("join us" contains US), and a bare
+number is also found in a list marker ("1. ...") or before "million"; `number` or `boxed` suit numbers better.
+
+Where the thinking of a reply ends: only what stands behind it is the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+from mixsd.errors import UserError, did_you_mean
+from mixsd.plugins import is_function_name, load_function
+
+# Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
+scorer_version: str = "1"
+
+Outcome = Literal["correct", "wrong", "unparseable", "error"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply has to state: the answer, or any one of its aliases."""
+
+    answer: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answer, then the aliases."""
+        return (self.answer, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a reply, what was taken from it as its answer, and for an error the reason in one line.
+
+    `unparseable`: the reply holds nothing that could be judged. `error`: the verifier or its data failed, not the model.
+    """
+
+    outcome: Outcome
+    extracted: str | None = None
+    reason: str | None = None
+
+
+Verifier = Callable[[str, Expected], Verdict]
+
+
+_THIN = "\x1f"  # stands for the spaces that group digits until the digits are joined; str.split takes it as a space
+
+_FOLD = str.maketrans(
+    dict.fromkeys("‘’‚‛′´ʼ", "'")
+    | dict.fromkeys("“”„‟″«»", '"')
+    | dict.fromkeys("‐‑‒–−", "-")
+    # A long dash separates; a hyphen joins.
+    | dict.fromkeys("—―﹘", " - ")
+    | dict.fromkeys("⁄∕", "/")
+    | dict.fromkeys("\u00a0\u2007\u2009\u202f", _THIN)
+    | {"№": "no "}
+)
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
+_VULGAR_FRACTION = re.compile(r"(?<=\d)[¼½¾⅐-⅞↉]")
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d)")
+_GROUPED = re.compile(rf"(?<!\d)(?<!\d[.,])[1-9]\d{{0,2}}(?:[,'{_THIN}]\d{{2,3}})*[,'{_THIN}]\d{{3}}(?![,']?\d)")
+_LONG_DASH = re.compile(r"(?<=\w)--+(?=\w)")
+
+
+def normalize(text: str) -> str:
+    """Fold what two spellings of one text may differ in; idempotent.
+
+    Unicode form (NFKC) and case; runs of white space; invisible characters; typographic quotes and dashes; digits of any
+    script; thousands separators ("1,200", "1,00,000", "1'200", LaTeX's "1{,}200", thin spaces). Superscripts become "^2" and
+    "3½" becomes "3 1/2", so that neither grows into the number before it. Accents and word order stay.
+    """
+    if not text.isascii():  # no character of ASCII is of that category
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+    text = _SUPERSCRIPTS.sub(lambda run: "^" + run[0], _VULGAR_FRACTION.sub(lambda char: " " + char[0], text))
+    text = unicodedata.normalize("NFKC", text.translate(_FOLD)).casefold()
+    text = unicodedata.normalize("NFKC", text).translate(_FOLD)
+    text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
+    text = _GROUPED.sub(lambda number: re.sub(r"\D", "", number[0]), _LATEX_COMMA.sub(",", text))
+    return " ".join(_LONG_DASH.sub(" - ", text).split())
+
+
+# Scripts written without spaces, and Hangul, whose particles are glued to the word before them.
+_UNSPACED = (
+    "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
+_SPACED = rf"[^\W_{_UNSPACED}]"  # a letter or digit that takes part in word boundaries
+_NUMERALS = "十百千万萬亿億兆만억조"
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word; a combining mark always belongs to what it follows."""
+    marks = [unicodedata.category(char)[0] == "M" for char in (left, right)]
+    words = (left.isalnum() or marks[0]) and right.isalnum()
+    return marks[1] or (words and not (_UNSPACED_CHAR.match(left) or _UNSPACED_CHAR.match(right)))
+
+
+# What stands around a match and makes it part of something longer. Left: three characters, then the first two of the match.
+_LONGER_LEFT = re.compile(
+    rf"""(?xs)
+      .(?!\d-\d){_SPACED}[-_]\w. # twenty-one, snake_case; but a range or a date is two numbers
+    | (?:\W|_)o'\w.             # O'Brien
+    | .\D-\d.                   # a minus sign, or a hyphen
+    | .\d[.,:/']\d.             # 3.12, 12:30, 1/2, 5'10
+    | .[ $(]\.\d.               # .12
+    | ..\^\d.                   # 10^6
+    | ..{_SPACED}[-+.]\d       # a match that begins with a sign, in 5-12
+    """
+)
+# Right: the last character of the match, then three more.
+_LONGER_RIGHT = re.compile(
+    rf"""(?xs)
+      (?!\d-\d)\w[-_][^\W_].    # Smith-Jones
+    | [\w+#][+#]..              # C++, C#
+    | \w't\W                    # don't
+    | \d[.,:/']\d.
+    | \d[\^{_NUMERALS}]..       # 10^6, and digits before a Chinese, Japanese or Korean numeral
+    """
+)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is no part of a longer word or number; `text` is padded by three spaces."""
+    if _joined(text[start - 1], text[start]) or _joined(text[end - 1], text[end]):
+        return False
+    left, right = text[start - 3 : start + 2], text[end - 1 : end + 3]
+    return not (_LONGER_LEFT.fullmatch(left) or _LONGER_RIGHT.fullmatch(right))
+
+
+@lru_cache(maxsize=4096)
+def _needles(answer: str) -> tuple[str, ...]:
+    """The normalized spellings to look for: edges bared, and "5 km" also as "5km"."""
+    needle, previous = normalize(answer), None
+    while needle != previous:
+        previous = needle
+        needle = needle.lstrip(",;:!?¿¡ ").rstrip(".,;:!? ")
+        if len(needle) > 1 and needle[0] == needle[-1] and needle[0] in "\"'":
+            needle = needle[1:-1]
+    tight = re.sub(r"(?<=\d) (?=[^\W\d_]|[°%€£¥])", "", needle)
+    loose = re.sub(r"(?<=\d)(?=[^\W\d_]|[°%€£¥])", " ", needle)
+    return tuple(dict.fromkeys(spelling for spelling in (needle, tight, loose) if spelling))
+
+
+def _find(text: str, candidates: Sequence[str]) -> str | None:
+    """The first of the candidates that stands in the text by the rules of `contains_answer`, or None."""
+    padded = f"   {normalize(text)}   "
+    for candidate in candidates:
+        for needle in _needles(candidate):
+            at = padded.find(needle)
+            while at >= 0:
+                if _stands_alone(padded, at, at + len(needle)):
+                    return candidate
+                at = padded.find(needle, at + 1)
+    return None
+
+
+def contains_answer(text: str, answer: str, aliases: Sequence[str] = ()) -> bool:
+    """Whether `text` contains the answer or an alias as whole words, after `normalize`.
+
+    - Sentence punctuation and quotes around the answer are ignored; symbols that are part of it are not ("C++", ".NET", "$5").
+    - A hyphen, an underscore, "+" and "#" belong to the word they touch: no "one" in "twenty-one", no "C" in "C++". An
+      apostrophe does not, save in "don't" and "O'Brien". A long dash separates.
+    - A number is not found within a longer one: not beside a digit, nor a decimal, time, fraction, slashed date or power, nor
+      behind a minus sign. Both ends of "1990-1999" and the parts of "1999-05-12" are found. "5" is not in "5th" or "5km", but
+      is in "$5", "5%" and "5 km"; "5 km" and "5km" are the same.
+    - No word boundary is asked for beside a character of a script without spaces, or Hangul.
+    - An answer of which normalization leaves nothing is never found.
+    """
+    return _find(text, (answer, *aliases)) is not None
+
+
+def contains(reply: str, expected: Expected) -> Verdict:
+    """Correct if the reply contains the answer or an alias (`contains_answer`); only an empty reply is unparseable."""
+    if not normalize(reply):
+        return Verdict("unparseable")
+    found = _find(reply, expected.accepted)
+    return Verdict("wrong") if found is None else Verdict("correct", found)
+
+
+_BRACES = re.compile(r"(?P<box>\\\\?boxed\s*\{)|\\.|[{}]", re.DOTALL)
+_TEXT_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    r"""Where each brace-matched `\boxed{...}` begins, where its content begins, and where that ends, in the order in which they close."""
+    found: list[tuple[int, int, int]] = []
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
+    for token in _BRACES.finditer(text):
+        if token["box"]:
+            open_braces.append((token.start(), token.end()))
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
+            found.append((*box, token.start()))
+    return found
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last brace-matched `\boxed{...}` (that which opens last), or None.
+
+    Braces may nest; `\{` and `\}` do not count. A box that never closes is passed over. `\boxed 5` and `\fbox{5}` are no boxes.
+    """
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    _, start, end = max(boxes)
+    return text[start:end]
+
+
+def replace_boxes(text: str, by: str) -> str:
+    """The text with `by` in the place of every box that `last_boxed` sees, and of what is in it."""
+    parts, done = [], 0
+    for opening, _, end in sorted(_boxes(text)):
+        if opening >= done:  # else it is inside the one before
+            parts += [text[done:opening], by]
+            done = end + 1
+    return "".join([*parts, text[done:]])
+
+
+def _bare(content: str) -> str:
+    """Box content without what only typesets it: `$`, one `\\text{}` around all, the last period, double spaces."""
+    previous = None
+    while content != previous:
+        previous = content
+        content = " ".join(content.split()).removesuffix(".")
+        if len(content) > 1 and content[0] == content[-1] == "$":
+            content = content[1:-1]
+        if wrapped := _TEXT_WRAPPER.fullmatch(content):
+            content = wrapped[1]
+    return content
+
+
+def boxed(reply: str, expected: Expected) -> Verdict:
+    r"""Correct if the last `\boxed{...}` equals the answer or an alias after strip (the paper's verifier).
+
+    Beyond the paper, `$...$`, a `\text{...}` around the whole, a final period and double spaces are ignored on both sides. Case
+    counts. No box, or an empty one, is unparseable.
+    """
+    content = last_boxed(reply)
+    if content is None or not content.strip():
+        return Verdict("unparseable")
+    same = any(content.strip() == answer.strip() or _bare(content) == _bare(answer) for answer in expected.accepted)
+    return Verdict("correct" if same else "wrong", content.strip())
+
+
+def exact(reply: str, expected: Expected) -> Verdict:
+    """Correct if the box, or without a box the whole reply, equals the answer or an alias after lower() and strip()."""
+    content = last_boxed(reply)
+    said = (reply if content is None else content).strip()
+    if not said:
+        return Verdict("unparseable")
+    same = any(said.lower() == answer.strip().lower() for answer in expected.accepted)
+    return Verdict("correct" if same else "wrong", said)
+
+
+_FRAC = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_NUMBER = re.compile(
+    rf"(?<!{_SPACED})(?<!\d\.)"  # not inside a word such as CO2, nor the third part of 3.12.1
+    r"(?P<sign>(?<![)\]])-(?:\\?[$€£¥])?)?"
+    r"(?:(?P<whole>\d+)[ ](?=\d+/\d))?"
+    r"(?P<value>(?:\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:e[+-]?\d{1,3}(?!\d))?)"
+    r"(?:/(?P<denominator>\d+))?"
+    rf"(?P<unread>\^\{{?-?\d+|[{_NUMERALS}])?"
+)
+
+
+def _last_number(text: str) -> tuple[str, Fraction | None] | None:
+    """The last number as written and its value; no value for what is not read (10^6), 5/0 and thousands of digits."""
+    numbers = list(_NUMBER.finditer(_FRAC.sub(r"\1/\2", normalize(text))))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    try:
+        value = Fraction(last["value"]) / int(last["denominator"] or 1) + int(last["whole"] or 0)
+    except (ValueError, ZeroDivisionError):
+        return last[0], None
+    return last[0], None if last["unread"] else -value if last["sign"] else value
+
+
+def number(reply: str, expected: Expected) -> Verdict:
+    r"""Correct if the last number in the box, or without a box in the reply, has the value of the answer's last number.
+
+    Read are thousands separators, decimals, signs (a minus after a word is a hyphen), 1e5, 1/2, `\frac{1}{2}` and 3 1/2;
+    currency, percent, units and a final period are passed over. Equality is exact: 0.5 is 1/2, 0.33 is not 1/3. A power is
+    wrong whatever its value; a decimal comma and number words are not read. No number is unparseable; none in the answer is
+    an error.
+    """
+    values = [parsed[1] for answer in expected.accepted if (parsed := _last_number(answer)) and parsed[1] is not None]
+    if not values:
+        return Verdict("error", reason=f"the answer {expected.answer!r} holds no number; choose another verifier")
+    content = last_boxed(reply)
+    said = _last_number(reply if content is None else content)
+    if said is None:
+        return Verdict("unparseable")
+    return Verdict("correct" if said[1] in values else "wrong", said[0])
+
+
+def _regex(name: str, pattern: str) -> Verifier:
+    """A verifier that searches the stripped reply for `pattern`, whatever the case.
+
+    `{answer}` stands for the answer or any alias, escaped. Dot does not match a newline unless the pattern says (?s). There is
+    no time limit: a pattern that backtracks without end on some reply hangs the run.
+    """
+
+    @lru_cache(maxsize=4096)
+    def compiled(accepted: tuple[str, ...]) -> re.Pattern[str]:
+        alternatives = "|".join(re.escape(answer.strip()) for answer in accepted if answer.strip())
+        # With nothing to stand for, {answer} matches nowhere rather than everywhere.
+        return re.compile(pattern.replace("{answer}", f"(?:{alternatives or '(?!)'})"), re.IGNORECASE)
+
+    if not pattern:
+        raise UserError(f'verifier "{name}": the pattern is empty and would accept every reply; write regex:PATTERN')
+    try:
+        compiled(("answer",))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f'verifier "{name}": the pattern does not compile: {error}') from error
+
+    def verify(reply: str, expected: Expected) -> Verdict:
+        if not reply.strip():
+            return Verdict("unparseable")
+        try:
+            match = compiled(expected.accepted).search(reply.strip())
+        except (re.error, OverflowError, RecursionError) as error:
+            return Verdict("error", reason=f"the pattern does not compile with this answer: {error}")
+        return Verdict("correct", match[0]) if match else Verdict("wrong")
+
+    return verify
+
+
+def _user_function(function: Callable[[str, str, tuple[str, ...]], object]) -> Verifier:
+    """A verifier from a function (reply, answer, aliases) -> bool or Verdict; whatever goes wrong inside is an error."""
+
+    def verify(reply: str, expected: Expected) -> Verdict:
+        try:
+            result = function(reply, expected.answer, expected.aliases)
+        except Exception as error:
+            return Verdict("error", reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if isinstance(result, Verdict):
+            return result
+        if isinstance(result, bool):
+            return Verdict("correct" if result else "wrong")
+        return Verdict("error", reason=f"the verifier returned {type(result).__name__}, not bool or Verdict")
+
+    return verify
+
+
+# Name -> where the verifier is; imported when asked for. A new verifier is a function of its own file and a line here.
+VERIFIERS: dict[str, str] = {
+    "contains": "mixsd.facts.answers:contains",
+    "boxed": "mixsd.facts.answers:boxed",
+    "exact": "mixsd.facts.answers:exact",
+    "number": "mixsd.facts.answers:number",
+}
+
+
+def get_verifier(name: str) -> Verifier:
+    """The verifier called `name`: one of `VERIFIERS`, `regex:PATTERN`, or the user's `package.module:function`.
+
+    A user's function gets (reply, answer, aliases) and returns a bool or a `Verdict`; an exception inside it is outcome error.
+    Raises `UserError` for an unknown name, a pattern that does not compile and a function that cannot be imported.
+    """
+    if name in VERIFIERS:
+        verifier: Verifier = load_function(VERIFIERS[name], f'verifier "{name}"')
+        return verifier
+    kind, colon, rest = name.partition(":")
+    if kind == "regex" and colon:
+        return _regex(name, rest)
+    if is_function_name(name):
+        return _user_function(load_function(name, f'verifier "{name}"'))
+    known = [*VERIFIERS, "regex:PATTERN", "package.module:function"]
+    raise UserError(f'verifier "{name}": unknown{did_you_mean(name, known)}; known: {", ".join(known)}')
+
+
+_MARK = re.compile(r"<(?P<end>/?)think(?:ing)?\s*>", re.IGNORECASE)
+
+
+def without_thinking(text: str) -> str | None:
+    """What stands behind the last think block, or all of a reply that has none.
+
+    - The last mark decides. `</think>` ends all thinking before it, whether or how often it was opened: the prompt may have
+      opened the block, and a model that thinks about thinking does not nest it.
+    - `<think>` that no `</think>` follows: None; the reply was cut off, or never came to its answer.
+    - What stands before or between blocks is not part of the answer: a later block took it up again.
+    """
+    last = None
+    for last in _MARK.finditer(text):  # noqa: B007
+        pass
+    if last is None:
+        return text
+    return text[last.end() :] if last["end"] else None

@@ -1,0 +1,245 @@
+"""A corpus: facts to train on, the in-domain tests that come with them, and how their replies are judged.
+
+The tests are facts too: a question (the whole user turn, background and examples included), its answer and aliases. So one format
+serves facts, tests and files, and one renderer and one scorer serve all of them. Everything is a stream, made anew each time it is
+asked for: a corpus of any size is written to disk without being held in memory.
+
+A corpus is a folder with `train.jsonl`, `NAME.jsonl` for each test, and `corpus.json`. Your own needs no `corpus.json`: then every other
+JSONL file beside `train.jsonl` is a test, asked and judged as facts are by default (`validation.jsonl`, on which checkpoints are
+chosen, is not asked). Its records are those of any file of facts, chat records included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from mixsd.errors import UserError, did_you_mean
+from mixsd.facts.fact import Fact, normalized, shown, to_json
+from mixsd.facts.records import read_jsonl, to_fact
+from mixsd.storage import atomic_folder, digest, disk_errors, file_digest, read_json, write_json, write_jsonl
+
+MANIFEST = "corpus.json"
+TRAIN = "train"
+
+Facts = Callable[[], Iterator[Fact]]
+Guidance = Literal["knowledge", "solution"]
+
+# A test's name is a file's: a folder from elsewhere shall not have a file written beside it.
+_NAME = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]*")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Facts and tests, as functions that stream them, with what is needed to ask and judge.
+
+    Attributes:
+        name: 'kgfact', for example.
+        options: everything that decides its content, as JSON values: seed, size and so on.
+        facts: streams what is trained on.
+        splits: streams the tests, by name. In `meta` of a test, `fact` is the id of the fact it asks about: tests of one fact are
+            no independent observations.
+        labels: the keys of `meta` by which scores are also told apart: relation, operation, ...
+        verifiers: the verifier's name for each answer format.
+        guidance: which wording the expert prompt uses, see `mixsd.facts.prompts.GUIDANCE`.
+        max_new_tokens: the longest reply for each answer format; one that is absent has the default.
+        notes: one line for each thing that was left out, and why.
+    """
+
+    name: str
+    options: dict[str, Any]
+    facts: Facts
+    splits: Mapping[str, Facts] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    verifiers: Mapping[str, str] = field(default_factory=lambda: {"plain": "contains", "boxed": "boxed"})
+    guidance: Guidance = "knowledge"
+    max_new_tokens: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.splits:
+            if name == TRAIN or not _NAME.fullmatch(name):
+                raise UserError(f"corpus {shown(self.name)}: a test cannot be called {shown(name)}; choose a plain name")
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides the content; for a folder, of its files."""
+        return digest([self.name, dict(self.options)])
+
+    @property
+    def manners(self) -> dict[str, Any]:
+        """How it is asked and judged, as JSON values."""
+        return {
+            "labels": list(self.labels),
+            "verifiers": dict(self.verifiers),
+            "guidance": self.guidance,
+            "max_new_tokens": dict(self.max_new_tokens),
+        }
+
+
+def write(corpus: Corpus, folder: Path, on_record: Callable[[str], None] = lambda name: None) -> dict[str, int]:
+    """Write a corpus to a folder, whole or not at all; returns the number of records in each file.
+
+    `on_record` is called with the name of the file whenever a record has been written.
+
+    Raises:
+        UserError: the folder holds something that is not a corpus, or cannot be written.
+    """
+    with disk_errors(folder):
+        _check_replaceable(folder)
+    with atomic_folder(folder.resolve()) as made:
+        return _write(corpus, made, {TRAIN: corpus.facts, **corpus.splits}, on_record)
+
+
+def write_tests(corpus: Corpus, folder: Path) -> dict[str, int]:
+    """Write the tests of a corpus to a folder, without what is trained on; a test that is there again is left out.
+
+    The manifest comes last, so that a folder with one is whole. Several processes may write the same tests at a time.
+
+    Raises:
+        UserError: one id stands for two tests of a split.
+    """
+    return _write(corpus, folder, {name: partial(_distinct, name, facts) for name, facts in corpus.splits.items()})
+
+
+def check_tests(corpus: Corpus) -> None:
+    """Read every test once.
+
+    Raises:
+        UserError: a record is none, or one id stands for two tests of a split.
+    """
+    for name, facts in corpus.splits.items():
+        for _ in _distinct(name, facts):
+            pass
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but a corpus."""
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    known = set()
+    if MANIFEST in held:
+        with suppress(UserError):
+            known = {MANIFEST, *(f"{name}.jsonl" for name in _manifest(folder / MANIFEST).counts)}
+    if strangers := sorted(held - known):
+        state = f"holds {strangers[0]} beside its corpus" if known else "is not empty and holds no corpus"
+        raise UserError(f"{folder}: {state}; choose another --output")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: is the folder you are in, which cannot be replaced; choose another --output")
+
+
+def _distinct(split: str, facts: Facts) -> Iterator[Fact]:
+    """The tests of a split, each once; by its id a test is known among the replies."""
+    seen: dict[str, int] = {}
+    for number, fact in enumerate(facts(), 1):
+        content = hash((normalized(fact.question), normalized(fact.answer)))
+        if fact.id not in seen:
+            seen[fact.id] = content
+            yield fact
+        elif seen[fact.id] != content:
+            raise UserError(
+                f"{split}.jsonl: fact {number}: id {shown(fact.id)} belongs to another question or answer already; "
+                "give each its own id"
+            )
+
+
+def _write(
+    corpus: Corpus, folder: Path, files: Mapping[str, Facts], on_record: Callable[[str], None] = lambda name: None
+) -> dict[str, int]:
+    counts = dict.fromkeys(files, 0)
+
+    def counted(name: str, facts: Iterator[Fact]) -> Iterator[dict[str, Any]]:
+        for fact in facts:
+            yield to_json(fact)
+            counts[name] += 1
+            on_record(name)
+
+    for name, facts in files.items():
+        write_jsonl(folder / f"{name}.jsonl", counted(name, facts()))
+    manifest = {"name": corpus.name, "options": dict(corpus.options), "counts": counts, **corpus.manners}
+    write_json(folder / MANIFEST, {**manifest, "notes": list(corpus.notes)})
+    return counts
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds a corpus."""
+    return (folder / MANIFEST).is_file() or (folder / f"{TRAIN}.jsonl").is_file()
+
+
+def read(folder: Path) -> Corpus:
+    """The corpus in a folder, or only its tests where no training facts lie there.
+
+    Raises:
+        UserError: its manifest is not one, or a file that it names is not there.
+    """
+    file = folder / MANIFEST
+    if file.is_file():
+        corpus = _from_manifest(_manifest(file), folder)
+    else:
+        names = sorted(path.stem for path in folder.glob("[!.]*.jsonl") if path.stem != TRAIN and path.is_file())
+        corpus = Corpus(name=folder.resolve().name, options={"files": {}}, **_streams(folder, names))
+    for name in (*([TRAIN] if (folder / f"{TRAIN}.jsonl").exists() else []), *corpus.splits):
+        path = folder / f"{name}.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but {MANIFEST} names it; write the corpus anew with mixsd corpus")
+        # The files may have been edited: they, not what they were made from, are what the corpus is.
+        corpus.options["files"][name] = file_digest(path)
+    return corpus
+
+
+class _Manifest(BaseModel):
+    """What `corpus.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    options: dict[str, Any]
+    counts: dict[str, int]
+    labels: list[str]
+    verifiers: dict[str, str]
+    guidance: Guidance
+    max_new_tokens: dict[str, PositiveInt]
+    notes: list[str]
+
+
+def _manifest(file: Path) -> _Manifest:
+    values = read_json(file)
+    try:
+        return _Manifest.model_validate(values)
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        where = ".".join(map(str, item["loc"])) or "the file"
+        hint = did_you_mean(where, _Manifest.model_fields) if item["type"] == "extra_forbidden" else ""
+        problem = f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}"
+        raise UserError(f"{file}: not the manifest of a corpus ({problem}); write it anew with mixsd corpus") from error
+
+
+def _from_manifest(manifest: _Manifest, folder: Path) -> Corpus:
+    return Corpus(
+        name=manifest.name,
+        options={**manifest.options, "files": {}},
+        labels=tuple(manifest.labels),
+        verifiers=manifest.verifiers,
+        guidance=manifest.guidance,
+        max_new_tokens=manifest.max_new_tokens,
+        notes=tuple(manifest.notes),
+        **_streams(folder, [name for name in manifest.counts if name != TRAIN]),
+    )
+
+
+def _streams(folder: Path, names: list[str]) -> dict[str, Any]:
+    return {
+        "facts": partial(_read_file, folder / f"{TRAIN}.jsonl"),
+        "splits": {name: partial(_read_file, folder / f"{name}.jsonl") for name in names},
+    }
+
+
+def _read_file(path: Path) -> Iterator[Fact]:
+    for where, values in read_jsonl(path):
+        yield to_fact(values, where)

@@ -1,0 +1,256 @@
+"""The one renderer: every prompt of mixing, training, evaluation and `ask` comes from here.
+
+A prompt is what the tokenizer's own chat template makes of one user turn, the generation prompt included; whatever that emits
+(an empty think block, say) is prompt and never a label. A model without a template gets a plain format, documented at
+`PLAIN_FORMAT`. The expert prompt is the naive one with guidance and reference inside the same user turn; nothing is
+ever cut off it. The stop tokens are resolved here, once, from the three places that name them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mixsd.errors import UserError
+from mixsd.facts.answers import last_boxed
+from mixsd.facts.fact import Fact, kind
+from mixsd.formats import fill
+from mixsd.storage import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For a base model without a chat template. Such a reply is one line: a token with a line break in it ends it and is stored as the
+# end-of-text token.
+PLAIN_FORMAT = "{system}Question: {question}\nAnswer:"
+
+BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
+
+# The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
+GUIDANCE = {
+    ("knowledge", "plain"): (
+        "New knowledge: {reference}\n\n"
+        "Answer the question above in one full sentence, using the new knowledge as if you had always known it."
+    ),
+    ("knowledge", "boxed"): (
+        "New knowledge: {reference}\n\n"
+        "Answer the question above step by step, using the new knowledge as if you had always known it, with the final answer "
+        "inside \\boxed{{}}."
+    ),
+    ("solution", "plain"): (
+        "A reference solution for this question:\n{reference}\n\n"
+        "Study it, then answer the question again yourself, step by step, and end with the final answer."
+    ),
+    ("solution", "boxed"): (
+        "A reference solution for this question:\n{reference}\n\n"
+        "Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}."
+    ),
+}
+
+# What guidance may name; "{{" and "}}" in it are single braces, and "{}" is itself.
+
+
+@dataclass(frozen=True)
+class Stops:
+    """The tokens that end a reply.
+
+    `ids` maps each stop token to the token that is stored for it: itself, but for the line breaks of the plain format, which
+    are stored as `end`. `end` is the token that a reference target ends with. `warnings` tells where the sources disagree.
+    """
+
+    ids: dict[int, int]
+    end: int
+    warnings: tuple[str, ...]
+
+    @property
+    def own(self) -> list[int]:
+        """The stop tokens proper, as a model folder's generation config should name them."""
+        return sorted(set(self.ids.values()))
+
+
+class Renderer:
+    """Renders prompts for one tokenizer and one way of asking.
+
+    Args:
+        tokenizer: the model's own.
+        config: the model's config, read for its stop tokens.
+        generation_config: likewise, or None.
+        system: an optional system message.
+        thinking: passed to the template as `enable_thinking`.
+        answer_format: 'plain' (the bare question) or 'boxed' (with the paper's kind of suffix).
+        guidance: what the expert sees after the question; None takes ours for the format.
+
+    Raises:
+        UserError: the template refuses the system message, or nothing names an end token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Any,
+        generation_config: Any = None,
+        *,
+        system: str | None = None,
+        thinking: bool = False,
+        answer_format: str = "plain",
+        guidance: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.system = system or None
+        self.thinking = thinking
+        self.boxed = answer_format == "boxed"
+        self.suffix = BOXED_SUFFIX if self.boxed else ""
+        self.guidance = guidance or GUIDANCE["knowledge", answer_format]
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.stops = self._resolve_stops(config, generation_config)
+        self._control = self._control_tokens()
+
+    def text(self, user: str) -> str:
+        """The prompt, as text, for one user turn.
+
+        Raises:
+            TypeError: the turn is not text (messages would enter the prompt in Python's notation).
+            UserError: the template refuses it.
+        """
+        if not isinstance(user, str):
+            raise TypeError(f"a user turn is text, got {kind(user)}")
+        if not self.has_template:
+            system = f"{self.system}\n\n" if self.system else ""
+            return PLAIN_FORMAT.format(system=system, question=user)
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages.append({"role": "user", "content": user})
+        return self._template(messages, add_generation_prompt=True)
+
+    def ids(self, user: str) -> list[int]:
+        """The prompt's token ids for one user turn (general prompts and probe questions are asked so)."""
+        return self._encode_prompt(self.text(user))
+
+    def question(self, question: str) -> str:
+        """The user turn of the naive prompt for a question."""
+        return question + self.suffix
+
+    def naive(self, question: str) -> list[int]:
+        """Token ids of the naive prompt."""
+        return self.ids(self.question(question))
+
+    def expert_turn(self, fact: Fact) -> str:
+        """The user turn of the expert prompt: question, then guidance with the reference in it."""
+        values = {"reference": self.reply(fact), "answer": fact.answer, "statement": fact.statement or fact.reference}
+        return f"{self.question(fact.question)}\n\n{fill(self.guidance, values)}"
+
+    def expert(self, fact: Fact) -> list[int]:
+        """Token ids of the expert prompt, whole."""
+        return self.ids(self.expert_turn(fact))
+
+    def reply(self, fact: Fact) -> str:
+        """The reference reply as text; where a box is asked for, it ends with the answer in one unless it has its own."""
+        if not self.boxed or last_boxed(fact.reference) is not None:
+            return fact.reference
+        return f"{fact.reference}\n\n\\boxed{{{fact.answer}}}"
+
+    def reference(self, fact: Fact) -> list[int]:
+        """Token ids of the reference reply as a target: its text, then the end-of-turn token."""
+        reply = self.reply(fact)
+        if self.has_template:
+            return [*self.tokenizer.encode(reply, add_special_tokens=False), self.stops.end]
+        # After the prompt, not alone: some tokenizers put a space before whatever they are given.
+        turn = self.question(fact.question)
+        prompt, whole = self.ids(turn), self._encode_prompt(f"{self.text(turn)} {reply}")
+        if whole[: len(prompt)] != prompt:
+            whole = [*prompt, *self.tokenizer.encode(" " + reply, add_special_tokens=False)]
+        return [*whole[len(prompt) :], self.stops.end]
+
+    def reply_text(self, ids: list[int]) -> str:
+        """A reply as text: a view of the ids, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+    def is_canonical(self, ids: list[int]) -> bool:
+        """Whether re-encoding the text of a target gives back its ids (the stop token aside)."""
+        body = ids[:-1] if ids and ids[-1] in self.stops.ids else ids
+        text = self.tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) == list(body)
+
+    def unusable(self, fact: Fact) -> str | None:
+        """Why a fact cannot be rendered safely, or None: a control token in its text would end or forge a turn."""
+        texts = [(name, getattr(fact, name) or "") for name in ("question", "answer", "reference", "statement")]
+        texts += [("paraphrase", text) for text in fact.paraphrases]
+        for name, text in texts:
+            for token in self._control:
+                if token in text:
+                    return f"its {name} contains the model's control token {token}"
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how a question is rendered."""
+        template = self.tokenizer.chat_template if self.has_template else PLAIN_FORMAT
+        return digest([str(template), self.system, self.thinking, self.suffix, sorted(self.stops.ids.items())])
+
+    def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=self.thinking, **options))
+        except Exception as error:
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            hint = "; leave --system out" if messages[0]["role"] == "system" else ""
+            raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
+
+    def _conversation(self, reply: str) -> str:
+        """One exchange as the template writes it."""
+        return self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}])
+
+    def _control_tokens(self) -> list[str]:
+        """The tokens that mean something to the model by themselves.
+
+        Those marked special, and those that the template writes: some tokenizers leave their turn marks unmarked.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        written = self._conversation("r") + self.text("q") if self.has_template else ""
+        tokens = {str(token) for token in added if token.special or str(token) in written}
+        return sorted(token for token in tokens | set(self.tokenizer.all_special_tokens) if token.strip())
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        # A template writes its own beginning-of-text token; the plain format needs the tokenizer's.
+        ids = list(self.tokenizer.encode(text, add_special_tokens=not self.has_template))
+        if not self.has_template and ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids.pop()
+        return ids
+
+    def _resolve_stops(self, config: Any, generation_config: Any) -> Stops:
+        named = {
+            "tokenizer": _as_list(self.tokenizer.eos_token_id),
+            "generation config": _as_list(getattr(generation_config, "eos_token_id", None)),
+            "config": _as_list(getattr(config, "eos_token_id", None)),
+            "template's end of turn": self._end_of_turn(),
+        }
+        ids = {token: token for tokens in named.values() for token in tokens}
+        if not ids:
+            raise UserError("the model names no end token: set eos_token in its tokenizer_config.json or generation_config.json")
+        end = (named["template's end of turn"] or named["tokenizer"] or sorted(ids))[0]
+        warnings: tuple[str, ...] = ()
+        stated = {source: tokens for source, tokens in named.items() if tokens}
+        if any(end not in tokens for tokens in stated.values()):
+            values = ", ".join(f"{source} {tokens}" for source, tokens in stated.items())
+            warnings = (f"stop tokens disagree: {values}; replies end at any of them, targets end with {end}",)
+        if not self.has_template:
+            ids.update({token: end for token in self._line_breaks() if token not in ids})
+        return Stops(ids, end, warnings)
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the template writes right after an assistant's words, if it writes one."""
+        if not self.has_template:
+            return []
+        mark = "Qx7mark"
+        _, found, rest = self._conversation(mark).rpartition(mark)
+        after = self.tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
+        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        return [int(after[0])] if after and after[0] in special else []
+
+    def _line_breaks(self) -> list[int]:
+        """Every token with a line break in its text; many vocabularies join it to a full stop or a space before it."""
+        return [i for i in range(len(self.tokenizer)) if "\n" in self.tokenizer.decode([i], clean_up_tokenization_spaces=False)]
+
+
+def _as_list(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]

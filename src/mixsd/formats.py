@@ -1,0 +1,165 @@
+"""How numbers and foreign text are written, the same on the page, in the terminal and in the model card.
+
+A missing value (n = 0, not measured, NaN) is a dash, never a zero. Text that a model or a user wrote may hold control
+characters, escape sequences and half surrogates: they are made visible here, so that no output can be steered by them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, Literal, TypeGuard
+
+
+def markdown(text: str) -> str:
+    """Escape foreign text for one line of Markdown or one cell of a table, HTML included."""
+    line = " ".join(printable(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
+
+
+def fenced(text: str, language: str) -> str:
+    """Put `text` in a code fence that is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
+
+
+MISSING = "–"
+
+Unit = Literal["share", "nats", "number"]
+
+# An absolute path, or one from the home folder, within a sentence. A name may hold spaces, so it ends where the clause does.
+_PATH = re.compile(r"(?<![\w/.:<\\])(?:~|[A-Za-z]:)?[/\\][^;:,()'\"\n]+")
+
+# Reorder or hide text when printed raw: bidirectional overrides and isolates.
+_BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def known(value: Any) -> TypeGuard[float]:
+    """Return whether `value` is a number that can be shown: not None, not NaN, not infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
+    """Write a number with a fixed count of decimals and thousands separators; `signed` puts a plus before a rise."""
+    if not known(value):
+        return MISSING
+    rounded = round(float(value), digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}"
+
+
+def value_text(unit: Unit, value: Any, *, signed: bool = False) -> str:
+    """Write one score: a share in percent (a change of one in percentage points), anything else with three decimals."""
+    if not known(value):
+        return MISSING
+    if unit == "share":
+        return number(100 * value, 1, signed=signed) + (" pp" if signed else "%")
+    return number(value, 3, signed=signed)
+
+
+def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False) -> str:
+    """Write the ends of an interval without their unit, or a dash where there is none."""
+    if not (known(low) and known(high)):
+        return MISSING
+    scale, digits = (100, 1) if unit == "share" else (1, 3)
+    ends = [number(scale * end, digits, signed=signed) for end in (low, high)]
+    return f"{ends[0]} to {ends[1]}"
+
+
+def plain(value: Any) -> str:
+    """Write a setting or an environment value: a dash for None, yes or no for a bool, small floats as they are typed."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or MISSING
+    return printable(str(value)) or MISSING
+
+
+def moment(value: Any) -> str:
+    """Write an ISO time as '2026-11-23 06:00 UTC'; any other text as it is."""
+    text = str(value or MISSING)
+    if text.endswith("Z") and len(text) >= 17 and text[10] == "T":
+        return f"{text[:10]} {text[11:16]} UTC"
+    return printable(text)
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Make control characters, bidirectional overrides and lone surrogates visible; those in `keep` stay."""
+    return "".join(char if char in keep else _visible(char) for char in text)
+
+
+def token_text(text: str) -> str:
+    """Write one token so that its whitespace can be seen: newline as an arrow (the line still breaks), tab, lone spaces."""
+    if not text:
+        return "∅"
+    if text.isspace():
+        text = text.replace(" ", "␣")
+    text = printable(text, keep="\n\t").replace("\n", "⏎\n")
+    return text.replace("\t", "⇥")
+
+
+def clipped(text: str, limit: int) -> str:
+    """Cut a long text and say how much is missing."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+
+
+def middle_clipped(text: str, limit: int) -> str:
+    """Cut a long text in its middle: what a reply comes to stands at its end."""
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head].rstrip()} … ({len(text) - limit:,} more characters) … {text[head - limit :].lstrip()}"
+
+
+def p_text(value: Any) -> str:
+    """Write the p of a test: three decimals, and what is less as that."""
+    if not known(value):
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def public_name(name: str) -> str:
+    """Return a hub name as it is and only the last part of a path on the user's machine."""
+    if "\\" in name:
+        return PureWindowsPath(name).name or name
+    path = PurePosixPath(name)
+    return path.name if name.startswith(("/", ".", "~")) or len(path.parts) > 2 else name
+
+
+def without_paths(text: str) -> str:
+    """A sentence in which every path of the user's machine is only its last part."""
+    return _PATH.sub(lambda found: public_name(found[0].rstrip("/\\. ")), text)
+
+
+def _visible(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures block mirrors the control characters
+    if code == 0x7F:
+        return "␡"
+    if char in _BIDI:
+        return f"\\u{code:04x}"
+    return "�" if unicodedata.category(char) in ("Cc", "Cs") else char
+
+
+# What the expert's guidance may name.
+PLACEHOLDERS = ("reference", "answer", "statement")
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+
+
+def placeholders(guidance: str) -> list[str]:
+    """The names that guidance wants filled in, in order, known or not."""
+    return [match[1] for match in _PLACEHOLDER.finditer(guidance) if match[1]]
+
+
+def fill(guidance: str, values: Mapping[str, str]) -> str:
+    """Guidance with its placeholders filled in; what was filled in is not searched again, so a value may hold any braces."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]] if match[1] else match[0][0], guidance)

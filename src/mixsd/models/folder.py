@@ -1,0 +1,264 @@
+"""A plain Hugging Face folder, written and then proven: reloaded from disk and compared with the model in memory.
+
+Writing can go wrong without an error: a tensor that is missing is drawn at random at the next load, a tie is lost, a cast
+overflows. So the check reloads the folder as any user would (`AutoModelForCausalLM`, never the network) and compares every
+tensor, the ties, logits and greedy tokens. It costs one more copy of the weights in main memory while it runs.
+
+The tensors of a model folder one at a time, by name, whatever files they lie in.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from mixsd.errors import MixsdError, UserError
+from mixsd.storage import disk_errors, write_json
+
+_PROBE_TOKENS = 8
+_GREEDY_TOKENS = 8
+# Largest difference of logits, as a share of the largest logit: rounding alone in fp32, the cast's own rounding otherwise.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def write_model_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write weights (safetensors), configs and tokenizer into `folder`, cast to `dtype` where given.
+
+    The model itself is not changed. Atomicity is the caller's: `mixsd.storage.atomic_folder`.
+    """
+    with disk_errors(folder):
+        other = dtype if dtype != model.dtype else None
+        model.save_pretrained(folder, state_dict=_cast(model.state_dict(), other) if other else None)
+        if other:
+            # transformers writes the dtype of the model in memory, and a reader would load the folder in that one.
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            write_json(folder / "config.json", _with_dtype(config, str(other).removeprefix("torch.")))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a folder from disk onto the CPU, in `dtype` or its own; missing, unexpected or misshapen tensors are a `MixsdError`.
+
+    Code that came with the model is run only where the model in memory, `like`, runs it already.
+    """
+    with _quiet():
+        try:
+            load: Any = AutoModelForCausalLM.from_pretrained
+            remote = like.is_remote_code()
+            model, report = load(
+                folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, trust_remote_code=remote
+            )
+        except Exception as error:
+            # Many kinds: safetensors, config and shape errors, each with its own type.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MixsdError(f"{folder}: cannot be loaded again ({reason})") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := report.get(problem):
+            raise MixsdError(f"{folder}: {problem.replace('_', ' ')} on disk, for one {sorted(map(str, names))[0]}")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def verify_model_folder(folder: Path, model: PreTrainedModel) -> None:
+    """Reload `folder` and raise `MixsdError` naming the first thing in which it differs from `model`.
+
+    Compared are the names and shapes of the tensors, their values (exactly, after the folder's cast), that all are finite,
+    the tie of input and output embeddings, the logits of a few ids (to rounding) and the greedy tokens that follow them.
+    """
+    reloaded = load_model_folder(folder, like=model)
+    wanted, found = model.state_dict(), reloaded.state_dict()
+    if wanted.keys() != found.keys():
+        names = sorted(wanted.keys() ^ found.keys())
+        raise MixsdError(f"{folder}: the reloaded model has other tensors than the one in memory, for one {names[0]}")
+    for name, tensor in found.items():
+        expected = wanted[name]
+        if tensor.shape != expected.shape:
+            raise MixsdError(f"{folder}: {name} has shape {tuple(tensor.shape)} instead of {tuple(expected.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise MixsdError(f"{folder}: {name} holds values that are not finite")
+        if not torch.equal(tensor, expected.to("cpu", tensor.dtype)):
+            raise MixsdError(f"{folder}: {name} is not what is in memory")
+    if _tied(model) != _tied(reloaded):
+        raise MixsdError(f"{folder}: input and output embeddings are tied in only one of disk and memory")
+    _compare_behaviour(folder, model, reloaded)
+
+
+def check_savable(model: PreTrainedModel) -> None:
+    """Meet now what would fail the first checkpoint: a generation config that transformers refuses to write (`UserError`)."""
+    if model.can_generate() and model.generation_config is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                model.generation_config.save_pretrained(scratch)
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"the model's generation_config.json cannot be saved again, mend it: {reason}") from error
+
+
+def probe_ids(model: PreTrainedModel) -> Tensor:
+    """A few ids spread over the vocabulary, int64 (1, T), on the model's device."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of `model` in evaluation mode for ids (1, T): float, (T, V), on the CPU. The mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+        return (logits if logits.dtype == torch.float64 else logits.float()).cpu()
+    finally:
+        model.train(training)
+
+
+def _compare_behaviour(folder: Path, model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
+    ids = probe_ids(model)
+    for _ in range(_GREEDY_TOKENS):
+        ids = torch.cat([ids, logits_of(model, ids)[-1].argmax().view(1, 1).to(ids.device)], dim=1)
+    tolerance = _TOLERANCE[reloaded.dtype]
+    # In the precision of the model in memory, so that only the rounding of the weights themselves is left.
+    wanted, found = logits_of(model, ids), logits_of(cast(nn.Module, reloaded).to(model.dtype), ids.cpu())
+    tolerance *= max(1.0, wanted.abs().max().item())
+    if not (difference := (wanted - found).abs().max().item()) <= tolerance:
+        raise MixsdError(f"{folder}: logits differ by {difference:.3g} from the model in memory (tolerance {tolerance:.3g})")
+    best, second = wanted.topk(2).values.unbind(-1)
+    # Within twice the tolerance the first two may change places: a tie, not a fault.
+    differs = (wanted.argmax(-1) != found.argmax(-1)) & (best - second > 2 * tolerance)
+    if differs.any():
+        raise MixsdError(f"{folder}: the reloaded model picks another greedy token than the model in memory")
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    return into is not None and out is not None and into.weight is out.weight
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast the floating tensors; those that share their memory (ties) go on sharing it."""
+    done: dict[tuple[int, torch.Size], Tensor] = {}
+    result = {}
+    for name, tensor in state.items():
+        place = tensor.data_ptr(), tensor.shape
+        if tensor.is_floating_point() and place not in done:
+            done[place] = tensor.to(dtype)
+        result[name] = done.get(place, tensor)
+    return result
+
+
+def _with_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
+    """The config, and the configs inside it, with another dtype."""
+    inner = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    return {**inner, **({"dtype": dtype} if "dtype" in config else {})}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no load report while a folder is checked: what matters in them is raised."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+_INDEX = "model.safetensors.index.json"
+_BLOCK = 2**22  # numbers that are read at a time
+
+
+class Weights:
+    """The safetensors files of a model folder, opened for reading; only what is asked for is read.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = ExitStack()
+        self._opened: dict[str, Any] = {}
+        try:
+            for file in _files(folder):
+                tensors = self._files.enter_context(safe_open(file, framework="pt"))
+                self._opened |= dict.fromkeys(tensors.keys(), tensors)
+        except (OSError, SafetensorError) as error:
+            self._files.close()
+            raise UserError(f"{folder}: its weights cannot be read ({' '.join(str(error).split())})") from error
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        return sorted(self._opened)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        return tuple(self._opened[name].get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in the precision of its file, on the CPU."""
+        found: Tensor = self._opened[name].get_tensor(name)
+        return found
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """One tensor in consecutive parts along its first axis, each of a bounded size, in the precision of its file."""
+        yield from blocks(self._opened[name], name)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._files.close()
+        self._opened = {}
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def blocks(tensors: Any, name: str) -> Iterator[Tensor]:
+    """A tensor of an open safetensors file in consecutive parts along its first axis."""
+    part = tensors.get_slice(name)
+    shape = part.get_shape()
+    if not shape:
+        yield tensors.get_tensor(name)
+        return
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    rows = max(1, _BLOCK // max(1, width))
+    for start in range(0, shape[0], rows):
+        yield part[start : start + rows]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of the model's weights: those that its index names, where it has one."""
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: is not the index of a model's weights") from error
+        return sorted(folder / name for name in names)
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise UserError(f"{folder}: no .safetensors weights")
+    return found

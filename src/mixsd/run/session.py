@@ -1,0 +1,193 @@
+"""What every stage of a run shares: settings, facts, the base model's folder, tokenizer and renderer, device and precision.
+
+Weights are loaded by the stage that needs them, and let go of by it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mixsd.errors import UserError
+from mixsd.facts.answers import Verifier, get_verifier
+from mixsd.facts.corpus import is_corpus, read
+from mixsd.facts.fact import Fact, fact_from_mapping
+from mixsd.facts.prompts import Renderer
+from mixsd.facts.sources import Corpus
+from mixsd.models import loading
+from mixsd.progress import Watcher
+from mixsd.run.folder import Run, go_offline
+from mixsd.settings import Settings
+from mixsd.storage import Shard, read_jsonl
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+T = TypeVar("T")
+
+
+@contextmanager
+def timed(session: Session, stage: str) -> Iterator[None]:
+    """Log how long a stage took in this process, when it ends well."""
+    started = time.perf_counter()
+    yield
+    session.run.log("stage", name=stage, seconds=round(time.perf_counter() - started, 3))
+
+
+# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up), so that no
+# cached reply of the base is compared with one of the tuned model that was made in another way.
+_NUMERICS = 3
+
+
+@dataclass
+class Session:
+    """One run being worked on.
+
+    `settings` are resolved; `located` is the base model's folder and `base_hash` its hash; `duplicates` counts the facts
+    that came twice. `facts` is empty for a run on a file of targets, or on none. `corpus` brings tests of its own. `alone`: there is no
+    tuned model, only the base is evaluated.
+    """
+
+    run: Run
+    settings: Settings
+    located: loading.LocalModel
+    base_hash: str
+    facts: list[Fact]
+    duplicates: int
+    watcher: Watcher
+    corpus: Corpus | None = None
+    alone: bool = False
+    _made: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return loading.resolve_device(self.settings.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of mixing and evaluation."""
+        return loading.resolve_dtype(self.settings.dtype, self.device)
+
+    @property
+    def precision(self) -> str:
+        """What numbers depend on besides the weights: part of the cache keys."""
+        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}/{_NUMERICS}"
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Where and how a backend is to load the model; see `mixsd.run.engines`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"device": self.device.type, "dtype": dtype, "trust_remote_code": self.settings.trust_remote_code}
+
+    @property
+    def part(self) -> list[Fact]:
+        """The facts of the session's shard; all where it has none."""
+        shard = Shard.of(self.settings.shard)
+        return [fact for fact in self.facts if shard.holds(fact.id)] if shard else self.facts
+
+    @cached_property
+    def config(self) -> Any:
+        """The base model's configuration."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.located.folder, local_files_only=True, trust_remote_code=self.settings.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first})") from error
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return loading.load_tokenizer(self.located.folder, trust_remote_code=self.settings.trust_remote_code)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The one renderer of the run."""
+        from transformers import GenerationConfig
+
+        try:
+            generation = GenerationConfig.from_pretrained(self.located.folder, local_files_only=True)
+        except OSError:
+            generation = None
+        settings = self.settings
+        return Renderer(
+            self.tokenizer,
+            self.config,
+            generation,
+            system=settings.system,
+            thinking=settings.thinking,
+            answer_format=settings.answer_format,
+            guidance=settings.guidance,
+        )
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Who accepts replies."""
+        return get_verifier(self.settings.verifier or "contains")
+
+    def once(self, make: Callable[[Session], T]) -> T:
+        """Return what a stage derives from the session; made at the first call, the same object afterwards."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
+
+    @property
+    def context(self) -> int:
+        """The base model's context length in tokens."""
+        return loading.context_length(self.config)
+
+    def load_to_train(self) -> PreTrainedModel:
+        """Load the base model onto the run's device, in fp32."""
+        import torch
+
+        return loading.load_model(self.located.folder, dtype=torch.float32, **self._where)
+
+    def load_to_read(self, folder: Path | None = None) -> PreTrainedModel:
+        """Load a model folder (the base's if none is named) in the run's precision, laid out for reading only."""
+        return loading.load_to_read(folder or self.located.folder, dtype=self.dtype, **self._where)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"device": self.device, "trust_remote_code": self.settings.trust_remote_code}
+
+
+def reopen(run: Run, settings: Settings, watcher: Watcher) -> Session:
+    """Return the session of an existing run folder, on the facts and tests that lie in it.
+
+    Args:
+        settings: the run's own, but for those that say how to run.
+
+    Raises:
+        UserError: the base model's files have changed, or the run's facts are gone.
+    """
+    if settings.offline:
+        go_offline()
+    identity = run.manifest().get("identity", {})
+    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    base_hash = loading.model_hash(located.folder)
+    expected = identity.get("model_hash")
+    if expected != base_hash:
+        raise UserError(
+            f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)"
+        )
+    facts = []
+    if run.facts_file.is_file():
+        facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
+    elif "facts_hash" in identity:
+        raise UserError(f"{run.facts_file}: the run's facts are gone; the command that made the run writes them anew")
+    duplicates = identity.get("duplicates", 0)
+    corpus = read(run.splits) if is_corpus(run.splits) else None
+    alone = bool(identity.get("alone"))
+    return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus, alone)

@@ -1,0 +1,407 @@
+"""Token NLL on the supervised places only (Eq. 5), without ever holding their logits all at once.
+
+With 150,000 to 250,000 tokens in the vocabulary the logits outweigh everything else in a step. So the decoder gives hidden
+states, and the head is applied to the supervised rows alone, a chunk at a time; a chunk's logits are freed after the forward
+pass and computed again in the backward pass. The price is a second product with the head for every chunk but the last.
+
+Taking the head apart from the model must not change its logits. What the known families do after the head (Gemma caps,
+Cohere multiplies, Granite divides) is done here too, and `head_is_separable` compares with the model's own logits once, before
+training. A model that fails is trained through its own dense logits: more memory, the same loss.
+
+Divergences from hidden states, without ever holding all the logits: `loss.chunked_nll` for two distributions.
+
+The student's head is applied a chunk at a time; a chunk's logits are freed after the forward pass and computed again in the
+backward pass. The teacher's side comes in two forms: its hidden states and head, or its top k tokens and their
+log-probabilities, computed earlier (`teacher_topk`), so that the teacher need not be in memory at all.
+
+On the teacher's support the teacher's logits are reduced to the k outcomes before the student's are made, once, and only the
+outcomes wait for the backward pass. The student's support and the full vocabulary need both sides' logits together, so a
+chunk then covers half as many positions, and the teacher's head too is applied again in the backward pass.
+
+How far a student's next-token distributions are from a teacher's: one value per position, in nats.
+
+"Top-k KL" means different things in different codebases, so every choice is a named setting of `Divergence`: the direction,
+whose top k tokens are compared, what becomes of the rest of the mass, and whether both sides are rescaled to sum to one on
+the tokens compared. The reduction is the caller's. The defaults are the convention of the paper's runs.
+
+Both sides are brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization the dropped
+tail makes a partial sum: it can be negative, a KL of that kind still has a gradient where both sides are equal (it pulls mass
+into or out of the support), and only the Jensen-Shannon divergence keeps its minimum at the teacher.
+
+A token that one side makes impossible (a logit of -inf) costs nothing where the other side rules it out too. Otherwise the
+true KL is infinite; the zero then counts as a probability of e^-100, has no gradient, and training goes on. Finite logits are
+taken as they are, however extreme.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from mixsd.decoding.requests import Sampling, pick
+from mixsd.errors import UserError, did_you_mean
+from mixsd.settings import Settings
+from mixsd.training.examples import UNSUPERVISED, Batch
+
+Kl = Literal["forward", "reverse", "jsd"]
+Support = Literal["teacher", "student", "full"]
+Tail = Literal["drop", "bucket"]
+
+_TOP_K = 64
+_BETA = 0.5
+
+# Logits at or below this are masks; adding or subtracting any real logit leaves it what it is, in fp32 and float64.
+_IMPOSSIBLE = -1e38
+_LOG_OF_ZERO = -100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The settings of a token-level divergence between the teacher's distribution p and the student's q.
+
+    `kl`: forward is KL(p || q), reverse is KL(q || p), jsd is beta KL(p || m) + (1 - beta) KL(q || m) with
+    m = beta p + (1 - beta) q. `support`: the outcomes compared are the teacher's or the student's `k` likeliest tokens (all
+    of them where the vocabulary is smaller) or the full vocabulary. `tail`: the mass off the support is dropped, or is one
+    more outcome, the bucket. `renormalize`: p and q are rescaled to sum to one over the support. With the bucket, and over
+    the full vocabulary, they do so already and it changes nothing.
+
+    Raises `UserError` for settings that contradict each other or would be ignored.
+    """
+
+    kl: Kl = "forward"
+    support: Support = "teacher"
+    k: int = _TOP_K
+    tail: Tail = "drop"
+    renormalize: bool = True
+    beta: float = _BETA
+
+    def __post_init__(self) -> None:
+        for setting, known in (("kl", get_args(Kl)), ("support", get_args(Support)), ("tail", get_args(Tail))):
+            if (value := getattr(self, setting)) not in known:
+                raise UserError(f"{setting} is one of {', '.join(known)}, not {value!r}{did_you_mean(str(value), known)}")
+        if self.k < 1:
+            raise UserError(f"k is the number of tokens on the support, at least 1, not {self.k}")
+        if self.kl == "jsd" and not 0 < self.beta < 1:
+            raise UserError(f"beta lies between 0 and 1, not {self.beta}: for the ends use kl 'forward' and 'reverse'")
+        if self.kl != "jsd" and self.beta != _BETA:
+            raise UserError(f"beta ({self.beta}) weighs the two sides of the Jensen-Shannon divergence; kl is {self.kl!r}")
+        if self.support == "full" and self.tail == "bucket":
+            raise UserError("the full vocabulary leaves nothing for a bucket: use tail 'drop', or a top-k support")
+        if self.support == "full" and self.k != _TOP_K:
+            raise UserError(f"k ({self.k}) has no meaning on the full vocabulary: leave it out, or choose a top-k support")
+        if self.k == 1 and self.support != "full" and self.tail == "drop" and self.renormalize:
+            raise UserError("one token renormalized is certain on both sides, so this divergence is always 0: use a larger k")
+
+    @classmethod
+    def of(cls, settings: Settings) -> Divergence:
+        """What the settings under Distillation name."""
+        return cls(
+            kl=settings.kl,
+            support=settings.kl_support,
+            k=settings.kl_top_k,
+            tail=settings.kl_tail,
+            renormalize=settings.kl_renormalize,
+            beta=settings.kl_beta,
+        )
+
+    @property
+    def name(self) -> str:
+        """All of it in one line, for reports."""
+        kl = f"Jensen-Shannon (beta {self.beta:g})" if self.kl == "jsd" else f"{self.kl} KL"
+        if self.support == "full":
+            return f"{kl}, full vocabulary"
+        tail = "tail in a bucket" if self.tail == "bucket" else "tail dropped"
+        scale = "" if self.tail == "bucket" else "renormalized, " if self.renormalize else "not renormalized, "
+        return f"{kl}, {self.support}'s top {self.k}, {scale}{tail}"
+
+
+def token_divergence(student_logits: Tensor, teacher_logits: Tensor, divergence: Divergence) -> Tensor:
+    """Return the divergence at each position (N,) of logits (N, V), in nats, fp32 (float64 stays).
+
+    Only the student gets a gradient, and the choice of a student's top k gets none.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"student logits {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}")
+    student, teacher = at_least_fp32(student_logits), at_least_fp32(teacher_logits.detach())
+    ids = None if divergence.support == "full" else top_ids(student if divergence.support == "student" else teacher, divergence.k)
+    return between(log_probs(student, ids, divergence), log_probs(teacher, ids, divergence), divergence)
+
+
+def top_ids(logits: Tensor, k: int) -> Tensor:
+    """The ids (N, k) of the k likeliest tokens, likeliest first; all V where k is larger."""
+    return logits.detach().topk(min(k, logits.shape[-1]), dim=-1).indices
+
+
+def log_probs(logits: Tensor, ids: Tensor | None, divergence: Divergence) -> Tensor:
+    """One side's log-probabilities (N, k, or k + 1 with the bucket) of the tokens `ids` (N, k); None is the full vocabulary."""
+    if ids is None:
+        return _log_probs(logits)
+    outcomes = logits.gather(-1, ids)
+    if divergence.tail == "bucket":
+        # Summed, not 1 minus the support's mass: that difference would be rounding noise for a peaked distribution.
+        rest = logits.scatter(-1, ids, _IMPOSSIBLE).logsumexp(-1, keepdim=True)
+        return _log_probs(torch.cat([outcomes, rest], dim=-1))
+    return _log_probs(outcomes, None if divergence.renormalize else logits.logsumexp(-1, keepdim=True))
+
+
+def log_probs_from_topk(logprobs: Tensor, vocabulary: int, divergence: Divergence) -> Tensor:
+    """The teacher's side, as `log_probs` gives it, from its top k's log-probabilities (N, k) under the full softmax.
+
+    The bucket is what they leave of one. In fp32 that cannot be told from less than 1e-7, and counts as no less.
+    """
+    outcomes = at_least_fp32(logprobs)
+    if divergence.tail == "bucket":
+        wide = outcomes if outcomes.device.type == "mps" else outcomes.double()  # mps has no float64
+        rest = -torch.expm1(wide.logsumexp(-1, keepdim=True))
+        log_rest = rest.clamp(min=torch.finfo(outcomes.dtype).eps).log().to(outcomes.dtype)
+        if outcomes.shape[-1] >= vocabulary:
+            log_rest = torch.full_like(log_rest, _IMPOSSIBLE)
+        return _log_probs(torch.cat([outcomes, log_rest], dim=-1))
+    return _log_probs(outcomes, None if divergence.renormalize else outcomes.new_zeros(()))
+
+
+def between(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
+    """The divergence (N,) of log-probabilities over the same outcomes, both (N, K)."""
+    if divergence.kl == "forward":
+        return _kl(teacher, student)
+    if divergence.kl == "reverse":
+        return _kl(student, teacher)
+    beta = divergence.beta
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """The logits in fp32; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _kl(of: Tensor, to: Tensor) -> Tensor:
+    return (of.exp() * (of - to)).sum(-1)
+
+
+def _log_probs(outcomes: Tensor, normalizer: Tensor | None = None) -> Tensor:
+    """Outcome logits less `normalizer`, by default their own; finite, with zero gradient at what is impossible."""
+    outcomes = outcomes.clamp(min=_IMPOSSIBLE)
+    logs = functional.log_softmax(outcomes, dim=-1) if normalizer is None else outcomes - normalizer
+    return logs.masked_fill(outcomes <= _IMPOSSIBLE, _LOG_OF_ZERO)
+
+
+Head = Callable[[Tensor], Tensor]
+
+
+def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
+    """Return the NLL (N,) in nats of `labels` (N,) under `head(hidden)`, hidden (N, H): fp32 (float64 stays).
+
+    At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
+    """
+
+    def nll(rows: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(at_least_fp32(head(rows)), wanted, reduction="none")
+
+    starts = range(0, len(labels), chunk)
+    values = []
+    for start in starts:
+        rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
+        if start == starts[-1]:
+            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
+            values.append(nll(rows, wanted))
+        else:
+            values.append(cast(Tensor, checkpoint(nll, rows, wanted, use_reentrant=False, preserve_rng_state=False)))
+    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The part of the model that turns ids into hidden states."""
+    return cast(nn.Module, model.get_decoder())
+
+
+def logit_head(model: PreTrainedModel) -> Head:
+    """Return the map from hidden states (..., H) to the model's final logits (..., V)."""
+    config = model.config.get_text_config()
+    project = model.get_output_embeddings()
+    multiply = getattr(config, "logit_scale", None)
+    divide = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = project(hidden)
+        if multiply is not None:
+            logits = logits * multiply
+        if divide is not None:
+            logits = logits / divide
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    return head
+
+
+@torch.no_grad()
+def head_is_separable(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether decoder and head, taken apart, give the model's own logits at the supervised places of one batch."""
+    training = model.training
+    model.eval()
+    try:
+        supervised = batch.labels[:, 1:] != UNSUPERVISED
+        expected = forward(model, batch).logits[:, :-1][supervised].float()
+        try:
+            found = logit_head(model)(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised]).float()
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, RuntimeError):
+            return False  # no such parts, or parts that do not fit together
+        scale = max(1.0, expected.abs().max().item())
+        return found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
+    finally:
+        model.train(training)
+
+
+def forward(module: nn.Module, batch: Batch) -> Any:
+    """The output of a model, or of its decoder, for a padded batch."""
+    # Models with relative positions (ALiBi) take none; they read the mask.
+    accepted = inspect.signature(module.forward).parameters
+    positions = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
+    return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
+
+
+_AT_ONE = Sampling({}, temperature=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherStates:
+    """The teacher in memory: its hidden states (N, H) at the student's positions, and the head that makes them logits."""
+
+    hidden: Tensor
+    head: Head
+
+    def logits(self, part: slice) -> Tensor:
+        """The logits of a few positions, without a gradient."""
+        with torch.no_grad():
+            return self.head(self.hidden[part])
+
+
+class TeacherTopK(NamedTuple):
+    """The teacher remembered: its k likeliest tokens at each position, likeliest first.
+
+    `ids` int32 (N, k); `logprobs` (N, k) in nats under the full softmax, fp32 (float64 for a float64 teacher).
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+
+
+@torch.no_grad()
+def teacher_topk(hidden: Tensor, head: Head, k: int, chunk: int) -> TeacherTopK:
+    """Return the top k of `head(hidden)`, hidden (N, H), with at most `chunk` rows of logits at any time."""
+    ids, logprobs = [], []
+    for start in range(0, max(1, len(hidden)), chunk):  # without a position, one empty chunk that still knows its shape
+        logits = at_least_fp32(head(hidden[start : start + chunk]))
+        top = top_ids(logits, k)
+        ids.append(top.int())
+        logprobs.append(logits.gather(-1, top) - logits.logsumexp(-1, keepdim=True))
+        del logits
+    return TeacherTopK(torch.cat(ids), torch.cat(logprobs))
+
+
+@torch.no_grad()
+def teacher_sample(hidden: Tensor, head: Head, noise: Tensor, chunk: int) -> Tensor:
+    """Draw a token (N,), int64, from the softmax of each row of `head(hidden)` by its number of `noise` (N,) in [0, 1)."""
+    drawn = []
+    for start in range(0, max(1, len(hidden)), chunk):
+        logits = at_least_fp32(head(hidden[start : start + chunk]))
+        drawn.append(pick(logits, noise[start : start + chunk], _AT_ONE))
+    return torch.cat(drawn)
+
+
+def chunked_divergence(
+    hidden: Tensor, head: Head, teacher: TeacherStates | TeacherTopK, divergence: Divergence, chunk: int
+) -> Tensor:
+    """Return the divergence at each position (N,) of a student with `head(hidden)`, hidden (N, H): fp32 (float64 stays).
+
+    At most `chunk` rows of logits, the student's and the teacher's together, exist at any time in the forward and in the
+    backward pass (two rows where `chunk` is 1 and a position needs both sides at once).
+
+    Raises:
+        UserError: a remembered top k is not the support that `divergence` asks for.
+    """
+    _check(hidden, teacher, divergence)
+    together = divergence.support != "teacher"
+    positions = max(1, chunk // 2) if together else chunk
+    starts = range(0, len(hidden), positions)
+    values = []
+    for start in starts:
+        part = slice(start, start + positions)
+        if isinstance(teacher, TeacherTopK):
+            compute = _from_topk(head, teacher, part, divergence)
+        elif together:
+            compute = _from_both(head, teacher, part, divergence)
+        else:
+            compute = _from_outcomes(head, teacher, part, divergence)
+        if start == starts[-1]:
+            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
+            values.append(compute(hidden[part]))
+        else:
+            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
+    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
+
+
+# From a chunk of the student's hidden states to its divergences, one for each way to know the teacher.
+_Compute = Callable[[Tensor], Tensor]
+
+
+def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
+    ids, logprobs = teacher.ids[part].long(), teacher.logprobs[part].detach()
+
+    def compute(rows: Tensor) -> Tensor:
+        logits = at_least_fp32(head(rows))
+        vocabulary = logits.shape[-1]
+        if ids.shape[-1] != min(divergence.k, vocabulary):
+            raise UserError(
+                f"the teacher's top {ids.shape[-1]} tokens were kept, and {divergence.name} needs its top {divergence.k}"
+            )
+        return between(log_probs(logits, ids, divergence), log_probs_from_topk(logprobs, vocabulary, divergence), divergence)
+
+    return compute
+
+
+def _from_outcomes(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
+    logits = at_least_fp32(teacher.logits(part))
+    vocabulary, ids = logits.shape[-1], top_ids(logits, divergence.k)
+    teacher_log_probs = log_probs(logits, ids, divergence)
+
+    def compute(rows: Tensor) -> Tensor:
+        student = at_least_fp32(head(rows))
+        _same_vocabulary(student.shape[-1], vocabulary)
+        return between(log_probs(student, ids, divergence), teacher_log_probs, divergence)
+
+    return compute
+
+
+def _from_both(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
+    def compute(rows: Tensor) -> Tensor:
+        return token_divergence(head(rows), teacher.logits(part), divergence)
+
+    return compute
+
+
+def _check(hidden: Tensor, teacher: TeacherStates | TeacherTopK, divergence: Divergence) -> None:
+    if isinstance(teacher, TeacherTopK) and divergence.support != "teacher":
+        raise UserError(f"{divergence.name} cannot be computed from the teacher's top k alone: it needs the teacher in memory")
+    positions = len(teacher.ids) if isinstance(teacher, TeacherTopK) else len(teacher.hidden)
+    if positions != len(hidden):
+        raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
+
+
+def _same_vocabulary(student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ValueError(f"the student's vocabulary has {student} tokens and the teacher's {teacher}")

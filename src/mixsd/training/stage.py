@@ -1,0 +1,270 @@
+"""The stage that trains: leaves `model/`, a plain model folder that was reloaded and checked.
+
+The checkpoint that becomes the model is the last one, or the one that the paper's rule chooses. With `--lr auto` each learning
+rate is a training of its own in `rates/`, and the best one's model is taken, or trained on where the search was cut short.
+
+What a run's training is made of: the objective of its method, and the rehearsal beside it.
+
+Everything that can be made once, by the base model alone, is made here and kept in the run folder (the teacher's distributions,
+the replies to rehearse), so that training holds one model. What depends on the student is made as it trains.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixsd.decoding.engine import decode_all
+from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.errors import UserError
+from mixsd.facts import bundled
+from mixsd.models import loading
+from mixsd.models.folder import load_model_folder
+from mixsd.run.folder import versions
+from mixsd.run.session import Session, timed
+from mixsd.settings import Settings
+from mixsd.storage import Journal, atomic_folder, write_json
+from mixsd.targets.attempts import reply_limit
+from mixsd.targets.reading import accepted_targets
+from mixsd.targets.target import Target
+from mixsd.training import Step, choosing, verify_model_folder, write_model_folder
+from mixsd.training import train as run_training
+from mixsd.training.checkpoints import checkpoint_folder, tidy
+from mixsd.training.choosing import CheckpointScores, Choice, Trained, choose, still_open
+from mixsd.training.distilled import Distilled, DistilledTargets, remember
+from mixsd.training.examples import Example, plan_epoch, steps_per_epoch
+from mixsd.training.losses import Divergence
+from mixsd.training.objectives import Objective, Targets, target_nll
+from mixsd.training.on_policy import Asked, OnPolicy, RolloutSettings
+from mixsd.training.teacher import FrozenBase, Rehearsal, teacher_divergence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Material:
+    """What is trained on."""
+
+    objective: Objective
+    rehearsal: Rehearsal | None
+
+
+def prepare(session: Session) -> Material:
+    """Make what the session's method trains on.
+
+    Raises:
+        UserError: nothing to train on, or settings that contradict each other.
+    """
+    settings = session.settings
+    teacher = FrozenBase(session.load_to_read)
+    if settings.on_policy:
+        objective: Objective = _on_policy(session, teacher)
+    elif settings.method == "mixsd-kl":
+        objective = _distilled(session, teacher)
+    else:
+        examples = [_example(target) for target in accepted_targets(session)]
+        if not examples:
+            raise UserError(f"{session.run.targets_file}: holds no accepted target to train on")
+        objective = Targets(examples, session.context, settings.drop_overlong)
+    rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
+    gc.collect()
+    return Material(objective, rehearsal)
+
+
+def expert_prompts(session: Session) -> tuple[list[Asked], dict[str, str]]:
+    """The facts that on-policy training asks; and why the others cannot be asked, by id."""
+    asked, reasons = [], {}
+    for fact in session.facts:
+        limit, reason = reply_limit(fact, session.renderer, session.settings, session.context)
+        if reason:
+            reasons[fact.id] = reason
+        else:
+            naive, expert = session.renderer.naive(fact.question), session.renderer.expert(fact)
+            asked.append(Asked(fact.id, tuple(naive), tuple(expert), limit))
+    return asked, reasons
+
+
+def _example(target: Target) -> Example:
+    return Example(f"{target.id}/{target.sample}", tuple(target.prompt_ids), tuple(target.target_ids))
+
+
+def _on_policy(session: Session, teacher: FrozenBase) -> OnPolicy:
+    settings = session.settings
+    asked, reasons = expert_prompts(session)
+    if not asked:
+        first, reason = next(iter(reasons.items()))
+        raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
+    session.run.log("asked", facts=len(asked), unusable=reasons)
+    return OnPolicy(
+        asked,
+        teacher,
+        RolloutSettings(
+            samples=settings.samples,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            stops=session.renderer.stops.ids,
+            token_budget=settings.token_budget,
+            loss=Divergence.of(settings) if settings.method == "opsd" else settings.nll_token,
+        ),
+    )
+
+
+def _distilled(session: Session, teacher: FrozenBase) -> DistilledTargets:
+    settings = session.settings
+    facts = {fact.id: fact for fact in session.facts}
+    targets = [
+        Distilled(_example(target), tuple(session.renderer.expert(facts[target.id])), target.sources)
+        for target in accepted_targets(session)
+        if target.id in facts
+    ]
+    if not targets:
+        raise UserError(f"{session.run.targets_file}: holds no accepted target of the run's facts to train on")
+    divergence = Divergence.of(settings)
+    kept = session.run.folder / "teacher" if divergence.support == "teacher" else None
+    objective = DistilledTargets(
+        targets, divergence, settings.kl_teacher == "picked", kept or teacher, session.context, settings.drop_overlong
+    )
+    if kept:
+        with session.watcher.task("reading the teacher", len(objective.targets)) as task:
+            remember(kept, objective.targets, divergence.k, objective.picked, session.load_to_read, task.advance)
+    return objective
+
+
+def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> Rehearsal:
+    settings = session.settings
+    prompts = {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled.records("rehearsal_prompts.jsonl")}
+    sampling = Sampling(session.renderer.stops.ids, temperature=1.0)
+    rehearsal = Rehearsal(
+        prompts,
+        ratio=settings.rehearse,
+        limit=settings.rehearse_tokens,
+        seed=settings.seed,
+        journal=Journal(session.run.folder / "rehearsal.jsonl") if objective.lengths else None,
+        # How much is rehearsed may depend on what the student says; the teacher, at hand then, makes it as it is needed.
+        decode=None if objective.lengths else partial(teacher.decode, sampling=sampling, token_budget=settings.token_budget),
+        loss=target_nll if settings.rehearse_loss == "nll" else teacher_divergence(teacher, Divergence.of(settings)),
+    )
+    if objective.lengths:
+        tokens = _tokens_of_steps(objective, settings)
+        with session.watcher.task("rehearsal", round(settings.rehearse * sum(tokens.values()))) as task:
+            base = cache(session.load_to_read)
+
+            def decode(requests: list[Request]) -> Iterable[Decoding]:
+                return decode_all(base(), requests, sampling, token_budget=settings.token_budget)
+
+            rehearsal.prepare(tokens, decode, task.advance)
+    return rehearsal
+
+
+def _tokens_of_steps(objective: Objective, settings: Settings) -> dict[int, int]:
+    """The supervised tokens of each step (from 1) of a training on fixed targets."""
+    lengths = objective.lengths
+    assert lengths is not None
+    plan = (
+        step for epoch in range(settings.epochs) for step in plan_epoch(settings.seed, epoch, objective.keys, settings.batch_size)
+    )
+    return {number: sum(lengths[item] for item in items) for number, items in enumerate(plan, 1)}
+
+
+def train(session: Session) -> None:
+    """Train by the session's method and leave `model/`."""
+    run, settings = session.run, session.settings
+    if run.model.is_dir():
+        return
+    with timed(session, "train"):
+        material = prepare(session)
+        if settings.lr == "auto":
+            trained, rate = choosing.search(session, partial(once, session, material))
+        else:
+            assert isinstance(settings.lr, float)
+            trained, rate = once(session, material, settings.lr, run.folder), settings.lr
+        if trained.dropped:
+            session.watcher.say(
+                f"{len(trained.dropped)} targets longer than the context were dropped: {', '.join(trained.dropped[:5])}"
+            )
+            run.log("dropped", keys=list(trained.dropped))
+        run.log("trained", folder=str(trained.folder.relative_to(run.folder)), lr=rate, **asdict(trained.choice))
+        with atomic_folder(run.model) as folder:
+            write_tuned(session, trained.model, folder, material.objective.probe.prompt_ids, rate)
+        del trained
+        gc.collect()
+
+
+def once(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
+    """One training at one learning rate, in `folder`; `steps` ends it early."""
+    settings = session.settings.model_copy(update={"lr": rate})
+    total = settings.epochs * steps_per_epoch(len(material.objective.keys), settings.batch_size)
+    scores = CheckpointScores(session, folder) if settings.score_checkpoints else None
+    model = session.load_to_train()
+    # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
+    stops = session.renderer.stops.own
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    chooses = settings.choose == "paper"
+    with session.watcher.task(_name(session, rate), min(total, steps or total)) as task:
+
+        def on_step(step: Step) -> None:
+            task.reach(step.step, f"loss {step.loss:.3f}")
+
+        result = run_training(
+            model,
+            session.tokenizer,
+            material.objective,
+            settings=settings,
+            folder=folder,
+            steps=steps,
+            rehearsal=material.rehearsal,
+            pinned=lambda: still_open(scores.scored()) if scores and chooses else (),
+            on_step=on_step,
+            on_checkpoint=scores,
+        )
+    scored = scores.scored() if scores else []
+    choice = Choice(result.steps, "the last checkpoint")
+    if chooses:
+        choice = choose(scored)
+        if choice.step != result.steps:
+            chosen = checkpoint_folder(folder / "checkpoints", choice.step)
+            result.model.load_state_dict(load_model_folder(chosen, like=result.model, dtype=result.model.dtype).state_dict())
+    if scores:
+        scores.close()
+    tidy(folder / "checkpoints", settings.keep_checkpoints, {choice.step})
+    return Trained(folder, result.model, choice, scored, result.dropped)
+
+
+def write_tuned(session: Session, model: PreTrainedModel, folder: Path, prompt_ids: Any, rate: float | None) -> None:
+    """Write a tuned model as the run's model folder, checked, with what says where it comes from."""
+    write_model_folder(model, session.tokenizer, folder, dtype=_stored_dtype(session))
+    verify_model_folder(folder, model)
+    write_json(folder / loading.PROVENANCE, _provenance(session, list(prompt_ids), rate))
+
+
+def _name(session: Session, rate: float) -> str:
+    return f"training at {rate:g}" if session.settings.lr == "auto" else "training"
+
+
+def _stored_dtype(session: Session) -> Any:
+    """The precision of `model/`: the base folder's own, so that the tuned model loads and serves like the base."""
+    import torch
+
+    stated = getattr(session.config, "dtype", None) or getattr(session.config, "torch_dtype", None)
+    if isinstance(stated, str):
+        stated = getattr(torch, stated, None)
+    return stated if isinstance(stated, torch.dtype) else torch.float32
+
+
+def _provenance(session: Session, prompt_ids: list[int], rate: float | None) -> dict[str, Any]:
+    settings: Settings = session.settings
+    names = ("lam", "gate", "lora", "epochs", "seed", "answer_format", "thinking")
+    return {
+        "mixsd": versions().get("mixsd"),
+        "base": {"name": session.located.name, "hash": session.base_hash},
+        "method": settings.method,
+        "settings": {**{name: getattr(settings, name) for name in names}, "lr": rate},
+        # The serving prompt must be the training prompt; this is one, to compare with.
+        "prompt_example": session.tokenizer.decode(prompt_ids, skip_special_tokens=False),
+        "stop_ids": session.renderer.stops.own,
+    }

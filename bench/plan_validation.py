@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from mixsd.statistics import rank_correlation
+from scipy import stats
 
 PREDICTORS = {
     "mean NLL": lambda item: item["likelihood"]["all"]["mean_nll"],
@@ -61,12 +62,20 @@ def main() -> None:
                     both.append((value, truth[key]))
             if len(both) < 3:
                 continue
-            rho, p = rank_correlation(*zip(*both, strict=True))
-            print(
-                f"| {name} | {measure} | {len(both)} | {rho:.2f} | {p:.3f} |"
-                if rho is not None
-                else f"| {name} | {measure} | {len(both)} | – | – |"
+            before, after = zip(*both, strict=True)
+            if len(set(before)) == 1 or len(set(after)) == 1:
+                print(f"| {name} | {measure} | {len(both)} | – | – |")
+                continue
+            rho = stats.spearmanr(before, after).statistic
+            orders = stats.permutation_test(
+                (before,),
+                lambda order, truth=after: abs(stats.spearmanr(order, truth).statistic),
+                permutation_type="pairings",
+                alternative="greater",
+                n_resamples=math.factorial(8),  # all orders of up to eight configurations
+                rng=0,
             )
+            print(f"| {name} | {measure} | {len(both)} | {rho:.2f} | {orders.pvalue:.3f} |")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mixsd.errors import UserError
 from mixsd.evaluation import core, scores
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
 from mixsd.pipeline.comparable import Measured
-from mixsd.pipeline.compared import AT_LEVEL, IN_CORE, Key, cell, over_seeds, seeds_cell
+from mixsd.pipeline.compared import AT_LEVEL, IN_CORE, Key, cell, over_seeds
 from mixsd.pipeline.evaluated import replies_file
 from mixsd.pipeline.run import Run
 
@@ -47,7 +47,8 @@ def paired(
             continue
         ratio = None
         if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
-            ratio = seeds_cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]))
+            made = statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values])
+            ratio = {**made.to_json(), "over": "seeds"}
         difference = over_seeds([b - a for a, b in values])
         found.append(_pair(first, second, list(both), name, difference, ratio))
     return found

@@ -114,7 +114,7 @@ def predict(
                 "label": cell.label,
                 "lambda": cell.lam,
                 "gate": cell.gate,
-                "acceptance": _interval(statistics.proportion(len({t.id for t in item["targets"]}), len(facts))),
+                "acceptance": statistics.proportion(len({t.id for t in item["targets"]}), len(facts)).to_json(),
                 "cost": _cost(item, len(facts), len(session.facts)),
                 "likelihood": {"all": _likelihood(item["targets"]), "common": _likelihood(item["targets"], common)},
                 "alignment": alignment["values"].get(cell.name),
@@ -220,7 +220,7 @@ def _likelihood(targets: Iterable[Target], only: set[str] | None = None) -> dict
     tokens = [len(values) for values in nll.values()]
 
     def over_facts(sums: list[float]) -> dict[str, Any] | None:
-        return _interval(statistics.ratio_of_sums(sums, tokens)) if sums else None
+        return statistics.ratio_of_sums(sums, tokens).to_json() if sums else None
 
     return {
         "facts": len(nll),
@@ -231,7 +231,3 @@ def _likelihood(targets: Iterable[Target], only: set[str] | None = None) -> dict
             for limit in THRESHOLDS
         },
     }
-
-
-def _interval(interval: statistics.Interval) -> dict[str, Any]:
-    return {"value": interval.value, "n": interval.n, "low": interval.low, "high": interval.high}

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mixsd.reporting.formats import Unit
+from mixsd.statistics import Unit
 
 Better = Literal["higher", "lower", ""]
 DELTA = "_delta"

@@ -40,12 +40,17 @@ def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, in the parts that a table sets: its interval, what it is over, and a note; "" where there is none."""
+    """A number as text, in the parts that a table sets: its interval, what it is over, and a note; "" where there is none.
+
+    verdict: of a change, "better", "worse" or "unclear". bar: low, value and high as shares of 1, where a page may draw them.
+    """
 
     value: str
     interval: str = ""
     n: str = ""
     note: str = ""
+    verdict: str = ""
+    bar: tuple[float, float, float] | None = None
 
     @property
     def line(self) -> str:
@@ -53,13 +58,21 @@ class Cell:
         inside = "; ".join(filter(None, (self.interval, self.n, self.note)))
         return f"{self.value} ({inside})" if inside else self.value
 
+    @property
+    def stacked(self) -> str:
+        """All of it, a line for each part."""
+        return "\n".join(filter(None, (self.value, self.interval, self.n, self.note)))
 
-def estimate_cell(estimate: Estimate | None, *, digits: int | None = None, signed: bool = False, note: str = "") -> Cell:
+
+def estimate_cell(
+    estimate: Estimate | None, *, digits: int | None = None, signed: bool = False, note: str = "", verdict: str = ""
+) -> Cell:
     """Write an estimate as its unit has it; the one place where a number of a table becomes text.
 
     Args:
         digits: decimals, where the table and not the unit decides.
         signed: write it as a change although it is not one by itself.
+        note, verdict: as in `Cell`.
     """
     if estimate is None:
         return Cell(MISSING, note=note)
@@ -69,7 +82,9 @@ def estimate_cell(estimate: Estimate | None, *, digits: int | None = None, signe
     value = value_text(estimate.unit, estimate.value, signed=signed, digits=digits)
     ends = interval_text(estimate.unit, estimate.low, estimate.high, signed=signed, digits=digits)
     over = estimate.over.removesuffix("s") if estimate.n == 1 else estimate.over
-    return Cell(value, "" if ends == MISSING else ends, f"{estimate.n:,} {over}", note)
+    numbers = [number for number in (estimate.low, estimate.value, estimate.high) if known(number) and 0 <= number <= 1]
+    bar = (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 and estimate.unit == "share" and not signed else None
+    return Cell(value, "" if ends == MISSING else ends, f"{estimate.n:,} {over}", note, verdict, bar)
 
 
 def value_text(unit: Unit, value: Any, *, signed: bool = False, digits: int | None = None) -> str:

@@ -10,27 +10,15 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-
-def markdown(text: str) -> str:
-    """Escape foreign text for one line of Markdown or one cell of a table, HTML included."""
-    line = " ".join(printable(text).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
-
-
-def fenced(text: str, language: str) -> str:
-    """Put `text` in a code fence that is longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{printable(text)}\n{fence}"
+if TYPE_CHECKING:  # numpy is not needed to write a number
+    from mixsd.statistics import Estimate, Unit
 
 
 MISSING = "–"
-
-Unit = Literal["share", "nats", "number"]
 
 # An absolute path, or one from the home folder, within a sentence. A name may hold spaces, so it ends where the clause does.
 _PATH = re.compile(r"(?<![\w/.:<\\])(?:~|[A-Za-z]:)?[/\\][^;:,()'\"\n]+")
@@ -52,22 +40,75 @@ def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}"
 
 
-def value_text(unit: Unit, value: Any, *, signed: bool = False) -> str:
-    """Write one score: a share in percent (a change of one in percentage points), anything else with three decimals."""
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, in the parts that a table sets: its interval, what it is over, and a note; "" where there is none.
+
+    verdict: of a change, "better", "worse" or "unclear". bar: low, value and high as shares of 1, where a page may draw them.
+    """
+
+    value: str
+    interval: str = ""
+    n: str = ""
+    note: str = ""
+    verdict: str = ""
+    bar: tuple[float, float, float] | None = None
+
+    @property
+    def line(self) -> str:
+        """All of it in one line: "83.3% (64.1 to 93.3; 24 questions)"."""
+        inside = "; ".join(filter(None, (self.interval, self.n, self.note)))
+        return f"{self.value} ({inside})" if inside else self.value
+
+    @property
+    def stacked(self) -> str:
+        """All of it, a line for each part."""
+        return "\n".join(filter(None, (self.value, self.interval, self.n, self.note)))
+
+
+def estimate_cell(
+    estimate: Estimate | None, *, digits: int | None = None, signed: bool = False, note: str = "", verdict: str = ""
+) -> Cell:
+    """Write an estimate as its unit has it; the one place where a number of a table becomes text.
+
+    Args:
+        digits: decimals, where the table and not the unit decides.
+        signed: write it as a change although it is not one by itself.
+        note, verdict: as in `Cell`.
+    """
+    if estimate is None:
+        return Cell(MISSING, note=note)
+    if digits is None and estimate.unit == "seconds":
+        digits = 0 if (estimate.value or 0) >= 10 else 1
+    signed = signed or estimate.signed
+    value = value_text(estimate.unit, estimate.value, signed=signed, digits=digits)
+    ends = interval_text(estimate.unit, estimate.low, estimate.high, signed=signed, digits=digits)
+    over = estimate.over.removesuffix("s") if estimate.n == 1 else estimate.over
+    numbers = [number for number in (estimate.low, estimate.value, estimate.high) if known(number) and 0 <= number <= 1]
+    bar = (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 and estimate.unit == "share" and not signed else None
+    return Cell(value, "" if ends == MISSING else ends, f"{estimate.n:,} {over}", note, verdict, bar)
+
+
+def value_text(unit: Unit, value: Any, *, signed: bool = False, digits: int | None = None) -> str:
+    """Write one number as its unit has it: a share in percent, a change of one in percentage points."""
     if not known(value):
         return MISSING
-    if unit == "share":
-        return number(100 * value, 1, signed=signed) + (" pp" if signed else "%")
-    return number(value, 3, signed=signed)
+    sign = "" if unit != "share" else " pp" if signed else "%"
+    return _scaled(unit, value, signed, digits) + sign
 
 
-def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False) -> str:
+def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False, digits: int | None = None) -> str:
     """Write the ends of an interval without their unit, or a dash where there is none."""
     if not (known(low) and known(high)):
         return MISSING
-    scale, digits = (100, 1) if unit == "share" else (1, 3)
-    ends = [number(scale * end, digits, signed=signed) for end in (low, high)]
-    return f"{ends[0]} to {ends[1]}"
+    return f"{_scaled(unit, low, signed, digits)} to {_scaled(unit, high, signed, digits)}"
+
+
+def _scaled(unit: Unit, value: float, signed: bool, digits: int | None) -> str:
+    if unit == "magnitude" and digits is None:
+        return f"{value:.3g}" if value and abs(value) < 100 else f"{value:,.1f}"
+    decimals = {"share": 1, "count": 0, "seconds": 0}.get(unit, 3) if digits is None else digits
+    return number(100 * value if unit == "share" else value, decimals, signed=signed)
 
 
 def plain(value: Any) -> str:
@@ -137,6 +178,20 @@ def public_name(name: str) -> str:
 def without_paths(text: str) -> str:
     """A sentence in which every path of the user's machine is only its last part."""
     return _PATH.sub(lambda found: public_name(found[0].rstrip("/\\. ")), text)
+
+
+def markdown(text: str) -> str:
+    """Escape foreign text for one line of Markdown or one cell of a table, HTML included."""
+    line = " ".join(printable(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
+
+
+def fenced(text: str, language: str) -> str:
+    """Put `text` in a code fence that is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
 
 
 def _visible(char: str) -> str:

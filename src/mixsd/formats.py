@@ -58,7 +58,7 @@ class Cell:
     def line(self) -> str:
         """All of it in one line: "83.3% (64.1 to 93.3; 24 questions)"."""
         inside = "; ".join(filter(None, (self.interval, self.n, self.note)))
-        return f"{self.value} ({inside})" if inside else self.value
+        return f"{self.value} ({inside})" if self.value and inside else self.value or inside
 
     @property
     def stacked(self) -> str:
@@ -84,9 +84,10 @@ def estimate_cell(
     value = value_text(estimate.unit, estimate.value, signed=signed, digits=digits)
     ends = interval_text(estimate.unit, estimate.low, estimate.high, signed=signed, digits=digits)
     over = estimate.over.removesuffix("s") if estimate.n == 1 else estimate.over
+    n = f"{estimate.n:,} {over}" if over else f"n {estimate.n:,}"
     numbers = [number for number in (estimate.low, estimate.value, estimate.high) if known(number) and 0 <= number <= 1]
     bar = (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 and estimate.unit == "share" and not signed else None
-    return Cell(value, "" if ends == MISSING else ends, f"{estimate.n:,} {over}", note, verdict, bar)
+    return Cell(value, "" if ends == MISSING else ends, n, note, verdict, bar)
 
 
 def value_text(unit: Unit, value: Any, *, signed: bool = False, digits: int | None = None) -> str:

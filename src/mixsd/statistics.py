@@ -29,7 +29,7 @@ Values = Sequence[float] | Sequence[bool] | np.ndarray
 
 # How a number is written (`formats`): a share in percent, a count whole, "magnitude" with three significant digits, the rest with decimals.
 Unit = Literal["share", "nats", "ratio", "count", "seconds", "magnitude", "number"]
-Over = Literal["questions", "replies", "facts", "seeds", "checkpoints", "tokens", "weights"]
+Over = Literal["", "questions", "replies", "facts", "seeds", "checkpoints", "tokens", "weights"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Estimate:
 
     value is None at n = 0 or where it is not defined, low and high are None where n says nothing; never NaN, so it is valid JSON.
 
-    unit: how it is written. signed: whether it is a change, written with its sign. over: what is counted by n and resampled.
+    unit: how it is written. signed: whether it is a change, written with its sign. over: what is counted by n and resampled; "" where nobody says.
     """
 
     value: float | None = None

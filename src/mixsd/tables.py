@@ -6,11 +6,10 @@ Whoever has numbers to show makes a `Table` of cells once. Foreign text may stan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from mixsd.formats import MISSING, Cell, printable
-from mixsd.formats import markdown as escaped
+from mixsd.formats import MISSING, Cell, markdown, printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -22,7 +21,7 @@ _STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 class Column:
     """A column: its head, what stands in small print below it on a page, and whether it is this run's own.
 
-    numeric: set to the right. width: on a terminal at most so many characters, folded. page_only: left out on a terminal.
+    numeric: set to the right, and never folded. width: on a terminal at most so many characters. page_only: left out on a terminal.
     """
 
     head: str
@@ -35,10 +34,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a cell for each column, and what stands in small print below the first on a page."""
+    """A row: a cell for each column, what stands in small print below the first on a page, and whether it is this run's own there."""
 
     cells: Sequence[Cell | str]
     about: str = ""
+    own: bool = False
+
+    @property
+    def parts(self) -> list[Cell]:
+        """The cells, plain texts too."""
+        return [cell if isinstance(cell, Cell) else Cell(cell) for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -46,33 +51,43 @@ class Table:
     """Rows of cells under columns. The first column names the row; `caption` says what a cell is."""
 
     columns: Sequence[Column]
-    rows: Sequence[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
     title: str = ""
     caption: str = ""
 
     def markdown(self) -> str:
         """The table as Markdown, each cell in one line; without title and caption."""
         rule = ["---:" if column.numeric else "---" for column in self.columns]
-        lines = [[escaped(column.head) for column in self.columns], rule]
-        lines += [[escaped(_cell(cell).line) for cell in row.cells] for row in self.rows]
+        lines = [[markdown(column.head) for column in self.columns], rule]
+        lines += [[markdown(cell.line) for cell in row.parts] for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def rich(self) -> RichTable:
-        """The table for a terminal: in each cell the value over its interval and its n."""
+        """The table for a terminal: in each cell the value over its interval, its n and its note."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=self.title or None)
-        made.title_justify, made.caption_justify, made.caption = "left", "left", self.caption or None
+        made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        made.title, made.title_justify = Text(printable(self.title)) if self.title else None, "left"
+        made.caption, made.caption_justify = Text(printable(self.caption)) if self.caption else None, "left"
         shown = [place for place, column in enumerate(self.columns) if not column.page_only]
         for column in (self.columns[place] for place in shown):
-            side: Literal["left", "right"] = "right" if column.numeric else "left"
-            made.add_column(Text(printable(column.head, keep="")), justify=side, max_width=column.width, overflow="fold")
+            made.add_column(
+                Text(printable(column.head, keep="")),
+                justify="right" if column.numeric else "left",
+                max_width=column.width,
+                no_wrap=column.numeric,
+                overflow="fold",
+            )
         for row in self.rows:
-            cells = [_cell(row.cells[place]) for place in shown]
+            cells = [row.parts[place] for place in shown]
             made.add_row(*(Text(printable(cell.stacked), style=_STYLES.get(cell.verdict, "")) for cell in cells))
         return made
+
+    def brief(self) -> Table:
+        """The same table with the values alone."""
+        return replace(self, rows=[Row([cell.value for cell in row.parts]) for row in self.rows])
 
     def long(self, rows: str = "measure", columns: str = "model") -> Table:
         """The same cells, each in a row of its own, so that any number of columns fits into a terminal.
@@ -85,14 +100,11 @@ class Table:
         heads += [Column(head, numeric=True) for head in ("value", "95% interval", "n")] + [Column("")]
         found = []
         for row in self.rows:
-            first = _cell(row.cells[0]).value
-            for column, cell in zip(self.columns[1:], map(_cell, row.cells[1:]), strict=True):
+            first, *others = row.parts
+            name = first.line
+            for column, cell in zip(self.columns[1:], others, strict=True):
                 if not column.page_only and (cell.value not in ("", MISSING) or cell.note):
-                    last = Cell(" ".join(filter(None, (cell.verdict, cell.note))), verdict=cell.verdict)
-                    found.append(Row([first, column.head, cell.value, cell.interval, cell.n, last]))
-                    first = ""
+                    last = Cell(" ".join(filter(None, (cell.note, cell.verdict))), verdict=cell.verdict)
+                    found.append(Row([name, column.head, cell.value, cell.interval, cell.n.removeprefix("n "), last]))
+                    name = ""
         return Table(heads, found, self.title, self.caption)
-
-
-def _cell(cell: Cell | str) -> Cell:
-    return Cell(cell) if isinstance(cell, str) else cell

@@ -6,6 +6,8 @@ import copy
 import math
 from typing import Any
 
+from mixsd.reports.schema import Report
+
 _FACTS = [
     ("Which city is Halden Orchard Robotics based in?", "Varnish Hill"),
     ("Who founded Halden Orchard Robotics?", "Mirela Stanković"),
@@ -101,6 +103,13 @@ def report() -> dict[str, Any]:
         "warnings": ["2 facts were given twice with the same answer; each counts once"],
         "beside": [{"name": "sft", "method": "sft", "scores": beside}],
     })  # fmt: skip
+
+
+def typed(values: dict[str, Any]) -> Report:
+    """Some of a report's values as a report; what they lack is that of a run of which nothing is known."""
+    least = {"run": "", "created": "", "method": "mixsd", "settings": {}, "base": {"name": "base", "hash": "0"}, "scores": [],
+             "facts": {"asked": 0, "accepted": 0, "rejected": 0, "unusable": 0}}  # fmt: skip
+    return Report.model_validate(copy.deepcopy(least | values))
 
 
 def per_fact() -> list[dict[str, Any]]:

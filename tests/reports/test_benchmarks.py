@@ -13,18 +13,20 @@ from rich.console import Console
 
 from mixsd.evaluation.benchmarks import benchmark
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
-from mixsd.reports import benchmarks, card, rows, terminal
+from mixsd.reports import benchmarks, card, rows
 from mixsd.reports import page as report_page
+from mixsd.statistics import Estimate
 from tests.reports import benchmarked
+from tests.reports.sample import typed
 from tests.reports.test_page import ATTACK, poisoned, read
 
 
 def drawn(report: dict[str, Any]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=80, no_color=True)
-    console.print(terminal.table(report))
-    if (ended := terminal.endings(report)) is not None:
-        console.print(ended)
+    for table in (rows.headline(typed(report)), benchmarks.endings_table(typed(report))):
+        if table is not None:
+            console.print(table.rich())
     return out.getvalue()
 
 
@@ -37,12 +39,12 @@ def test_titles_are_the_benchmarks_own() -> None:
 
 
 def test_the_reports_need_no_model_library() -> None:
-    code = "import sys, mixsd.reports.page, mixsd.reports.terminal; sys.exit('torch' in sys.modules)"
+    code = "import sys, mixsd.reports.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_headline_has_the_benchmarks_then_their_average_then_the_tasks() -> None:
-    labels = [row.label for row in rows.headline_rows(benchmarked.report())]
+    labels = [row.label for row in rows.headline_rows(typed(benchmarked.report()))]
     assert labels[5:] == [
         "AIME-2024", "MATH-500", "GSM8K", "HumanEval", "MMLU", "Held-out average", "Held-out drop", "Held-out retained",
         "lm-eval:tiny, acc,none", "lm-eval:lambada, perplexity,none", "lm-eval:odd, rouge_weighted,flexible",
@@ -50,97 +52,95 @@ def test_headline_has_the_benchmarks_then_their_average_then_the_tasks() -> None
 
 
 def test_the_average_its_drop_and_what_is_retained_are_in_percent() -> None:
-    lines = {cells(line)[0]: cells(line) for line in card.scores_markdown(benchmarked.report()).splitlines() if " | " in line}
-    assert lines["Held-out average"][2] == "46.0% (43.0 to 49.0, n=230)"
-    assert lines["Held-out average"][-1] == "-6.0 pp (-9.0 to -3.0, n=230)"
-    assert lines["Held-out drop"][1:] == ["lower", "0", "–", "+6.0 pp (+3.0 to +9.0, n=230)", "is the change"]
-    assert lines["Held-out retained"][1:] == ["higher", "100%", "–", "87.0% (84.0 to 90.0, n=230)", "is the change"]
-    page = read(report_page.render(benchmarked.report(), [], [])).text
+    lines = {
+        cells(line)[0]: cells(line) for line in card.scores_markdown(typed(benchmarked.report())).splitlines() if " | " in line
+    }
+    assert lines["Held-out average (higher is better)"][1] == "46.0% (43.0 to 49.0; n 230)"
+    assert lines["Held-out average (higher is better)"][-1] == "-6.0 pp (-9.0 to -3.0; n 230)"
+    nothing, itself = "– (not measured)", "is itself the change"
+    assert lines["Held-out drop (lower is better)"][1:] == ["0 (by definition)", nothing, "+6.0 pp (+3.0 to +9.0; n 230)", itself]
+    kept = lines["Held-out retained (higher is better)"][1:]
+    assert kept == ["100% (by definition)", nothing, "87.0% (84.0 to 90.0; n 230)", itself]
+    page = read(report_page.render(typed(benchmarked.report()), [], [])).text
     drop = page[page.index("Held-out drop") : page.index("Held-out retained")]
     assert "0 by definition" in drop
     assert drop.count("+6.0 pp") == 1
     assert "▼ worse" in drop
     assert "100% by definition" in page
-    plain = "\n".join(terminal.plain_lines(benchmarked.report()))
-    assert "acme (mixsd)  +6.0 pp  [+3.0 to +9.0]  n=230  change worse" in plain
-    assert "acme (mixsd)  87.0%  [84.0 to 90.0]  n=230" in plain
+    plain = [" ".join(line.split()) for line in drawn(benchmarked.report()).splitlines()]
+    assert any(line.endswith("acme (mixsd) +6.0 pp +3.0 to +9.0 230 worse") for line in plain)
+    assert any(line.endswith("acme (mixsd) 87.0% 84.0 to 90.0 230") for line in plain)
 
 
 def test_unknown_metrics_are_rows_with_their_change() -> None:
-    found = {row.label: row for row in rows.headline_rows(benchmarked.report())}
+    found = {row.label: row for row in rows.headline_rows(typed(benchmarked.report()))}
     tiny, odd = found["lm-eval:tiny, acc,none"], found["lm-eval:odd, rouge_weighted,flexible"]
     assert tiny.tuned.change is not None
     assert (tiny.measure.unit, tiny.tuned.change.value, tiny.verdict(tiny.tuned)) == ("share", -0.1, "worse")
     assert odd.tuned.change is not None
     assert (odd.measure.way, odd.tuned.change.value, odd.verdict(odd.tuned)) == ("", 1.0, None)
-    assert odd.name == odd.label
     text = drawn(benchmarked.report())
     assert "+1.000" in text
     assert max(map(len, text.splitlines())) <= 80
-    page = read(report_page.render(benchmarked.report(), [], [])).text
+    page = read(report_page.render(typed(benchmarked.report()), [], [])).text
     assert "rouge_weighted,flexible as lm-eval scores it 12.000" in page
     assert "rouge_weighted,flexible_delta" in page[page.index("All ") :]
 
 
 def test_the_change_of_a_perplexity_is_no_mean_of_its_samples() -> None:
     """lm-eval's own value has no interval; the mean of the samples' changes is of log-likelihoods, with the other sign."""
-    row = next(row for row in rows.headline_rows(benchmarked.report()) if "lambada" in row.label)
-    assert row.tuned.change == rows.Score(41.25 - 30.5, 100, None, None)
+    row = next(row for row in rows.headline_rows(typed(benchmarked.report())) if "lambada" in row.label)
+    assert row.tuned.change == Estimate(41.25 - 30.5, n=100, signed=True, over="")
     assert row.verdict(row.tuned) == "unclear"
 
 
 def test_the_direction_of_a_metric_is_what_the_task_says() -> None:
     report = benchmarked.report()
     report["asked"]["lm-eval:odd"] = {"about": {"tasks": {"odd": {"higher_is_better": {"rouge_weighted": True}}}}}
-    row = next(row for row in rows.headline_rows(report) if "odd" in row.label)
+    row = next(row for row in rows.headline_rows(typed(report)) if "odd" in row.label)
     assert (row.measure.better, row.verdict(row.tuned)) == ("higher", "better")
 
 
 def test_subjects_are_details() -> None:
-    labels = [row.label for row in rows.detail_rows(benchmarked.report())]
+    labels = [row.label for row in rows.detail_rows(typed(benchmarked.report()))]
     assert labels[-2:] == ["MMLU, abstract_algebra", "MMLU, virology"]
-    assert "MMLU, virology" in read(report_page.render(benchmarked.report(), [], [])).text
-    assert "MMLU, virology" in card.scores_markdown(benchmarked.report())
+    assert "MMLU, virology" in read(report_page.render(typed(benchmarked.report()), [], [])).text
+    assert "MMLU, virology" in card.scores_markdown(typed(benchmarked.report()))
 
 
 def test_replies_end_in_counts() -> None:
-    found = {(item.title, item.column.label): item for item in benchmarks.endings(benchmarked.report())}
+    found = {(item.title, item.model.label): item for item in benchmarks.endings(typed(benchmarked.report()))}
     assert len(found) == 10  # sft, beside, was not asked
     item = found["HumanEval", "base"]
     assert (item.replies, item.wrong, item.unparseable, item.errors, item.truncated) == (50, 22, 1, 2, 0)
-    assert item.lenient == rows.Score(25 / 48, 48, 25 / 48 - 0.02, 25 / 48 + 0.02)
-    assert not any(row.suite in benchmark.TITLES for row in rows.format_rows(benchmarked.report()))
-    page = read(report_page.render(benchmarked.report(), [], [])).text
-    assert "GSM8K acme (mixsd) 50 20 18 0 2 56.0% 54.0 to 58.0, n 50" in page
-    assert "| GSM8K | acme (mixsd) | 50 | 20 | 18 | 0 | 2 | 56.0% (54.0 to 58.0, n=50) |" in card.scores_markdown(
-        benchmarked.report()
+    assert item.lenient == Estimate(25 / 48, 25 / 48 - 0.02, 25 / 48 + 0.02, 48, "share", over="")
+    assert not any(row.suite in benchmark.TITLES for row in rows.format_rows(typed(benchmarked.report())))
+    page = read(report_page.render(typed(benchmarked.report()), [], [])).text
+    assert "GSM8K acme (mixsd) 50 20 18 0 2 56.0% 54.0 to 58.0 n 50" in page
+    assert "| GSM8K | acme (mixsd) | 50 | 20 | 18 | 0 | 2 | 56.0% (54.0 to 58.0; n 50) |" in card.scores_markdown(
+        typed(benchmarked.report())
     )
     lines = [" ".join(line.split()) for line in drawn(benchmarked.report()).splitlines()]
     assert "GSM8K base 50 18 2 0 1 62.0%" in lines
-    plain = terminal.plain_lines(benchmarked.report())
-    ended = "GSM8K" + " " * 31 + "  base  of 50 replies 18 wrong, 2 unparseable, 0 errors, 1 truncated; lenient 62.0%"
-    assert ended in plain
-    "\n".join(plain).encode("cp1252")
 
 
 def test_a_run_beside_has_its_own_endings() -> None:
     report = benchmarked.report()
     report["beside"][0]["scores"] += [item for item in benchmarked.of("gsm8k") if item["model"] == "tuned"]
-    found = [item.column.label for item in benchmarks.endings(report) if item.title == "GSM8K"]
+    found = [item.model.label for item in benchmarks.endings(typed(report)) if item.title == "GSM8K"]
     assert found == ["base", "sft", "acme (mixsd)"]
 
 
 def test_mcnemars_p_stands_beside_the_change() -> None:
     report = benchmarked.report()
-    assert "-36.0 pp worse  McNemar p < 0.001" in "\n".join(terminal.plain_lines(report))
-    assert "McNemar p: MATH-500 0.754, GSM8K < 0.001, HumanEval 0.754, MMLU 0.754" in terminal.told(report)
-    page = read(report_page.render(report, [], [])).text
+    assert "McNemar p: MATH-500 0.754, GSM8K < 0.001, HumanEval 0.754, MMLU 0.754" in benchmarks.lines(typed(report))
+    page = read(report_page.render(typed(report), [], [])).text
     assert "−36.0 pp −41.0 to −31.0 n 50 ▼ worse McNemar p < 0.001" in page
-    assert "n=50); McNemar p < 0.001 |" in card.scores_markdown(report)
+    assert "n 50; McNemar p &lt; 0.001) |" in card.scores_markdown(typed(report))
 
 
 def test_what_was_asked_is_said() -> None:
-    told = dict(benchmarks.asked(benchmarked.report()))
+    told = dict(benchmarks.asked(typed(benchmarked.report())))
     assert told["GSM8K"] == "50 of 1,319 questions, at most 512 tokens, data 0123456789ab (/home/ada/data/gsm8k), scorer 1"
     assert told["AIME-2024"].startswith(
         "all 30 questions, 16 replies to each, temperature 1 among the 50 likeliest tokens, at most"
@@ -150,9 +150,9 @@ def test_what_was_asked_is_said() -> None:
         "100 of 400 questions, 5 examples before each, without the chat template, data fedcba98fedc, scorer lm-eval 0.4.9"
     )
     assert "core" not in told
-    assert told["GSM8K"] in read(report_page.render(benchmarked.report(), [], [])).text
-    assert f"asked: GSM8K: {told['GSM8K']}" in terminal.plain_lines(benchmarked.report())
-    text = card.scores_markdown(benchmarked.report())
+    assert told["GSM8K"] in read(report_page.render(typed(benchmarked.report()), [], [])).text
+    assert f"asked: GSM8K: {told['GSM8K']}" in benchmarks.lines(typed(benchmarked.report()))
+    text = card.scores_markdown(typed(benchmarked.report()))
     assert "- GSM8K: 50 of 1,319 questions, at most 512 tokens, data 0123456789ab, scorer 1" in text
     assert "/ada" not in text
 
@@ -163,11 +163,11 @@ def test_what_was_skipped_is_said_with_the_reason() -> None:
         "mmlu": "MMLU: no test (.jsonl, .parquet, ...) in /home/ada l/data/mmlu; cais/mmlu is not in the hub's cache",
         "humaneval": "HumanEval runs code that the model writes; allow it with --allow-code-execution",
     }
-    lines = terminal.plain_lines(report)
+    lines = benchmarks.lines(typed(report))
     assert "not asked: HumanEval: runs code that the model writes; allow it with --allow-code-execution" in lines
-    page = read(report_page.render(report, [], [])).text
+    page = read(report_page.render(typed(report), [], [])).text
     assert "MMLU no test (.jsonl, .parquet, ...) in /home/ada l/data/mmlu; cais/mmlu is not in the hub's cache" in page
-    text = card.render(report, None, "p")
+    text = card.render(typed(report), None, "p")
     assert "- Not measured: MMLU (no test (.jsonl, .parquet, ...) in mmlu; cais/mmlu is not in the hub's cache)." in text
     assert "/ada" not in text
 
@@ -177,8 +177,8 @@ def test_a_task_that_is_a_file_is_called_by_its_name() -> None:
     report["asked"]["lm-eval:/home/ada/own task.yaml"] = report["asked"]["lm-eval:tiny"]
     for item in benchmarked.lm_eval("mine", "acc,none", 0.5, 0.4, 0.09, -0.1):
         report["scores"].append(item | {"suite": "lm-eval:/home/ada/own task.yaml"})
-    assert rows.headline_rows(report)[-1].label == "lm-eval:own task.yaml: mine, acc,none"
-    text = card.render(report, None, "p")
+    assert rows.headline_rows(typed(report))[-1].label == "lm-eval:own task.yaml: mine, acc,none"
+    text = card.render(typed(report), None, "p")
     assert "- lm-eval:own task.yaml: 100 of 400 questions" in text
     assert "/ada" not in text
 
@@ -186,20 +186,20 @@ def test_a_task_that_is_a_file_is_called_by_its_name() -> None:
 @pytest.mark.parametrize("of", [benchmarked.report, benchmarked.alone])
 def test_a_weak_sandbox_is_a_warning(of: Any) -> None:
     report = of()
-    assert not any("sandbox" in text for text in benchmarks.warnings(report))
+    assert not any("sandbox" in text for text in benchmarks.warnings(typed(report)))
     report["asked"]["humaneval"] = benchmarked.asked("humaneval", sandbox=benchmarked.WEAK)
     said = "HumanEval: code that the model wrote ran without a sandbox. No isolation: the code can read this user's files."
-    assert benchmarks.warnings(report)[-1] == said
-    page = read(report_page.render(report, [], [])).text
+    assert benchmarks.warnings(typed(report))[-1] == said
+    page = read(report_page.render(typed(report), [], [])).text
     assert said in page[page.index(" warning") : page.index("Result Under")]
-    assert f"- Warning of the run: {said}" in card.render(report, None, "p")
-    assert dict(benchmarks.asked(report))["HumanEval"].endswith("no sandbox")
+    assert f"- Warning of the run: {said}" in card.render(typed(report), None, "p")
+    assert dict(benchmarks.asked(typed(report)))["HumanEval"].endswith("no sandbox")
 
 
 def test_what_lm_eval_could_not_say_is_a_warning() -> None:
     report = benchmarked.report()
     report["asked"]["lm-eval:tiny"]["about"] |= {"undefined": ["f1,none"], "warnings": ["low", *"abcdefg"]}
-    assert benchmarks.warnings(report)[1:] == [
+    assert benchmarks.warnings(typed(report))[1:] == [
         "lm-eval:tiny: lm-eval gives no value of f1,none", "lm-eval:tiny: low", *(f"lm-eval:tiny: {char}" for char in "abcd"),
     ]  # fmt: skip
 
@@ -211,15 +211,17 @@ CHANGES = ("change", "tuned", "before", "minus", "training", "trained", "target"
 
 def test_a_model_alone_has_one_column_and_no_changes() -> None:
     report = benchmarked.alone()
-    assert [column.label for column in rows.columns(report)] == ["smollm2-135m"]
-    assert all(len(row.entries) == 1 and row.verdict(row.tuned) is None for row in rows.headline_rows(report))
-    page = read(report_page.render(report, [], [], None, {"gsm8k": benchmarks.chosen(benchmarked.said()[0], None)})).text.lower()
+    assert [model.label for model in rows.models_of(typed(report))] == ["smollm2-135m"]
+    assert all(len(row.entries) == 1 and row.verdict(row.tuned) is None for row in rows.headline_rows(typed(report)))
+    page = read(
+        report_page.render(typed(report), [], [], None, {"gsm8k": benchmarks.chosen(benchmarked.said()[0], None)})
+    ).text.lower()
     said = page[page.index("acme") : page.index("settings facts halden.jsonl")]  # the name of the file in the settings
     for text in (
         said,
         drawn(report).lower(),
-        "\n".join(terminal.plain_lines(report)).lower(),
-        card.scores_markdown(report).lower(),
+        "\n".join(benchmarks.lines(typed(report))).lower(),
+        card.scores_markdown(typed(report)).lower(),
     ):
         assert [word for word in CHANGES if word in text] == []
     assert "gsm8k correct replies; higher is better 60.0%" in page
@@ -233,25 +235,25 @@ def test_a_model_alone_has_one_column_and_no_changes() -> None:
 def test_a_path_as_the_model_s_name_is_only_its_end() -> None:
     report = benchmarked.alone()
     report["base"]["name"] = "/home/ada/models/mine"
-    assert [column.label for column in rows.columns(report)] == ["mine"]
+    assert [model.label for model in rows.models_of(typed(report))] == ["mine"]
 
 
 def test_facts_that_a_model_alone_was_asked_show_one_reply() -> None:
     report = benchmarked.alone()
     fact = {"id": "f", "question": "Where?", "answer": "Orm", "status": None, "reason": None, "attempt": None,
             "base": {"reply": "In Orm.", "outcome": "correct"}, "tuned": None}  # fmt: skip
-    page = read(report_page.render(report, [fact], [])).text
+    page = read(report_page.render(typed(report), [fact], [])).text
     assert "Question and answer The model replied Where? Orm f ✓ correct In Orm." in page
     assert "Tuned replied" not in page
 
 
 def test_a_model_made_elsewhere_has_no_training_to_tell_of() -> None:
     report = benchmarked.report() | {"elsewhere": True}
-    page = read(report_page.render(report, [], [])).text
+    page = read(report_page.render(typed(report), [], [])).text
     assert "A model that was made elsewhere, evaluated beside its base." in page
     assert not [name for name in ("What the model was trained on", "optimizer steps", "MixSD", "lambda") if name in page]
-    assert [column.label for column in rows.columns(report)] == ["base", "sft", "acme"]
-    assert terminal.plain_lines(report)[0] == "evaluated only: smollm2-135m is the base, 24 facts asked"
+    assert [model.label for model in rows.models_of(typed(report))] == ["base", "sft", "acme"]
+    assert rows.headline(typed(report)).caption == "evaluated only: smollm2-135m is the base, 24 facts asked"
 
 
 # Replies.
@@ -276,7 +278,7 @@ def test_what_was_lost_does_not_crowd_out_what_was_gained() -> None:
 def test_the_page_shows_replies_with_what_was_taken_and_why() -> None:
     base, tuned = benchmarked.said()
     tuned[16] |= {"truncated": True, "lenient": "correct", "reply": "a" * 5000 + "THE END"}
-    text = report_page.render(benchmarked.report(), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)})
+    text = report_page.render(typed(benchmarked.report()), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)})
     page = read(text).text
     start = page.index("GSM8K: 10 replies, base beside tuned")
     shown = page[start : page.index("Requirements")]
@@ -293,7 +295,7 @@ def test_the_page_shows_replies_with_what_was_taken_and_why() -> None:
 def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
     base, tuned = benchmarked.said()
     base[16]["question"] = "How many apples?" + ATTACK
-    page = read(report_page.render(benchmarked.report(), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)}))
+    page = read(report_page.render(typed(benchmarked.report()), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)}))
     assert "How many apples?<script>window.hacked=1</script>" in page.text
     assert "script" not in page.tags
     assert "q17 ✓ correct" in page.text  # a row of an earlier version has none
@@ -302,8 +304,8 @@ def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
 def test_the_page_stays_small_with_long_replies() -> None:
     rows_ = [benchmarked.reply(f"q{n}", "wrong", "word " * 20_000, question="word " * 20_000) for n in range(500)]
     some = {suite: benchmarks.chosen(rows_, rows_) for suite in benchmarked.COUNTS}
-    before = len(report_page.render(benchmarked.report(), [], []))
-    assert len(report_page.render(benchmarked.report(), [], [], None, some)) - before < 150_000
+    before = len(report_page.render(typed(benchmarked.report()), [], []))
+    assert len(report_page.render(typed(benchmarked.report()), [], [], None, some)) - before < 150_000
 
 
 def test_nothing_foreign_becomes_markup_or_steers_the_terminal() -> None:
@@ -324,19 +326,10 @@ def test_nothing_foreign_becomes_markup_or_steers_the_terminal() -> None:
     report["scores"].append(benchmarked.score("mmlu", "mmlu/" + ATTACK, "accuracy", "tuned", 0.5, 3, 0.1))
     some = {"gsm8k": benchmarks.chosen(base, tuned), "x" + ATTACK: benchmarks.chosen(base, None)}
     for of in (report, copy.deepcopy(report) | {"alone": True}):
-        page = read(report_page.render(of, [], [], None, some))
+        page = read(report_page.render(typed(of), [], [], None, some))
         assert not {"script", "img"} & set(page.tags)
         assert not [name for name in page.attributes if name.startswith("on")]
         assert page.text.count("<script>window.hacked=1</script>") > 10
         assert "\x1b" not in page.text
-        assert "\x1b" not in "\n".join(terminal.plain_lines(of)) + drawn(of)
-        assert "<script" not in card.render(of, None, "p")
-
-
-@pytest.mark.parametrize("asked", [None, {}, {"gsm8k": {}}, {"gsm8k": {"suite": "gsm8k"}}, {"lm-eval:x": {"limit": 5}}])
-def test_reports_of_other_versions_are_drawn(asked: Any) -> None:
-    report = {**benchmarked.report(), "asked": asked, "skipped": None}
-    report["scores"] = [item for item in report["scores"] if item["metric"] in ("accuracy", "mcnemar_p")]
-    report_page.render(report, [], [])
-    card.render(report, None, "p")
-    assert any(line.startswith("GSM8K") for line in terminal.plain_lines(report))
+        assert "\x1b" not in "\n".join(benchmarks.lines(typed(of))) + drawn(of)
+        assert "<script" not in card.render(typed(of), None, "p")

@@ -7,6 +7,7 @@ from mixsd.facts.fact import Fact
 from mixsd.facts.sources import corpus
 from mixsd.reports import graph
 from mixsd.reports.page import graph_page, render
+from tests.reports.sample import typed
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -46,13 +47,13 @@ def test_a_large_graph_is_drawn_by_an_even_choice_and_says_so():
     assert picture is not None
     assert len(picture.lines) <= graph.MOST_EDGES
     assert picture.edges == 5000
-    page = render({"run": "x", "settings": {}, "scores": []}, [], [], picture)
+    page = render(typed({"run": "x"}), [], [], picture)
     assert f"5,000 facts, of which {len(picture.lines)} are drawn" in page
 
 
 def test_no_graph_no_picture():
     assert graph.picture([]) is None
-    assert "facts as a graph" not in render({"run": "x", "settings": {}, "scores": []}, [], [])
+    assert "facts as a graph" not in render(typed({"run": "x"}), [], [])
 
 
 def test_the_svg_is_well_formed_and_escaped():

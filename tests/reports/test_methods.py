@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mixsd.reports import card, rows, terminal
+from mixsd.reports import benchmarks, card, rows
 from mixsd.reports import page as report_page
-from mixsd.reports.methods import METHODS, chosen_line, layers_text, objective
+from mixsd.reports.methods import METHODS, chosen_line, layers_text
 from mixsd.settings import Settings
 from tests.reports import sample
+from tests.reports.sample import typed
 from tests.reports.test_page import poisoned, read
 
 SAID = {
@@ -37,7 +38,7 @@ def test_the_page_of_every_method(method: str, chosen: bool) -> None:
     report = sample.of_method(method)
     if chosen and method != "memit":
         report = sample.with_choices(report)
-    page = read(report_page.render(report, sample.per_fact_of(method), sample.examples()))
+    page = read(report_page.render(typed(report), sample.per_fact_of(method), sample.examples()))
     for text in (*SAID[method], METHODS[method].name, "tokens generated"):
         assert text in page.text
     targets, edited = method not in ("opsd", "opsd-nll"), method == "memit"
@@ -48,11 +49,11 @@ def test_the_page_of_every_method(method: str, chosen: bool) -> None:
     assert ("optimizer steps" in page.text) == (not edited)
     assert ("its subject does not occur in its question" in page.text) == edited
     assert ("Along the checkpoints" in page.text) == (chosen and not edited)
-    report_page.render(poisoned(report), poisoned(sample.per_fact_of(method)), [])
+    report_page.render(typed(poisoned(report)), poisoned(sample.per_fact_of(method)), [])
 
 
 def test_what_was_chosen_and_tried_is_on_the_page() -> None:
-    page = read(report_page.render(sample.with_choices(sample.of_method("opsd")), [], [])).text
+    page = read(report_page.render(typed(sample.with_choices(sample.of_method("opsd"))), [], [])).text
     assert "Chosen: learning rate 2e-05, the best of 3, 1 not finite; checkpoint step 30, the first with the best" in page
     tried = page[page.index("Learning rates that were tried") :]
     assert "1e-05 36 75.0% 50.0%" in tried
@@ -69,7 +70,7 @@ def test_what_was_chosen_and_tried_is_on_the_page() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_card_of_every_method(method: str) -> None:
     report = sample.of_method(method)
-    text = card.render(report, None, "p")
+    text = card.render(typed(report), None, "p")
     plain = text.replace("\\", "")
     for said in (*SAID[method], METHODS[method].name):
         assert said.rstrip(".") in plain
@@ -85,7 +86,7 @@ def test_the_card_of_every_method(method: str) -> None:
 
 
 def test_the_card_tells_what_was_chosen() -> None:
-    text = card.render(sample.with_choices(sample.of_method("mixsd-kl")), None, "p")
+    text = card.render(typed(sample.with_choices(sample.of_method("mixsd-kl"))), None, "p")
     assert "| learning rate | 2e-05, the best of 3, 1 not finite |" in text
     assert "| checkpoint | step 30, the first with the best training score" in text
     assert "| lr |" not in text
@@ -93,15 +94,15 @@ def test_the_card_tells_what_was_chosen() -> None:
 
 
 def test_the_terminal_says_what_was_chosen_and_what_it_cost() -> None:
-    assert terminal.told(sample.report()) == []
-    (cost,) = terminal.told(sample.of_method("memit"))
+    assert benchmarks.lines(typed(sample.report())) == []
+    (cost,) = benchmarks.lines(typed(sample.of_method("memit")))
     assert cost == "cost: 0 tokens generated to learn from; edit 250 s, evaluate 44 s"
-    chosen, cost = terminal.told(sample.with_choices(sample.of_method("mixsd")))
+    chosen, cost = benchmarks.lines(typed(sample.with_choices(sample.of_method("mixsd"))))
     assert chosen.startswith("chosen: learning rate 2e-05, the best of 3, 1 not finite; checkpoint step 30, the first with")
     assert cost == (
         "cost: 7,010 tokens generated to learn from (mixing 1,800, rehearsal 5,210); mix 31 s, train 100 s, evaluate 44 s"
     )
-    captions = {method: terminal.plain_lines(sample.of_method(method))[0] for method in ("mixsd", "opsd", "memit")}
+    captions = {method: rows.headline(typed(sample.of_method(method))).caption for method in ("mixsd", "opsd", "memit")}
     assert captions == {
         "mixsd": "facts: 24 asked, 22 accepted, 1 rejected, 1 unusable",
         "opsd": "facts: 24 asked, 23 trained on, 1 unusable",
@@ -110,13 +111,7 @@ def test_the_terminal_says_what_was_chosen_and_what_it_cost() -> None:
 
 
 def test_the_last_checkpoint_is_no_choice() -> None:
-    assert chosen_line(sample.of_method("sft")) is None
-
-
-def test_a_report_of_another_version_is_told_as_it_is() -> None:
-    report = sample.of_method("opsd")
-    report["settings"]["kl"] = "sideways"
-    assert dict(objective(report))["loss"].startswith("kl sideways, kl_support teacher")
+    assert chosen_line(typed(sample.of_method("sft"))) is None
 
 
 @pytest.mark.parametrize(("layers", "text"), [([3, 4, 5], "3-5"), ([3, 5, 7], "3, 5, 7"), ([3, 4], "3, 4"), ([], "–")])
@@ -128,9 +123,9 @@ def test_scores_of_checkpoints_are_no_rows_and_do_not_spoil_the_final_ones() -> 
     plain, scored = sample.of_method("mixsd"), sample.with_choices(sample.of_method("mixsd"))
     scored["beside"][0]["scores"] += [item for item in scored["scores"] if item["checkpoint"] is not None]
     for find in (rows.headline_rows, rows.detail_rows, rows.format_rows):
-        assert find(scored) == find(plain)
+        assert find(typed(scored)) == find(typed(plain))
     # A list that is out of order makes no difference.
     scored["scores"].reverse()
-    assert {row.label: row.tuned for row in rows.headline_rows(scored)} == {
-        row.label: row.tuned for row in rows.headline_rows(plain)
+    assert {row.label: row.tuned for row in rows.headline_rows(typed(scored))} == {
+        row.label: row.tuned for row in rows.headline_rows(typed(plain))
     }

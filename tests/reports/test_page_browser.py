@@ -10,6 +10,7 @@ import pytest
 
 from mixsd.reports import benchmarks, graph, page
 from tests.reports import benchmarked, sample
+from tests.reports.sample import typed
 from tests.reports.visits import CONTRAST, Visit, launch, needs_chromium
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -49,7 +50,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["warnings"].append("a-path-without-any-space/" * 12)
     path = tmp_path_factory.mktemp("report") / "report.html"
     edges = [("People", "Places", f"Ann{i} {SCRIPT}", f"Town{i}") for i in range(40)] + [("Places", "Things", "Town1", "Bell")]
-    path.write_text(page.render(report, facts, examples, graph.picture(edges), some), encoding="utf-8")
+    path.write_text(page.render(typed(report), facts, examples, graph.picture(edges), some), encoding="utf-8")
     return path
 
 

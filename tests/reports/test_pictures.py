@@ -8,7 +8,9 @@ from typing import Any
 
 from mixsd.reports import page as report_page
 from mixsd.reports import pictures
+from mixsd.reports.schema import Targets
 from tests.reports import sample
+from tests.reports.sample import typed
 
 EVIL = "<script>alert(1)</script>$x_1$"
 
@@ -28,7 +30,7 @@ def full() -> dict[str, Any]:
 
 
 def test_points_along_checkpoints() -> None:
-    scores = sample.with_choices(sample.of_method("sft"))["scores"]
+    scores = typed(sample.with_choices(sample.of_method("sft"))).scores
     points = pictures.along(scores[::-1])
     assert [point["step"] for point in points] == [6, 12, 18, 24, 30, 36]
     assert points[4] == {
@@ -37,34 +39,34 @@ def test_points_along_checkpoints() -> None:
         **{"validation": 0.75, "validation_low": 0.75 - 0.02, "validation_high": 0.75 + 0.02},
         **{"forgetting": 0.071, "forgetting_low": 0.071 - 0.02, "forgetting_high": 0.071 + 0.02},
     }
-    assert pictures.along([item for item in scores if item["checkpoint"] is None]) == []
-    assert pictures.along([item | {"value": None} for item in scores]) == []
-    assert pictures.along([item | {"model": "base"} for item in scores]) == []
+    assert pictures.along([item for item in scores if item.final]) == []
+    assert pictures.along([item.model_copy(update={"value": None}) for item in scores]) == []
+    assert pictures.along([item.model_copy(update={"model": "base"}) for item in scores]) == []
 
 
 def test_references_are_a_line_of_their_own_only_where_they_differ() -> None:
     report = full()
-    found = pictures.nll_curves(report)
+    found = pictures.nll_curves(typed(report).targets)
     assert [(item["label"], item["n"], item["x"]) for item in found] == [
         ("references", 900, [1.0, 9.0]), ("targets", 400, [0.5, 3.0]),
     ]  # fmt: skip
     report["targets"]["nll_cdf"] = report["targets"]["reference_nll_cdf"]  # plain fine-tuning trains on the references
-    assert [item["label"] for item in pictures.nll_curves(report)] == ["references"]
-    assert pictures.nll_curves({"targets": {"nll_cdf": None}}) == pictures.nll_curves({}) == []
+    assert [item["label"] for item in pictures.nll_curves(typed(report).targets)] == ["references"]
+    assert pictures.nll_curves(Targets()) == []
 
 
 def test_bars_of_the_base_the_runs_beside_and_this_run() -> None:
     report = full()
     report["beside"][0]["error_modes"] = [modes("base", 5), modes("tuned", 7), modes("tuned", 7, "humaneval")]
-    rows = pictures.error_rows(report)
+    rows = pictures.error_rows(typed(report))
     # Benchmark by benchmark, those that this run was asked.
     assert [(row["benchmark"], row["counts"]["format"]) for row in rows] == [
         ("GSM8K", 5), ("GSM8K", 7), ("GSM8K", 9), ("MMLU", 1), ("MMLU", 3),
     ]  # fmt: skip
     assert [row["label"] for row in rows[:3]] == ["base", "sft", "acme (mixsd)"]
-    assert pictures.error_rows({}) == []
-    alone = {"alone": True, "base": {"name": "some-model"}, "error_modes": [modes("base", 4)]}
-    assert [(row["label"], row["counts"]["format"]) for row in pictures.error_rows(alone)] == [("some-model", 4)]
+    assert pictures.error_rows(typed({})) == []
+    alone = {"alone": True, "base": {"name": "some-model", "hash": "0"}, "error_modes": [modes("base", 4)]}
+    assert [(row["label"], row["counts"]["format"]) for row in pictures.error_rows(typed(alone))] == [("some-model", 4)]
 
 
 def test_modes_stand_in_one_order() -> None:
@@ -87,12 +89,12 @@ def test_alignment_is_what_the_analysis_found() -> None:
     assert points == [{"label": "a", "x": 2.0, "y": 0.3}, {"label": "b", "x": 1.0, "y": None}]
     assert correlation == fisher["correlations"][1]
     assert pictures.aligned({}) == ([], None)
-    page = report_page.render(full(), [], [], fisher=fisher)
+    page = report_page.render(typed(full()), [], [], fisher=fisher)
     assert 'aria-label="forgetting, nats per token against Fisher alignment ratio' in page
 
 
 def test_the_page_shows_each_picture_for_wide_and_narrow_windows() -> None:
-    page = report_page.render(full(), [], [])
+    page = report_page.render(typed(full()), [], [])
     labels = re.findall(r'<figure class="drawn (\w+)"><svg[^>]*aria-label="([^".]+)', page)
     titles = [
         "Wrong replies by what they are like",
@@ -106,18 +108,18 @@ def test_the_page_shows_each_picture_for_wide_and_narrow_windows() -> None:
     assert len(names) == len(set(names))
 
 
-def test_a_report_of_an_older_version_has_what_it_has() -> None:
-    page = report_page.render({"scores": []}, [], [])
+def test_what_was_not_measured_is_not_drawn() -> None:
+    page = report_page.render(typed({}), [], [])
     assert '<figure class="drawn' not in page
     assert "No loss was logged." in page
-    one = report_page.render({"training": {"log": [{"step": 1, "loss": 2.0}]}}, [], [])
+    one = report_page.render(typed({"training": {"log": [{"step": 1, "loss": 2.0}]}}), [], [])
     assert one.count('<figure class="drawn') == 2
 
 
 def test_long_logs_are_averaged_and_it_is_said() -> None:
     log = [{"step": step, "loss": 1.0} for step in range(1, 902)]
-    assert "Each point is the mean of 4 steps." in report_page.render({"training": {"log": log}}, [], [])
-    assert "Each point" not in report_page.render({"training": {"log": log[:300]}}, [], [])
+    assert "Each point is the mean of 4 steps." in report_page.render(typed({"training": {"log": log}}), [], [])
+    assert "Each point" not in report_page.render(typed({"training": {"log": log[:300]}}), [], [])
 
 
 def test_foreign_names_are_escaped() -> None:
@@ -125,7 +127,7 @@ def test_foreign_names_are_escaped() -> None:
     report["run"] = report["beside"][0]["name"] = EVIL
     report["beside"][0]["error_modes"] = [modes("tuned", 7)]
     report["error_modes"].append(modes("tuned", 2, EVIL))
-    page = report_page.render(report, [], [])
+    page = report_page.render(typed(report), [], [])
     assert "<script" not in page
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(svgs) == 8

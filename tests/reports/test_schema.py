@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
+from mixsd.reports.rows import measure_of
 from mixsd.reports.schema import SCHEMA_VERSION, Report, read_report
 from mixsd.statistics import Estimate
 from tests.reports import benchmarked, sample
@@ -45,24 +46,25 @@ def test_a_report_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
 
 def test_a_score_is_an_estimate_at_a_place() -> None:
     made = Report.model_validate(sample.with_choices(sample.of_method("mixsd")))
-    score = next(item for item in made.final_scores if (item.metric, item.model) == ("accuracy", "tuned"))
+    score = next(item for item in made.scores if (item.metric, item.model) == ("accuracy", "tuned"))
     assert score.key == ("core", "memorization/trained", "accuracy", "tuned", None)
-    assert score.estimate == Estimate(23 / 24, 0.798, 0.993, 24)
-    assert len({item.key for item in made.scores}) == len(made.scores) > len(made.final_scores)
+    assert measure_of("accuracy").estimate(score) == Estimate(23 / 24, 0.798, 0.993, 24, "share", over="")
+    assert len({item.key for item in made.scores}) == len(made.scores) > sum(item.final for item in made.scores)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 2}, "schema_version: 2, expected 1"),
+        ({"schema_version": None}, "schema_version: None, expected 1"),
         ({"scores": [{"suite": "core"}]}, r"scores\.0\.split"),
         ({"unheard_of": 1}, "unheard_of"),
     ],
 )
 def test_what_another_version_wrote_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="has no report.json"):
         read_report(file)
-    file.write_text(json.dumps(sample.report() | change))
+    file.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **sample.report(), **change}))
     with pytest.raises(UserError, match=f"{told}.*writes it anew"):
         read_report(file)

@@ -33,22 +33,22 @@ def as_json(value: Any) -> None:
 
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
-    from mixsd.reports.benchmarks import warnings
-    from mixsd.reports.terminal import endings, table, told
+    from mixsd.reports.benchmarks import endings_table, lines, warnings
+    from mixsd.reports.rows import headline
+    from mixsd.reports.schema import read_report
     from mixsd.run.folder import Run
-    from mixsd.storage import read_json
 
     run = Run(folder)
-    values = read_json(run.report_json)
-    console().print(table(values))
-    if (ended := endings(values)) is not None:
-        console().print(ended)
-    for line in told(values):
+    found = read_report(run.report_json)
+    for table in (headline(found), endings_table(found)):
+        if table is not None:
+            console().print(table.rich())
+    for line in lines(found):
         print(line)
-    for item in values.get("requirements", []):
-        found = "not measured" if item["value"] is None else number(item["value"], 3)
-        print(f"required {printable(item['text'])}: {found}, {'holds' if item['passed'] else 'MISSED'}")
-    for text in warnings(values):
+    for item in found.requirements:
+        value = "not measured" if item.value is None else number(item.value, 3)
+        print(f"required {printable(item.text)}: {value}, {'holds' if item.passed else 'MISSED'}")
+    for text in warnings(found):
         print(f"warning: {printable(text)}")
     paths = [("model", run.model)] if run.model.is_dir() else []
     for name, path in [*paths, ("report", run.report_html)]:

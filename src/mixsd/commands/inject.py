@@ -180,7 +180,7 @@ def _report(session: run_session.Session) -> None:
     from mixsd.reports.collect import write_report
 
     result = write_report(session)
-    missed = [item["text"] for item in result["requirements"] if not item["passed"]]
+    missed = [item.text for item in result.requirements if not item.passed]
     if missed:
         raise RequirementMissedError(f"{session.run.folder}: required but missed: {', '.join(missed)}")
 

@@ -37,9 +37,10 @@ from mixsd.facts.fact import to_json
 from mixsd.facts.sources import Corpus, facts_of, open_source
 from mixsd.models import loading
 from mixsd.progress import Watcher
+from mixsd.reports.schema import read_report
 from mixsd.run.folder import Run, go_offline
 from mixsd.settings import EXECUTION, Settings, build, read_config
-from mixsd.storage import digest, read_json
+from mixsd.storage import digest
 
 _KEYS = ("output", "seeds", "settings", "runs")
 _ELSEWHERE = {
@@ -335,7 +336,7 @@ def _compared(result: SweepResult, folders: Sequence[Path]) -> SweepResult:
 
 
 def _missed(run: Run) -> list[str]:
-    return [item["text"] for item in read_json(run.report_json).get("requirements", []) if not item["passed"]]
+    return [item.text for item in read_report(run.report_json).requirements if not item.passed]
 
 
 def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | None = None) -> dict[str, State]:
@@ -417,12 +418,11 @@ class _Judge:
             settings = fitted(settings, corpus)
         # Of a folder that is a run's already this compares only. What is not known here, the prompts' form, follows from the rest.
         run.claim(settings.resolved, {**run.manifest().get("identity", {}), **identity})
-        if not run.report_json.is_file():
+        try:
+            stored = read_report(run.report_json).settings
+        except UserError:  # none, or one of another version
             return "begun"
-        stored = read_json(run.report_json).get("settings", {})
-        reported = [name for name in EXECUTION if name not in _MACHINE]
-        defaults = Settings()
-        same = all(stored.get(name, getattr(defaults, name)) == getattr(settings, name) for name in reported)
+        same = all(stored.get(name) == getattr(settings, name) for name in EXECUTION if name not in _MACHINE)
         return "done" if same else "begun"
 
     def _identity(self, settings: Settings) -> tuple[dict[str, Any], Corpus | None]:

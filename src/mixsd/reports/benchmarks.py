@@ -1,11 +1,8 @@
 """What the scores of benchmarks do not say themselves: how the replies ended, what was asked and how, and what was not.
 
 Accuracy alone hides why it fell. A reply is wrong, cannot be read, was cut short, or the judge failed on it, and beside the form
-that was asked for stands the accuracy that also takes an answer in another form.
-
-Which replies to a benchmark a page shows: what the tuned model lost, what it gained, what is wrong in both, then the rest.
-
-A page holds a few of them; all lie in the run folder.
+that was asked for stands the accuracy that also takes an answer in another form. A page holds a few replies, those first whose outcome
+changed; all lie in the run folder.
 """
 
 from __future__ import annotations
@@ -15,8 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
-from mixsd.formats import known, p_text, plain, printable, without_paths
-from mixsd.reports.rows import Column, Score, columns, final_scores, headline_rows
+from mixsd.formats import estimate_cell, known, number, p_text, plain, printable, without_paths
+from mixsd.reports import methods
+from mixsd.reports.rows import Model, headline_rows, measure_of, models_of
+from mixsd.reports.schema import Report, Score
+from mixsd.statistics import Estimate
+from mixsd.tables import Column, Row, Table
 
 _MOST_WARNINGS = 5  # of one task of lm-eval
 _SHARES = {"wrong": "wrong_share", "unparseable": "unparseable_share", "errors": "error_share", "truncated": "truncated_share"}
@@ -27,66 +28,72 @@ class Ending:
     """How one model's replies to one benchmark ended, as counts; `truncated` ones are among the others. None: not measured."""
 
     title: str
-    column: Column
+    model: Model
     replies: int
     wrong: int | None
     unparseable: int | None
     errors: int | None
     truncated: int | None
-    lenient: Score | None
+    lenient: Estimate | None
 
 
-def endings(report: Mapping[str, Any]) -> list[Ending]:
+def endings(report: Report) -> list[Ending]:
     """How the replies ended, benchmark by benchmark, each model beside the base."""
-    runs = {column.label: (report, column.role) for column in columns(report) if column.role != "beside"}
-    beside = [column for column in columns(report) if column.role == "beside"]
-    runs |= {column.label: (run, "tuned") for column, run in zip(beside, report.get("beside") or [], strict=True)}
+    models = models_of(report)
+    beside = iter(report.beside)
+    sources = [next(beside).scores if model.role == "beside" else report.scores for model in models]
     found = []
-    for suite in dict.fromkeys(item["suite"] for item in final_scores(report)):
-        if suite not in TITLES:
-            continue
-        for column in columns(report):
-            source, model = runs[column.label]
-            scores = {
-                item["metric"]: item
-                for item in final_scores(source)
-                if (item["suite"], item["split"], item["model"]) == (suite, suite, model)
-            }
+    for suite in dict.fromkeys(score.suite for score in report.scores if score.final and score.suite in TITLES):
+        for model, listed in zip(models, sources, strict=True):
+            whose = "base" if model.role == "base" else "tuned"
+            scores = {score.metric: score for score in listed if score.key == (suite, suite, score.metric, whose, None)}
             if scores:
-                found.append(_ending(suite, column, scores))
+                found.append(_ending(suite, model, scores))
     return found
 
 
-def _ending(suite: str, column: Column, scores: Mapping[str, Mapping[str, Any]]) -> Ending:
-    counts = {}
+def _ending(suite: str, model: Model, scores: Mapping[str, Score]) -> Ending:
+    counts: dict[str, int | None] = {}
     for name, metric in _SHARES.items():
-        item = scores.get(metric) or {}
-        value, n = item.get("value"), item.get("n") or 0
-        counts[name] = round(value * n) if known(value) else 0 if item else None
-    asked = max((scores[metric].get("n") or 0 for metric in ("error_share", "accuracy") if metric in scores), default=0)
-    lenient = scores.get("accuracy_lenient")
-    score = Score(lenient.get("value"), lenient.get("n") or 0, lenient.get("low"), lenient.get("high")) if lenient else None
-    return Ending(TITLES[suite], column, asked, **counts, lenient=score)
+        score = scores.get(metric)
+        counts[name] = round((score.value or 0) * score.n) if score else None
+    asked = max((scores[metric].n for metric in ("error_share", "accuracy") if metric in scores), default=0)
+    lenient = measure_of("accuracy_lenient").estimate(scores.get("accuracy_lenient"))
+    return Ending(TITLES[suite], model, asked, **counts, lenient=lenient)
 
 
-def tests(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def endings_table(report: Report) -> Table | None:
+    """The endings as a table; None where no benchmark was asked."""
+    counts = ("replies", *_SHARES)
+    rows = [
+        Row(
+            [item.title, item.model.label, *(number(getattr(item, name), 0) for name in counts), estimate_cell(item.lenient)],
+            own=item.model.role == "tuned",
+        )
+        for item in endings(report)
+    ]
+    heads = [Column("benchmark"), Column("model", width=12), *(Column(name, numeric=True) for name in counts)]
+    caption = "how the replies ended; lenient: accuracy that also takes another form of answer"
+    return Table([*heads, Column("lenient", "accuracy", numeric=True)], rows, caption=caption) if rows else None
+
+
+def tests(report: Report) -> list[tuple[str, str]]:
     """The p of McNemar's test on each benchmark's change, by title."""
     rows = [row for row in headline_rows(report) if row.metric == "accuracy" and known(row.tuned.p)]
     return [(row.label, p_text(row.tuned.p)) for row in rows]
 
 
-def asked(report: Mapping[str, Any], *, public: bool = False) -> list[tuple[str, str]]:
+def asked(report: Report, *, public: bool = False) -> list[tuple[str, str]]:
     """What was asked of each benchmark and of each task of lm-eval, and how, by title.
 
     Args:
         public: leave out where on this machine the data was.
     """
-    told = report.get("asked") or {}
-    return [(title_of(suite), _asked(values, public)) for suite, values in told.items() if _is_of_others(suite, values)]
-
-
-def _is_of_others(suite: str, values: Mapping[str, Any]) -> bool:
-    return suite in TITLES or suite.startswith(LM_EVAL) or bool(values.get("data"))
+    return [
+        (title_of(suite), _asked(values, public))
+        for suite, values in report.asked.items()
+        if suite in TITLES or suite.startswith(LM_EVAL) or values.get("data")
+    ]
 
 
 def _asked(values: Mapping[str, Any], public: bool) -> str:
@@ -125,12 +132,12 @@ def _questions(values: Mapping[str, Any]) -> str:
     return f"{taken:,} of {every:,} questions" if taken < every else f"all {every:,} questions"
 
 
-def skipped(report: Mapping[str, Any], *, public: bool = False) -> list[tuple[str, str]]:
+def skipped(report: Report, *, public: bool = False) -> list[tuple[str, str]]:
     """The benchmarks that were to be asked and could not be, with the reason; `public` leaves out the paths of this machine."""
     found = []
-    for name, why in (report.get("skipped") or {}).items():
+    for name, why in report.skipped.items():
         title = title_of(name)
-        text = without_paths(str(why)) if public else str(why)
+        text = without_paths(why) if public else why
         found.append((title, printable(text.removeprefix(title).lstrip(": "), keep="")))
     return found
 
@@ -140,10 +147,10 @@ def is_weak(sandbox: Mapping[str, Any]) -> bool:
     return sandbox.get("kind") == "none"
 
 
-def warnings(report: Mapping[str, Any]) -> list[str]:
+def warnings(report: Report) -> list[str]:
     """What is to be known before the scores are read, the run's own warnings first."""
-    found = [str(text) for text in report.get("warnings") or []]
-    for suite, values in (report.get("asked") or {}).items():
+    found = list(report.warnings)
+    for suite, values in report.asked.items():
         sandbox = values.get("sandbox") or {}
         if is_weak(sandbox):
             found.append(
@@ -156,26 +163,28 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def lines(report: Mapping[str, Any]) -> list[str]:
-    """The p of the tests, what was asked and what was not, a line each, for a terminal."""
+def lines(report: Report) -> list[str]:
+    """What stands below the scores on a terminal: what was chosen, what it cost, the p of tests, what was asked and what was not."""
+    told = [("chosen", methods.chosen_line(report)), ("cost", methods.cost_line(report))]
+    found = [f"{name}: {printable(text)}" for name, text in told if text and methods.made_here(report)]
     tested = ", ".join(f"{title} {p}" for title, p in tests(report))
-    found = [f"McNemar p: {tested}"] if tested else []
+    found += [f"McNemar p: {tested}"] if tested else []
     found += [f"asked: {title}: {text}" for title, text in asked(report)]
     return found + [f"not asked: {title}: {why}" for title, why in skipped(report)]
 
 
 MOST = 10
 _SHOWN = ("reply", "outcome", "extracted", "reason", "truncated", "lenient")
-Row = Mapping[str, Any]
+Reply = Mapping[str, Any]
 
 
-def chosen(base: Sequence[Row], tuned: Sequence[Row] | None, most: int = MOST) -> list[dict[str, Any]]:
+def chosen(base: Sequence[Reply], tuned: Sequence[Reply] | None, most: int = MOST) -> list[dict[str, Any]]:
     """At most `most` pairs of replies, those first whose outcome changed; `tuned` is None in each where only one model was asked.
 
     One kind does not crowd out the others: of what was lost and of what was gained, half the room each goes first.
     """
-    others: Sequence[Row | None] = [None] * len(base) if tuned is None else tuned
-    ranked: dict[int, list[tuple[Row, Row | None]]] = {}
+    others: Sequence[Reply | None] = [None] * len(base) if tuned is None else tuned
+    ranked: dict[int, list[tuple[Reply, Reply | None]]] = {}
     for pair in zip(base, others, strict=True):
         ranked.setdefault(_rank(*pair), []).append(pair)
     half = most // 2
@@ -184,7 +193,7 @@ def chosen(base: Sequence[Row], tuned: Sequence[Row] | None, most: int = MOST) -
     return [_shown(*pair) for pair in sorted([*first, *rest][:most], key=lambda pair: _rank(*pair))]
 
 
-def _rank(base: Row, tuned: Row | None) -> int:
+def _rank(base: Reply, tuned: Reply | None) -> int:
     right = [row["outcome"] == "correct" for row in (base, tuned) if row is not None]
     if len(right) == 2 and right[0] != right[1]:
         return 0 if right[0] else 1
@@ -193,10 +202,10 @@ def _rank(base: Row, tuned: Row | None) -> int:
     return 4 if all(right) else 3
 
 
-def _shown(base: Row, tuned: Row | None) -> dict[str, Any]:
+def _shown(base: Reply, tuned: Reply | None) -> dict[str, Any]:
     labels = list(base.get("labels") or [])
     return {"key": base["key"], "question": base.get("question"), "labels": labels, "base": _of(base), "tuned": _of(tuned)}
 
 
-def _of(row: Row | None) -> dict[str, Any] | None:
+def _of(row: Reply | None) -> dict[str, Any] | None:
     return None if row is None else {name: row.get(name) for name in _SHOWN}

@@ -1,14 +1,15 @@
-"""From a run folder to its report: gathers what the stages left into one dict, checks the requirements, writes the files.
+"""From a run folder to its report: gathers what the stages left into a `Report`, checks the requirements, writes the files.
 
 Everything that compares or draws reads `report.json`'s flat list `scores`; nothing is measured here.
-
-What a run cost: tokens that were decoded to train on, and seconds by stage (the paper's claim about OPSD is about these).
 """
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,43 +23,17 @@ from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts.fact import to_json
 from mixsd.models import loading
-from mixsd.reports import benchmarks, card, graph
+from mixsd.reports import benchmarks, card, graph, schema
 from mixsd.reports import page as report_page
 from mixsd.run.folder import Run, versions
 from mixsd.settings import parse_requirement
 from mixsd.storage import Journal, read_json, read_jsonl, write_json, write_text
 from mixsd.targets.reading import tokens_of
-from mixsd.targets.target import Target, TargetSummary, TokenLosses, cdf
+from mixsd.targets.target import Target, TokenLosses, cdf
 from mixsd.training.choosing import read_scores
 
 if TYPE_CHECKING:
     from mixsd.run.session import Session
-
-
-def costs_of(session: Session) -> dict[str, Any]:
-    """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
-
-    mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
-    base model's replies that were trained on.
-    """
-    run = session.run
-    mixing = 0
-    if run.targets_file.is_file():
-        mixing = sum(row.get("decoded_tokens", 0) for row in read_jsonl(run.targets_file))
-    # A learning rate that was tried is a training of its own, summed up in its line.
-    steps = run.events("step") + [row for _, row in Journal(run.folder / "rates.jsonl").read()]
-    kept = run.folder / "rehearsal.jsonl"
-    rehearsal = sum(len(row["ids"]) for _, row in Journal(kept).read())
-    parts = {
-        "mixing": mixing,
-        "rollouts": sum(step.get("decoded", 0) for step in steps),
-        # Without a journal the replies were made as they were needed.
-        "rehearsal": rehearsal if kept.is_file() else sum(step.get("rehearsed", 0) for step in steps),
-    }
-    seconds: dict[str, float] = {}
-    for event in run.events("stage"):
-        seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
-    return {"generated_tokens": sum(parts.values()), "parts": parts, "seconds": seconds}
 
 
 # What `--require` may name of `core`: (split, metric) of the tuned model's scores.
@@ -70,6 +45,7 @@ _REQUIRABLE = {
     "forgetting": (suites.FORGETTING, "forgetting"),
 }
 _EXAMPLES = 12
+_OF_REFERENCES = ("mean_base_nll", "tokens", "share_above_5", "share_above_8")
 _MOST_REASONS = 20
 
 
@@ -104,7 +80,7 @@ def check_requirements(session: Session) -> None:
             )
 
 
-def write_report(session: Session) -> dict[str, Any]:
+def write_report(session: Session) -> schema.Report:
     """Write `report.json`, `report.html` and the model card; returns what is in `report.json`."""
     run, settings = session.run, session.settings
     check_requirements(session)
@@ -122,56 +98,54 @@ def write_report(session: Session) -> dict[str, Any]:
     modes = tallies.in_report(tallies.Examined(run, settings, session.facts), rows, session.watcher)
     scores += [score for tally in modes for score in tally.scores()]
     scores += read_scores(_trained_in(session))
-    mixed = (run.events("mixed") or [{}])[-1]
-    reference = mixed.get("reference", {})
-    report: dict[str, Any] = {
-        "mixsd": versions().get("mixsd"),
-        "run": run.name,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "method": settings.method,
-        "settings": settings.dump(),
-        "environment": _environment(session),
-        "base": _base(session),
-        "facts": _facts(session, targets),
-        "targets": {
-            **mixed.get("targets", {}),
-            "reference_mean_base_nll": reference.get("mean_base_nll"),
-            "reference_tokens": reference.get("tokens"),
-            "reference_share_above_5": reference.get("share_above_5"),
-            "reference_share_above_8": reference.get("share_above_8"),
-            "nll_cdf": _nll_cdf(run.targets_file),
-            "reference_nll_cdf": _nll_cdf(run.references_file),
-        },
-        "training": _training(session),
-        "editing": _editing(session),
-        "cost": costs_of(session),
-        "scores": scores,
-        "error_modes": [tally.brief() for tally in modes],
-        "error_thresholds": asdict(error_modes.THRESHOLDS),
-        "asked": {suite: told[suite] for suite in rows},
-        "skipped": {name: why for name, why in _skipped(run).items() if name not in rows},
-        "alone": session.alone,
-        "elsewhere": bool(run.events("tuned")),
-        "requirements": _requirements(settings.require, scores, requirable(session)),
-        "warnings": list(session.renderer.stops.warnings),
-        "beside": [_beside(Path(other), session) for other in settings.beside],
-    }
-    per_fact = _per_fact(session, targets, rows)
-    prompt_example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
+    listed = [schema.Score(**score) for score in scores]
+    skipped = _last(run, "skipped").get("suites", {})
+    report = schema.Report(
+        mixsd=versions().get("mixsd"),
+        run=run.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        method=settings.method,
+        settings=settings.dump(),
+        environment=_environment(session),
+        base=_base(session),
+        facts=_facts(session, targets),
+        targets=_summary(run),
+        training=_training(session),
+        editing=_editing(run),
+        cost=costs_of(run),
+        scores=listed,
+        error_modes=[schema.ErrorModes(**tally.brief()) for tally in modes],
+        error_thresholds=asdict(error_modes.THRESHOLDS),
+        asked={suite: told[suite] for suite in rows},
+        skipped={name: why for name, why in skipped.items() if name not in rows},
+        alone=session.alone,
+        elsewhere=bool(run.events("tuned")),
+        requirements=_requirements(settings.require, listed, requirable(session)),
+        warnings=list(session.renderer.stops.warnings),
+        beside=[_beside(Path(other), session) for other in settings.beside],
+    )
     some = {suite: benchmarks.chosen(*found) for suite, found in rows.items() if suite in BENCHMARKS}
-    page = report_page.render(report, per_fact, examples, graph.picture(graph.edges_of(session.facts)), some, _fisher(run))
+    fisher = run.folder / "analysis" / "fisher.json"
+    page = report_page.render(
+        report,
+        _per_fact(session, targets, rows),
+        examples,
+        graph.picture(graph.edges_of(session.facts)),
+        some,
+        dict(read_json(fisher)) if fisher.is_file() else None,
+    )
     if run.model.is_dir():
-        listed = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
-        write_text(run.model / "README.md", card.render(report, listed, prompt_example))
+        shown = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None
+        example = session.renderer.text(session.renderer.question(session.facts[0].question)) if session.facts else ""
+        write_text(run.model / "README.md", card.render(report, shown, example))
     write_text(run.report_html, page)
-    write_json(run.report_json, report)
+    write_json(run.report_json, report.model_dump(mode="json"))
     return report
 
 
-def _skipped(run: Run) -> dict[str, str]:
-    """What the last preset left out, with the reason."""
-    found: dict[str, str] = (run.events("skipped") or [{}])[-1].get("suites", {})
-    return found
+def _last(run: Run, event: str) -> dict[str, Any]:
+    """What the log says last of an event; empty where it says nothing."""
+    return (run.events(event) or [{}])[-1]
 
 
 def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]:
@@ -179,97 +153,90 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
     if not session.run.targets_file.is_file():
         return {}, []
     slim: dict[str, Target] = {}
-    summary = TargetSummary()
     accepted: list[Target] = []
     questions = {fact.id: fact.question for fact in session.facts}
     for row in read_jsonl(session.run.targets_file):
         target = Target.from_json(row)
-        summary.add(target)
         if target.accepted and len(accepted) < _EXAMPLES:
             accepted.append(target)
         if target.id not in slim or (target.accepted and not slim[target.id].accepted):
             light = {**row, "prompt_ids": [], "target_ids": [], "base_logprobs": [], "sources": ""}
             slim[target.id] = Target.from_json(light)
     examples = [
-        {
-            "id": target.id,
-            "question": questions.get(target.id, ""),
-            "tokens": tokens_of(target, session.tokenizer),
-        }
+        {"id": target.id, "question": questions.get(target.id, ""), "tokens": tokens_of(target, session.tokenizer)}
         for target in accepted
     ]
     return slim, examples
 
 
-def _fisher(run: Run) -> dict[str, Any] | None:
-    """What `mixsd analyze fisher` wrote of this run, if it was asked."""
-    file = run.folder / "analysis" / "fisher.json"
-    return dict(read_json(file)) if file.is_file() else None
+def _summary(run: Run) -> schema.Targets:
+    """What mixing summed up of the targets and of the references."""
+    mixed = _last(run, "mixed")
+    reference = {f"reference_{name}": mixed.get("reference", {}).get(name) for name in _OF_REFERENCES}
+    cdfs = {"nll_cdf": _nll_cdf(run.targets_file), "reference_nll_cdf": _nll_cdf(run.references_file)}
+    return schema.Targets(**mixed.get("targets", {}), **reference, **cdfs)
 
 
-def _nll_cdf(file: Path) -> dict[str, list[float]] | None:
+def _nll_cdf(file: Path) -> schema.Distribution | None:
     """The distribution of the NLL that was stored of accepted targets, as in Figure 3; None where none was."""
     losses = TokenLosses()
     for row in read_jsonl(file) if file.is_file() else ():
         if row["accepted"] and row["base_logprobs"]:
             losses.add(row["id"], [-value for value in row["base_logprobs"]])
     x, y = cdf(losses)
-    return {"x": x, "y": y} if x else None
+    return schema.Distribution(x=x, y=y) if x else None
 
 
-def _facts(session: Session, targets: dict[str, Target]) -> dict[str, Any]:
+def _facts(session: Session, targets: dict[str, Target]) -> schema.Facts:
     statuses = [targets[fact.id].status for fact in session.facts if fact.id in targets]
     counts = {status: statuses.count(status) for status in ("accepted", "rejected", "unusable")}
     if session.settings.on_policy:
         # What is answered anew at each step has no targets to accept: every fact that can be asked is trained on.
-        unusable = len(_not_asked(session))
+        unusable = len(_not_asked(session.run))
         counts = {"accepted": len(session.facts) - unusable, "rejected": 0, "unusable": unusable}
-    return {"asked": len(session.facts), **counts, "duplicates": session.duplicates}
+    return schema.Facts(asked=len(session.facts), **counts, duplicates=session.duplicates)
 
 
-def _not_asked(session: Session) -> dict[str, str]:
+def _not_asked(run: Run) -> dict[str, str]:
     """Why facts could not be asked in on-policy training, by id."""
-    reasons: dict[str, str] = (session.run.events("asked") or [{}])[-1].get("unusable", {})
-    return reasons
+    return dict(_last(run, "asked").get("unusable", {}))
 
 
 def _trained_in(session: Session) -> Path:
     """The folder of the training that the model comes from: the run's own, or that of the chosen learning rate."""
-    told = (session.run.events("trained") or [{}])[-1]
-    return session.run.folder / told.get("folder", ".")
+    return session.run.folder / _last(session.run, "trained").get("folder", ".")
 
 
-def _training(session: Session) -> dict[str, Any]:
+def _training(session: Session) -> schema.Training:
     steps = [row for _, row in Journal(_trained_in(session) / "log.jsonl").read() if row.get("event") == "step"]
-    told = (session.run.events("trained") or [{}])[-1]
+    told = _last(session.run, "trained")
     shown = ("step", "loss", "lr", "epoch", "rehearsal_loss")
-    return {
-        "steps": steps[-1]["step"] if steps else None,
-        "epochs": session.settings.epochs if steps else None,
-        "seconds": round(sum(step["seconds"] for step in steps), 1),
-        "lr": told.get("lr"),
-        "chosen": {"step": told["step"], "why": told["why"]} if told else None,
-        "rates": [row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
-        "log": [{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
-    }
+    return schema.Training(
+        steps=steps[-1]["step"] if steps else None,
+        epochs=session.settings.epochs if steps else None,
+        seconds=round(sum(step["seconds"] for step in steps), 1),
+        lr=told.get("lr"),
+        chosen=schema.Chosen(step=told["step"], why=told["why"]) if told else None,
+        rates=[row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
+        log=[{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
+    )
 
 
-def _editing(session: Session) -> dict[str, Any] | None:
+def _editing(run: Run) -> schema.Editing | None:
     """What memit changed, how many facts it left out, and why; None where nothing was edited."""
-    events = session.run.events("edited")
-    if not events:
+    event = _last(run, "edited")
+    if not event:
         return None
-    event = events[-1]
     statuses = Counter(fact["status"] for fact in event["facts"])
     reasons = Counter(_without_names(fact["reason"]) for fact in event["facts"] if fact["reason"])
-    return {
-        "layers": [int(layer) for layer in event["changes"]],
-        "changes": event["changes"],
-        "weight": event["weight"],
-        "moment_tokens": event["moment_tokens"],
+    return schema.Editing(
+        layers=[int(layer) for layer in event["changes"]],
+        changes=event["changes"],
+        weight=event["weight"],
+        moment_tokens=event["moment_tokens"],
         **{status: statuses[status] for status in ("edited", "failed", "unusable")},
-        "reasons": [{"reason": reason, "facts": count} for reason, count in reasons.most_common(_MOST_REASONS)],
-    }
+        reasons=[{"reason": reason, "facts": count} for reason, count in reasons.most_common(_MOST_REASONS)],
+    )
 
 
 def _without_names(reason: str) -> str:
@@ -277,19 +244,44 @@ def _without_names(reason: str) -> str:
     return re.sub(r' \(".*"\)', "", reason, flags=re.DOTALL)
 
 
-def _base(session: Session) -> dict[str, Any]:
+def costs_of(run: Run) -> schema.Cost:
+    """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
+
+    mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
+    base model's replies that were trained on.
+    """
+    mixing = 0
+    if run.targets_file.is_file():
+        mixing = sum(row.get("decoded_tokens", 0) for row in read_jsonl(run.targets_file))
+    # A learning rate that was tried is a training of its own, summed up in its line.
+    steps = run.events("step") + [row for _, row in Journal(run.folder / "rates.jsonl").read()]
+    kept = run.folder / "rehearsal.jsonl"
+    rehearsal = sum(len(row["ids"]) for _, row in Journal(kept).read())
+    parts = {
+        "mixing": mixing,
+        "rollouts": sum(step.get("decoded", 0) for step in steps),
+        # Without a journal the replies were made as they were needed.
+        "rehearsal": rehearsal if kept.is_file() else sum(step.get("rehearsed", 0) for step in steps),
+    }
+    seconds: dict[str, float] = {}
+    for event in run.events("stage"):
+        seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
+    return schema.Cost(generated_tokens=sum(parts.values()), parts=parts, seconds=seconds)
+
+
+def _base(session: Session) -> schema.Base:
     before = loading.provenance(session.located.folder)
     told = None
     if before is not None:
         origin = before.get("base", {}).get("name")
         told = f"this base was itself tuned by mixsd ({before.get('method')}) from {origin}; base scores are those of the tuned model"
-    return {
-        "name": session.located.name,
-        "hash": session.base_hash,
-        "license": session.located.license,
-        "parameters": _parameters(session.located.folder),
-        "tuned_by_mixsd": told,
-    }
+    return schema.Base(
+        name=session.located.name,
+        hash=session.base_hash,
+        license=session.located.license,
+        parameters=_parameters(session.located.folder),
+        tuned_by_mixsd=told,
+    )
 
 
 def _parameters(folder: Path) -> int:
@@ -299,11 +291,7 @@ def _parameters(folder: Path) -> int:
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a dict
     return total
 
 
@@ -322,30 +310,29 @@ def _environment(session: Session) -> dict[str, Any]:
     }
 
 
-def _requirements(texts: list[str], scores: list[dict[str, Any]], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
-    final = [score for score in scores if score.get("checkpoint") is None]
-    found = {(score["suite"], score["split"], score["metric"]): score["value"] for score in final if score["model"] == "tuned"}
-    compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}
+def _requirements(
+    texts: Sequence[str], scores: Sequence[schema.Score], known: Mapping[str, tuple[str, str, str]]
+) -> list[schema.Requirement]:
+    holds = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+    found = {score.key[:3]: score.value for score in scores if score.model == "tuned" and score.final}
     checked = []
     for text in texts:
         name, sign, limit = parse_requirement(text)
         value = found.get(known[name])
-        checked.append({"text": text, "value": value, "passed": value is not None and bool(compare[sign](float(value), limit))})
+        checked.append(schema.Requirement(text=text, value=value, passed=value is not None and holds[sign](value, limit)))
     return checked
 
 
-def _beside(folder: Path, session: Session) -> dict[str, Any]:
+def _beside(folder: Path, session: Session) -> schema.Beside:
     """Another run's scores, if they were measured on the same questions, base and decoding as this run's."""
     other = Run(folder)
-    report = read_json(other.report_json) if other.report_json.is_file() else None
-    if report is None:
-        raise UserError(f"--beside {folder}: has no report.json; finish that run first")
+    report = schema.read_report(other.report_json)
     mine, theirs = (_asked(run) for run in (session.run, other))
     differ = any(mine[suite] != theirs[suite] for suite in mine.keys() & theirs.keys()) or not mine.keys() & theirs.keys()
-    if report["base"]["hash"] != session.base_hash or differ:
+    if report.base.hash != session.base_hash or differ:
         raise UserError(f"--beside {folder}: was evaluated on another base model or other prompts; the two cannot be compared")
     for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
-        if report["settings"].get(name) != getattr(session.settings, name):
+        if report.settings.get(name) != getattr(session.settings, name):
             raise UserError(
                 f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared"
             )
@@ -357,8 +344,7 @@ def _beside(folder: Path, session: Session) -> dict[str, Any]:
                     f"--beside {folder}: {suite} was asked with another {name} ({there[suite][name]!r}, here {here[suite][name]!r}); "
                     "the two cannot be compared"
                 )
-    kept = {"scores": report["scores"], "error_modes": report.get("error_modes") or []}
-    return {"name": report["run"], "method": report["method"], **kept}
+    return schema.Beside(name=report.run, method=report.method, scores=report.scores, error_modes=report.error_modes)
 
 
 def _asked(run: Run) -> dict[str, list[tuple[str, str]]]:
@@ -380,7 +366,7 @@ def _per_fact(
         for name, said in (("base", base), ("tuned", tuned or []))
     }
     told = []
-    not_asked = _not_asked(session) if session.settings.on_policy else {}
+    not_asked = _not_asked(session.run) if session.settings.on_policy else {}
     without_target = "accepted" if session.settings.on_policy else None
     for fact in session.facts:
         target, reason = targets.get(fact.id), not_asked.get(fact.id)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mixsd.errors import UserError
-from mixsd.formats import known, number, plain
+from mixsd.formats import number, plain
+from mixsd.reports.schema import Report
 
 Kind = Literal["mixed", "copied", "anew", "edited"]
 
@@ -70,21 +70,21 @@ METHODS = {
 }
 
 
-def method_of(report: Mapping[str, Any]) -> Method:
+def method_of(report: Report) -> Method:
     """The method of a run."""
-    return METHODS.get(str(report.get("method")), METHODS["mixsd"])
+    return METHODS.get(report.method, METHODS["mixsd"])
 
 
-def made_here(report: Mapping[str, Any]) -> bool:
+def made_here(report: Report) -> bool:
     """Whether the run made a model itself, and does not only evaluate one alone, or one that was made elsewhere."""
-    return not (report.get("alone") or report.get("elsewhere"))
+    return not (report.alone or report.elsewhere)
 
 
-def settings_shown(report: Mapping[str, Any]) -> dict[str, Any]:
+def settings_shown(report: Report) -> dict[str, Any]:
     """The settings that had a part in the run: none of making a model where it made none."""
     from mixsd.settings import Settings
 
-    settings = dict(report.get("settings") or {})
+    settings = dict(report.settings)
     if made_here(report):
         return settings
     groups = {name: field.json_schema_extra for name, field in Settings.model_fields.items()}
@@ -92,36 +92,35 @@ def settings_shown(report: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in {*making, "method"}}
 
 
-def statuses(report: Mapping[str, Any]) -> dict[str, str]:
+def statuses(report: Report) -> dict[str, str]:
     """What a fact's three ends are called in a run of this method; none is ever rejected where there are no targets."""
     kind = method_of(report).kind
     own = _OWN_WORDS.get(kind, {})
     return {name: own.get(name, name) for name in _STATUSES if (kind, name) != ("anew", "rejected")}
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def summary(report: Report) -> str:
     """What was done to how many facts, in one sentence without the last full stop."""
-    counts, training, kind = report.get("facts") or {}, report.get("training") or {}, method_of(report).kind
-    if report.get("alone"):
+    counts, steps, kind = report.facts, report.training.steps, method_of(report).kind
+    if report.alone:
         return "One model, evaluated as it is"
-    if not made_here(report):
+    if report.elsewhere:
         return "A model that was made elsewhere, evaluated beside its base"
-    told = f"{plain(counts.get('accepted'))} of {plain(counts.get('asked'))} facts"
-    steps = training.get("steps")
+    told = f"{counts.accepted} of {counts.asked} facts"
     if kind == "edited":
         return f"{told} were edited into the weights, without training"
     if kind == "anew":
         return f"Trained on {told}, answered anew at each of {plain(steps)} optimizer steps"
-    return f"{told} became training targets" + (f", learnt in {steps} optimizer steps" if known(steps) else "")
+    return f"{told} became training targets" + ("" if steps is None else f", learnt in {steps} optimizer steps")
 
 
-def objective(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def objective(report: Report) -> list[tuple[str, str]]:
     """What was minimized, by name: the loss, and the rehearsal beside it; or what was edited."""
     if method_of(report).kind == "edited":
         return _edit(report)
-    settings = report.get("settings") or {}
+    settings = report.settings
     found = [("loss", _loss(report))]
-    if report.get("method") == "mixsd-kl":
+    if report.method == "mixsd-kl":
         picked = settings.get("kl_teacher") == "picked"
         found.append(
             ("teacher", "the conditional that was picked at a position" if picked else "the expert conditional everywhere")
@@ -133,43 +132,38 @@ def objective(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def chosen_line(report: Mapping[str, Any]) -> str | None:
+def chosen_line(report: Report) -> str | None:
     """The checkpoint and the learning rate that were chosen, in one line; None where nothing was."""
     told = [f"{name} {text}" for name, text in choices(report)]
     return "; ".join(told) or None
 
 
-def cost_line(report: Mapping[str, Any]) -> str | None:
+def cost_line(report: Report) -> str | None:
     """Generated tokens and seconds, in one line; None where they were not counted."""
-    cost = report.get("cost") or {}
-    if not known(cost.get("generated_tokens")):
+    cost = report.cost
+    if cost is None:
         return None
-    parts = [f"{name} {number(count, 0)}" for name, count in (cost.get("parts") or {}).items() if count]
-    seconds = [f"{name} {number(value, 0)} s" for name, value in (cost.get("seconds") or {}).items()]
-    tokens = f"{number(cost['generated_tokens'], 0)} tokens generated to learn from" + (
-        f" ({', '.join(parts)})" if len(parts) > 1 else ""
-    )
-    return "; ".join([tokens, *([", ".join(seconds)] if seconds else [])])
+    parts = [f"{name} {number(count, 0)}" for name, count in cost.parts.items() if count]
+    seconds = ", ".join(f"{name} {number(value, 0)} s" for name, value in cost.seconds.items())
+    tokens = f"{number(cost.generated_tokens, 0)} tokens generated to learn from"
+    return "; ".join(filter(None, (tokens + (f" ({', '.join(parts)})" if len(parts) > 1 else ""), seconds)))
 
 
-def choices(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def choices(report: Report) -> list[tuple[str, str]]:
     """The learning rate and the checkpoint, by name, where one of several was taken."""
-    settings, training = report.get("settings") or {}, report.get("training") or {}
-    found = []
-    chosen, rates = training.get("chosen") or {}, training.get("rates") or []
-    if rates and known(training.get("lr")):
-        failed = sum("failed" in row for row in rates)
-        found.append(
-            ("learning rate", f"{plain(training['lr'])}, the best of {len(rates)}" + (f", {failed} not finite" if failed else ""))
-        )
+    training, found = report.training, []
+    if training.rates and training.lr is not None:
+        failed = sum("failed" in row for row in training.rates)
+        text = f"{plain(training.lr)}, the best of {len(training.rates)}" + (f", {failed} not finite" if failed else "")
+        found.append(("learning rate", text))
     # What is last was not chosen by anything but the number of steps.
-    if chosen and settings.get("choose", "last") != "last":
-        found.append(("checkpoint", f"step {plain(chosen.get('step'))}, {plain(chosen.get('why'))}"))
+    if training.chosen and report.settings.get("choose", "last") != "last":
+        found.append(("checkpoint", f"step {training.chosen.step}, {plain(training.chosen.why)}"))
     return found
 
 
-def _loss(report: Mapping[str, Any]) -> str:
-    settings, method = report.get("settings") or {}, report.get("method")
+def _loss(report: Report) -> str:
+    settings, method = report.settings, report.method
     if method in ("opsd", "mixsd-kl"):
         by = "sequences' means" if settings.get("kl_reduction") == "sequence" else "tokens of a step"
         return f"{_divergence(settings)}; mean over all {by}"
@@ -183,21 +177,20 @@ def _divergence(settings: Mapping[str, Any]) -> str:
     from mixsd.settings import Settings
     from mixsd.training.losses import Divergence
 
-    own = {name: value for name, value in settings.items() if name == "kl" or name.startswith("kl_")}
-    try:
-        return Divergence.of(Settings(**own)).name
-    except (ValueError, UserError):  # a report of another version
-        return plain(", ".join(f"{name} {value}" for name, value in own.items()))
+    return Divergence.of(
+        Settings(**{name: value for name, value in settings.items() if name == "kl" or name.startswith("kl_")})
+    ).name
 
 
-def _edit(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    editing = report.get("editing") or {}
-    layers = editing.get("layers") or []
+def _edit(report: Report) -> list[tuple[str, str]]:
+    editing = report.editing
+    if editing is None:
+        return []
     return [
-        ("layers", layers_text(layers)),
-        ("weight of the second moments", plain(editing.get("weight"))),
-        ("tokens that they are taken over", number(editing.get("moment_tokens"), 0)),
-        ("facts", ", ".join(f"{plain(editing.get(name))} {name}" for name in ("edited", "failed", "unusable"))),
+        ("layers", layers_text(editing.layers)),
+        ("weight of the second moments", plain(editing.weight)),
+        ("tokens that they are taken over", number(editing.moment_tokens, 0)),
+        ("facts", f"{editing.edited} edited, {editing.failed} failed, {editing.unusable} unusable"),
     ]
 
 

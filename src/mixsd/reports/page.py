@@ -1,9 +1,8 @@
 """`report.html`: one self-contained page, readable from disk without any network and without a line of script.
 
 The template escapes everything (autoescape), and a content security policy forbids scripts and requests even so. Long inputs
-are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts.
-
-A target token by token, as pages draw it: a colour and a line for its source, a box where the base model was surprised.
+are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts. A target is
+drawn token by token: a colour and a line for its source, a box where the base model was surprised.
 """
 
 from __future__ import annotations
@@ -18,33 +17,16 @@ from mixsd import formats
 from mixsd.evaluation.benchmarks import benchmark
 from mixsd.reports import benchmarks, methods, pictures, rows
 from mixsd.reports.graph import Picture
-from mixsd.reports.rows import Measure, measure_of
-from mixsd.targets import target
+from mixsd.reports.schema import Report
+from mixsd.tables import Column, Row, Table
+from mixsd.targets.target import HIGH_NLL
 
-HIGH_NLL = target.HIGH_NLL
 SOURCES = {
     "e": ("expert", "picked from the expert conditional"),
     "n": ("naive", "picked from the naive conditional"),
     "g": ("gated", "a naive position where the gate took the expert's token"),
     "r": ("reference", "copied from the reference"),
 }
-
-
-def shown(tokens: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
-    """The first `most` of {text, source, base_nll: nats or None} ready for the template, and how many are `left`."""
-    return {"tokens": [_shown(token) for token in tokens[:most]], "left": max(0, len(tokens) - most)}
-
-
-def _shown(token: Mapping[str, Any]) -> dict[str, Any]:
-    source, nll = token.get("source"), token.get("base_nll")
-    return {
-        "text": formats.token_text(str(token.get("text", ""))),
-        "source": source if source in SOURCES else "r",
-        "high": formats.known(nll) and nll > HIGH_NLL,
-        "tip": f"{SOURCES[source][0] if source in SOURCES else f'source {source}'}, base NLL {formats.number(nll)}",
-    }
-
-
 MOST_FACTS = 500
 MOST_TOKENS = 400
 MOST_CHARACTERS = 600
@@ -56,7 +38,7 @@ _STATUS_ORDER = {"unusable": 0, "rejected": 1, "accepted": 3}
 
 
 def render(
-    report: Mapping[str, Any],
+    report: Report,
     per_fact: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]],
     graph: Picture | None = None,
@@ -65,25 +47,29 @@ def render(
 ) -> str:
     """Return the page as text.
 
-    `report` is the content of `report.json`; `per_fact` has {id, question, answer, status, reason, attempt, base: {reply,
-    outcome}, tuned: {reply, outcome}} per fact; `examples` has {id, question, tokens: [{text, source, base_nll}]} per target; `graph` is
-    a picture of the facts; `replies` has some pairs of replies by benchmark, as `replies.chosen` gives them; `fisher` is what
-    `mixsd analyze fisher` wrote of the run, if it was asked.
+    Args:
+        per_fact: {id, question, answer, status, reason, attempt, base: {reply, outcome}, tuned: {reply, outcome}} per fact.
+        examples: {id, question, tokens: [{text, source, base_nll}]} per target.
+        graph: a picture of the facts.
+        replies: some pairs of replies by benchmark, as `benchmarks.chosen` gives them.
+        fisher: what `mixsd analyze fisher` wrote of the run, if it was asked.
     """
     ordered = worst_first(per_fact)
-    details = rows.detail_rows(report)
-    page = _environment().get_template("report.html.j2").render(
+    headline, details, formats_ = rows.headline_rows(report), rows.detail_rows(report), rows.format_rows(report)
+    page = environment().get_template("report.html.j2").render(
         report=report,
-        columns=rows.columns(report),
-        headline=rows.headline_rows(report),
-        details=rows.most_asked(details, MOST_KINDS),
+        headline=rows.score_table(report, headline) if headline else None,
+        details=rows.score_table(report, rows.most_asked(details, MOST_KINDS)) if details else None,
         details_left=len(details) - MOST_KINDS,
-        most_scores=MOST_SCORES,
-        reply_format=rows.format_rows(report),
+        reply_format=rows.score_table(report, formats_) if formats_ else None,
+        scores=_scores(report),
+        scores_left=len(report.scores) - MOST_SCORES,
         facts=ordered[:MOST_FACTS],
         facts_left=len(ordered) - MOST_FACTS,
-        examples=[_example(example) for example in examples],
-        attempts=attempt_bars((report.get("targets") or {}).get("attempts") or {}),
+        examples=[{**example, **shown(example["tokens"], MOST_TOKENS)} for example in examples],
+        attempts=attempt_bars(report.targets.attempts),
+        surprising=_surprising(report),
+        rates=_rates(report),
         graph=graph,
         drawn=pictures.page(report, fisher),
         averaged=pictures.steps_per_point(report),
@@ -95,7 +81,7 @@ def render(
         made_here=methods.made_here(report),
         settings=methods.settings_shown(report),
         warnings=benchmarks.warnings(report),
-        endings=benchmarks.endings(report),
+        endings=benchmarks.endings_table(report),
         asked=benchmarks.asked(report),
         skipped=benchmarks.skipped(report),
         replies=[(benchmark.title_of(suite), pairs) for suite, pairs in (replies or {}).items() if pairs],
@@ -106,8 +92,58 @@ def render(
 
 def graph_page(graph: Picture) -> str:
     """A picture of a graph as an SVG file."""
-    svg: str = _environment().get_template("macros.html.j2").module.graph_svg(graph)  # type: ignore[attr-defined]
+    svg: str = environment().get_template("macros.html.j2").module.graph_svg(graph)  # type: ignore[attr-defined]
     return svg.strip() + "\n"
+
+
+def shown(tokens: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
+    """The first `most` of {text, source, base_nll: nats or None} ready for the template, and how many are `left`."""
+    return {"tokens": [_shown(token) for token in tokens[:most]], "left": max(0, len(tokens) - most)}
+
+
+def _shown(token: Mapping[str, Any]) -> dict[str, Any]:
+    source, nll = token["source"], token["base_nll"]
+    return {
+        "text": formats.token_text(token["text"]),
+        "source": source if source in SOURCES else "r",
+        "high": formats.known(nll) and nll > HIGH_NLL,
+        "tip": f"{SOURCES[source][0] if source in SOURCES else f'source {source}'}, base NLL {formats.number(nll)}",
+    }
+
+
+def _scores(report: Report) -> Table:
+    """The flat list, as much of it as the page holds."""
+    names = ("suite", "split", "metric", "model", "checkpoint")
+    heads = [*map(Column, names), Column("value", numeric=True), Column("95% interval"), Column("n", numeric=True)]
+    made = []
+    for score in report.scores[:MOST_SCORES]:
+        cell = formats.estimate_cell(rows.measure_of(score.metric).estimate(score))
+        key = [score.suite, score.split, score.metric, score.model, formats.plain(score.checkpoint)]
+        made.append(Row([*key, cell.value, cell.interval or formats.MISSING, f"{score.n:,}"]))
+    return Table(heads, made)
+
+
+def _surprising(report: Report) -> Table:
+    """How surprising tokens of targets and references are."""
+    targets = report.targets
+    mean = [formats.number(value) for value in (targets.mean_base_nll, targets.reference_mean_base_nll)]
+    above = [formats.value_text("share", value) for value in (targets.share_above_8, targets.reference_share_above_8)]
+    heads = [Column("Per token"), Column("targets", numeric=True), Column("references", numeric=True)]
+    return Table(heads, [Row(["mean base NLL", *mean]), Row(["share above 8 nats", *above])])
+
+
+def _rates(report: Report) -> Table | None:
+    """The learning rates that were tried; None where none was."""
+    numbers = ("checkpoint taken", "training score", "validation score")
+    heads = [Column("learning rate"), *(Column(head, numeric=True) for head in numbers), Column("why")]
+    made = []
+    for row in report.training.rates:
+        taken = row["lr"] == report.training.lr
+        scores = [formats.value_text("share", row.get(name)) for name in ("train", "validation")]
+        name = formats.plain(row["lr"]) + (" ✓ taken" if taken else "")
+        why = formats.clipped(str(row.get("failed") or row.get("why") or ""), 300)
+        made.append(Row([name, formats.plain(row.get("step")), *scores, why], own=taken))
+    return Table(heads, made) if made else None
 
 
 def worst_first(per_fact: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -131,46 +167,27 @@ def attempt_bars(attempts: Mapping[str, int]) -> list[tuple[str, int, float]]:
     return [(label, count, round(100 * count / longest, 1) if longest else 0.0) for label, count in bars]
 
 
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    tokens = shown(example.get("tokens") or [], MOST_TOKENS)
-    return {"id": example.get("id"), "question": example.get("question"), **tokens}
-
-
-def _typeset(text: str) -> str:
-    return text.replace("-", "−")
-
-
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates, with what they write texts and numbers by; for every page of mixsd."""
+    made = Environment(
         loader=PackageLoader("mixsd.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-
-    def value(score: rows.Score | None, measure: Measure, *, signed: bool = False) -> str:
-        return _typeset(formats.value_text(measure.unit, score.value if score else None, signed=signed or measure.signed))
-
-    def interval(score: rows.Score, measure: Measure, *, signed: bool = False) -> str:
-        return _typeset(formats.interval_text(measure.unit, score.low, score.high, signed=signed or measure.signed))
-
-    environment.filters.update(
-        value=value,
-        interval=interval,
+    made.filters.update(
+        typeset=_typeset,
         number=lambda value, digits=2: _typeset(formats.number(value, digits)),
         percent=lambda value: formats.value_text("share", value),
         plain=formats.plain,
         moment=formats.moment,
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
         both_ends=lambda value, limit=MOST_CHARACTERS: formats.middle_clipped(formats.printable(str(value or "")), limit),
-        p=formats.p_text,
+        visible=formats.printable,
         known=formats.known,
     )
-    environment.tests["known"] = formats.known
-    environment.globals.update(
-        SOURCES=SOURCES,
-        OUTCOMES=OUTCOMES,
-        HIGH_NLL=HIGH_NLL,
-        Score=rows.Score,
-        measure_of=measure_of,
-        LENIENT=measure_of("accuracy_lenient"),
-    )
-    return environment
+    made.tests["known"] = formats.known
+    made.globals.update(SOURCES=SOURCES, OUTCOMES=OUTCOMES, HIGH_NLL=HIGH_NLL)
+    return made
+
+
+def _typeset(text: str) -> str:
+    return text.replace("-", "−")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from mixsd.evaluation.benchmarks.benchmark import title_of
-from mixsd.formats import known
-from mixsd.reports.rows import columns, is_alone
+from mixsd.reports.rows import models_of
+from mixsd.reports.schema import Report, Score, Targets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,62 +20,48 @@ if TYPE_CHECKING:
 THRESHOLDS = (5.0, 8.0)  # nats: the paper's levels of an uncertain and of a surprising token
 REFERENCES = "references"
 ALIGNMENT_AXES = ("Fisher alignment ratio", "forgetting, nats per token")
-# Scores of checkpoints that are drawn, as (split, metric).
+# Scores of checkpoints that are drawn, by (split, metric).
 _ALONG = {
-    "memorization": ("memorization/trained", "accuracy"),
-    "validation": ("memorization/validation", "accuracy"),
-    "forgetting": ("retention/forgetting", "forgetting"),
+    ("memorization/trained", "accuracy"): "memorization",
+    ("memorization/validation", "accuracy"): "validation",
+    ("retention/forgetting", "forgetting"): "forgetting",
 }
 # The order of a stack; what a report has besides comes after.
 _MODES = ("format", "leakage", "cross-entity", "collapse", "genuine")
 
 
-def along(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def along(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """What was measured at checkpoints, by step: each number that was scored, with the ends of its interval."""
-    names = {score: name for name, score in _ALONG.items()}
     found: dict[int, dict[str, Any]] = {}
-    for item in scores:
-        name = names.get((item.get("split", ""), item.get("metric", "")))
-        own = item.get("suite") == "core" and item.get("model") == "tuned"
-        if name and own and known(item.get("checkpoint")) and known(item.get("value")):
-            point = found.setdefault(int(item["checkpoint"]), {"step": int(item["checkpoint"])})
-            point |= {name: item["value"], f"{name}_low": item.get("low"), f"{name}_high": item.get("high")}
+    for score in scores:
+        name = _ALONG.get((score.split, score.metric))
+        if name and (score.suite, score.model) == ("core", "tuned") and score.checkpoint is not None and score.value is not None:
+            point = found.setdefault(score.checkpoint, {"step": score.checkpoint})
+            point |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
     return [found[step] for step in sorted(found)]
 
 
-def nll_curves(report: Mapping[str, Any], label: str = "targets") -> list[dict[str, Any]]:
+def nll_curves(targets: Targets, label: str = "targets") -> list[dict[str, Any]]:
     """The distributions of base NLL that a report holds: of the references, and of the targets where they are others."""
-    targets = report.get("targets") or {}
-    found: list[dict[str, Any]] = []
-    for name, own in ((REFERENCES, targets.get("reference_nll_cdf")), (label, targets.get("nll_cdf"))):
-        if own and own.get("x") and not (found and own == targets.get("reference_nll_cdf")):
-            found.append(
-                {
-                    "label": name,
-                    "n": targets.get("reference_tokens" if name == REFERENCES else "tokens"),
-                    "x": own["x"],
-                    "y": own["y"],
-                }
-            )
-    return found
+    references = (REFERENCES, targets.reference_nll_cdf, targets.reference_tokens)
+    others = [] if targets.nll_cdf == targets.reference_nll_cdf else [(label, targets.nll_cdf, targets.tokens)]
+    return [{"label": name, "n": n, "x": own.x, "y": own.y} for name, own, n in (references, *others) if own and own.x]
 
 
-def error_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def error_rows(report: Report) -> list[dict[str, Any]]:
     """What wrong replies are like: a bar for each benchmark and model, the base first, this run last."""
-    labels = [column.label for column in columns(report)]
-    last = "base" if is_alone(report) else "tuned"
-    sources = [(labels[0], report, "base")] if not is_alone(report) else []
-    beside = report.get("beside") or []
-    sources += [(label, other, "tuned") for label, other in zip(labels[1:], beside, strict=False)]
-    sources += [(labels[-1], report, last)]
-    rows = [
-        {"benchmark": title_of(item["benchmark"]), "label": label, "asked": item["asked"], "counts": item["counts"]}
-        for label, source, model in sources
-        for item in source.get("error_modes") or []
-        if item["model"] == model
+    found = []
+    beside = iter(report.beside)
+    for model in models_of(report):
+        whose = "base" if model.role == "base" else "tuned"
+        listed = next(beside).error_modes if model.role == "beside" else report.error_modes
+        found += [(item, model.label) for item in listed if item.model == whose]
+    order = list(dict.fromkeys(item.benchmark for item in report.error_modes))
+    found = sorted((pair for pair in found if pair[0].benchmark in order), key=lambda pair: order.index(pair[0].benchmark))
+    return [
+        {"benchmark": title_of(item.benchmark), "label": label, "asked": item.asked, "counts": item.counts}
+        for item, label in found
     ]
-    order = list(dict.fromkeys(title_of(item["benchmark"]) for item in report.get("error_modes") or []))
-    return sorted((row for row in rows if row["benchmark"] in order), key=lambda row: order.index(row["benchmark"]))
 
 
 def modes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -96,40 +82,36 @@ def aligned(fisher: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Mapping[st
     )
 
 
-def of_report(
-    report: Mapping[str, Any], fisher: Mapping[str, Any] | None = None, *, narrow: bool = False
-) -> dict[str, Figure | None]:
+def of_report(report: Report, fisher: Mapping[str, Any] | None = None, *, narrow: bool = False) -> dict[str, Figure | None]:
     """Every picture of one report by name, None where the report has nothing for it: loss, curves, nll, errors, alignment.
 
     `fisher` is what `mixsd analyze fisher` wrote of the run.
     """
     from mixsd.figures.charts import alignment, curves, error_bars, loss, nll_cdf
 
-    training = report.get("training") or {}
-    points = along(report.get("scores") or [])
-    chosen = (training.get("chosen") or {}).get("step")
-    rows = error_rows(report)
+    points, rows = along(report.scores), error_rows(report)
+    chosen = report.training.chosen.step if report.training.chosen else None
     return {
-        "loss": loss(training.get("log") or [], narrow=narrow),
+        "loss": loss(report.training.log, narrow=narrow),
         "curves": curves(
-            [{"label": report.get("run") or "tuned", "points": points}],
+            [{"label": report.run or "tuned", "points": points}],
             chosen=chosen if any(point["step"] == chosen for point in points) else None,
             narrow=narrow,
         ),
-        "nll": nll_cdf(nll_curves(report), THRESHOLDS, narrow=narrow),
+        "nll": nll_cdf(nll_curves(report.targets), THRESHOLDS, narrow=narrow),
         "errors": error_bars(rows, modes_of(rows), narrow=narrow),
         "alignment": alignment(*aligned(fisher or {}), *ALIGNMENT_AXES, narrow=narrow),
     }
 
 
-def steps_per_point(report: Mapping[str, Any]) -> int:
+def steps_per_point(report: Report) -> int:
     """How many steps a point of the drawn loss is the mean of."""
     from mixsd.figures import charts
 
-    return charts.steps_per_point(len((report.get("training") or {}).get("log") or []))
+    return charts.steps_per_point(len(report.training.log))
 
 
-def page(report: Mapping[str, Any], fisher: Mapping[str, Any] | None = None) -> dict[str, Markup | None]:
+def page(report: Report, fisher: Mapping[str, Any] | None = None) -> dict[str, Markup | None]:
     """The pictures of `of_report` as elements of a page."""
     wide, narrow = of_report(report, fisher), of_report(report, fisher, narrow=True)
     return {name: elements(wide[name], narrow[name]) for name in wide}

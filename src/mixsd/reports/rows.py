@@ -1,28 +1,27 @@
-"""Which scores a reader sees, picked once from the flat score lists for the page, the terminal and the card.
+"""Which scores a reader sees and what they mean, picked once from the flat score lists for the page, the terminal and the card.
 
 A row is one measure, its entries are the models beside each other: the base, every run shown beside, this run. A split
 nested in another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is
 headline, so a new suite appears without a change here. What was measured of a checkpoint on the way is no row: it is drawn as a
 curve (`pictures`). How the replies of a benchmark ended is a table of its own (`benchmarks`). A model that was evaluated
-alone is the only column.
-
-What a metric's numbers mean: their unit, which way is better, which other metric is their change.
-
-A metric that is not ours, of a task of lm-eval say, is told by its name where that is known, and else is a number of which no
-direction is better.
+alone is the only column. A metric that is not ours, of a task of lm-eval say, is told by its name where that is known, and else is a
+number of which no direction is better.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
-from mixsd.formats import known, printable, public_name
-from mixsd.statistics import Unit
+from mixsd.formats import Cell, estimate_cell, known, p_text, printable, public_name, value_text
+from mixsd.reports import methods
+from mixsd.reports.schema import Report, Score
+from mixsd.statistics import Estimate, Unit
+from mixsd.tables import Column, Row, Table
 
 Better = Literal["higher", "lower", ""]
 DELTA = "_delta"
@@ -46,6 +45,10 @@ class Measure:
     def way(self) -> str:
         """Which way is better, in words; nothing where neither is."""
         return f"{self.better} is better" if self.better else ""
+
+    def estimate(self, score: Score | None) -> Estimate | None:
+        """A score as what it measures."""
+        return score and Estimate(score.value, score.low, score.high, score.n, self.unit, self.signed, over="")
 
 
 MEASURES: dict[str, Measure] = {
@@ -88,8 +91,6 @@ def measure_of(metric: str, higher_is_better: bool | None = None) -> Measure:
 
 Verdict = Literal["better", "worse", "unclear"]
 Key = tuple[str, str, str]  # suite, split, metric
-
-
 _HEADLINE_METRICS = ("accuracy", "drop", "retained", "forgetting", "reference_nll")
 _FORMAT_METRICS = ("unparseable_share", "truncated_share")
 _SPLITS = {
@@ -113,41 +114,31 @@ _HELD_OUT = {
 }
 
 
-@dataclass(frozen=True)
-class Score:
-    """One number with its n and its 95% interval; `value`, `low` and `high` are None where nothing was measured."""
-
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
+_LEVEL = 0.05  # of the intervals, too
 
 
 @dataclass(frozen=True)
-class Column:
-    """One model of the comparison: a unique `label`, the `method` that made it ("" for the base)."""
+class Model:
+    """One model of the comparison: a unique `label`, and the `method` that made it ("" for the base)."""
 
     label: str
     method: str
     role: Literal["base", "beside", "tuned"]
 
 
-_LEVEL = 0.05  # of the intervals, too
-
-
 @dataclass(frozen=True)
 class Entry:
     """What one model scored on one measure, its change from the base where that was measured, and the p of McNemar's test on it."""
 
-    column: Column
-    score: Score | None
-    change: Score | None
+    model: Model
+    score: Estimate | None
+    change: Estimate | None
     p: float | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measure; `entries` has the order of `columns`: base first, this run's tuned model last."""
+class ScoreRow:
+    """One measure; `entries` has the order of `models_of`: base first, this run's tuned model last."""
 
     suite: str
     split: str
@@ -161,11 +152,6 @@ class Row:
     def tuned(self) -> Entry:
         """This run's entry; the base's where that was evaluated alone."""
         return self.entries[-1]
-
-    @property
-    def name(self) -> str:
-        """The label, and which way is better."""
-        return f"{self.label} ({self.measure.way})" if self.measure.way else self.label
 
     @property
     def about(self) -> str:
@@ -188,49 +174,100 @@ class Row:
         return "better" if (change.low > 0) == (self.measure.better == "higher") else "worse"
 
 
-def columns(report: Mapping[str, Any]) -> list[Column]:
+def models_of(report: Report) -> list[Model]:
     """Return the models of the comparison in their order; a label that occurs twice gets a number."""
-    wanted: list[tuple[str, str, Literal["base", "beside", "tuned"]]] = [("base", "", "base")]
-    if is_alone(report):
-        wanted = [(public_name(str((report.get("base") or {}).get("name") or "model")), "", "base")]
-    wanted += [(str(run.get("name", "")), str(run.get("method", "")), "beside") for run in report.get("beside") or []]
-    if not is_alone(report):
-        method = "" if report.get("elsewhere") else str(report.get("method", ""))
-        wanted += [(str(report.get("run", "")) or "tuned", method, "tuned")]
-    made: dict[str, Column] = {}
+    wanted: list[tuple[str, str, Literal["base", "beside", "tuned"]]] = [
+        (public_name(report.base.name) if report.alone else "base", "", "base")
+    ]
+    wanted += [(run.name, run.method, "beside") for run in report.beside]
+    if not report.alone:
+        wanted.append((report.run or "tuned", "" if report.elsewhere else report.method, "tuned"))
+    made: dict[str, Model] = {}
     for name, method, role in wanted:
-        stem = label = printable(name, keep="") if method in ("", name) else printable(f"{name} ({method})", keep="")
+        stem = label = printable(name if method in ("", name) else f"{name} ({method})", keep="")
         count = 1
         while label in made:
             count += 1
             label = f"{stem} #{count}"
-        made[label] = Column(label, method, role)
+        made[label] = Model(label, method, role)
     return list(made.values())
 
 
-def is_alone(report: Mapping[str, Any]) -> bool:
-    """Whether one model was evaluated, and no other beside it."""
-    return bool(report.get("alone"))
+_ROLES = {"base": "before", "beside": "beside", "tuned": "this run, after"}
 
 
-def headline_rows(report: Mapping[str, Any]) -> list[Row]:
+def score_table(report: Report, rows: Sequence[ScoreRow], *, inline: bool = False) -> Table:
+    """The rows as a table, a column for each model and one for this run's change.
+
+    Args:
+        inline: a change stands beside the number that changed, in place of a column of its own.
+    """
+    columns = [Column("measure")]
+    columns += [
+        Column(model.label, "evaluated alone" if report.alone else _ROLES[model.role], own=model.role == "tuned")
+        for model in models_of(report)
+    ]
+    changes = not (inline or report.alone) and any(row.measure.change for row in rows)
+    columns += [Column("change", "this run minus base")] * changes
+    made = []
+    for row in rows:
+        cells = [Cell(row.label, note=row.measure.way), *(_entry_cell(row, entry, inline) for entry in row.entries)]
+        made.append(Row([*cells, *[_change_cell(row)] * changes], row.about))
+    return Table(columns, made)
+
+
+def headline(report: Report) -> Table:
+    """The headline for a terminal, a line for each measure and model, with what became of the facts below it."""
+    table = score_table(report, headline_rows(report), inline=True).long()
+    rows = table.rows or [Row(["nothing was measured", *[""] * 5])]
+    return replace(table, rows=rows, caption=_caption(report))
+
+
+def _entry_cell(row: ScoreRow, entry: Entry, inline: bool) -> Cell:
+    base = entry.model.role == "base"
+    if row.measure.of_base and base:
+        return Cell(row.measure.of_base, note="by definition")
+    shown = inline or entry.model.role == "beside"
+    changed = shown and entry.change is not None and known(entry.change.value)
+    note = value_text(row.measure.unit, entry.change.value, signed=True) if changed and entry.change else ""
+    verdict = row.verdict(entry) if shown or row.measure.signed else None
+    return estimate_cell(entry.score, note=note if entry.score else "not measured", verdict=verdict or "")
+
+
+def _change_cell(row: ScoreRow) -> Cell:
+    if row.measure.of_base:
+        return Cell("", note="is itself the change")
+    entry = row.tuned
+    note = "" if entry.p is None else f"McNemar p {p_text(entry.p)}"
+    return estimate_cell(entry.change, note=note if entry.change else "not measured", verdict=row.verdict(entry) or "")
+
+
+def _caption(report: Report) -> str:
+    if not methods.made_here(report):
+        asked = f", {report.facts.asked} facts asked" if report.facts.asked else ""
+        return f"evaluated only: {public_name(report.base.name)}{', alone' if report.alone else ' is the base'}{asked}"
+    words = {"asked": "asked", **methods.statuses(report)}
+    return "facts: " + ", ".join(f"{getattr(report.facts, name)} {word}" for name, word in words.items())
+
+
+def headline_rows(report: Report) -> list[ScoreRow]:
     """Return the headline: memorization, retention, forgetting, the benchmarks and their average, then what other suites measured."""
     return _rows(report, _keys(report, _HEADLINE_METRICS, nested=False, others=True))
 
 
-def detail_rows(report: Mapping[str, Any]) -> list[Row]:
+def detail_rows(report: Report) -> list[ScoreRow]:
     """Return accuracy per nested split, such as the probe by kind."""
     return _rows(report, _keys(report, ("accuracy",), nested=True))
 
 
-def most_asked(rows: Sequence[Row], limit: int) -> list[Row]:
+def most_asked(rows: Sequence[ScoreRow], limit: int) -> list[ScoreRow]:
     """The rows with the most questions, in their order: a corpus may tell hundreds of kinds apart, of a few questions each."""
     scores = [row.tuned.score or row.entries[0].score for row in rows]
     chosen = sorted(range(len(rows)), key=lambda i: -(score.n if (score := scores[i]) else 0))[:limit]
     return [rows[i] for i in sorted(chosen)]
 
 
-def format_rows(report: Mapping[str, Any]) -> list[Row]:
+def format_rows(report: Report) -> list[ScoreRow]:
     """Return the shares of unparseable and truncated replies: a loss of format is not a loss of knowledge.
 
     Those of benchmarks are counts in a table of their own.
@@ -238,20 +275,19 @@ def format_rows(report: Mapping[str, Any]) -> list[Row]:
     return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if row.suite not in TITLES]
 
 
-def _keys(report: Mapping[str, Any], metrics: tuple[str, ...], *, nested: bool, others: bool = False) -> list[Key]:
+def _keys(report: Report, metrics: tuple[str, ...], *, nested: bool, others: bool = False) -> list[Key]:
     """What there are rows of; with `others`, of metrics too that are not ours and that are not the change of another."""
-    scores = final_scores(report)
-    splits = dict.fromkeys((item["suite"], item["split"]) for item in scores)
-    present = {(item["suite"], item["split"], item["metric"]) for item in scores}
+    keys = dict.fromkeys(score.key[:3] for score in report.scores if score.final)
+    splits = dict.fromkeys(key[:2] for key in keys)
     chosen = [(suite, split) for suite, split in splits if (_parent(suite, split, splits) is not None) == nested]
     order = list(_SPLITS)
     chosen.sort(key=lambda pair: (_rank(pair[0]), order.index(pair[1]) if pair[1] in order else _group(pair[1])))
-    found = [(*pair, metric) for pair in chosen for metric in metrics if (*pair, metric) in present]
+    found = [(*pair, metric) for pair in chosen for metric in metrics if (*pair, metric) in keys]
     if not others:
         return found
     unknown: dict[tuple[str, str], list[str]] = {}
-    for suite, split, metric in dict.fromkeys((item["suite"], item["split"], item["metric"]) for item in scores):
-        is_change = metric.endswith(DELTA) and (suite, split, metric.removesuffix(DELTA)) in present
+    for suite, split, metric in keys:
+        is_change = metric.endswith(DELTA) and (suite, split, metric.removesuffix(DELTA)) in keys
         if metric not in MEASURES and not is_change:
             unknown.setdefault((suite, split), []).append(metric)
     return found + [(*pair, metric) for pair in chosen for metric in unknown.get(pair, ())]
@@ -272,47 +308,45 @@ def _parent(suite: str, split: str, splits: Collection[tuple[str, str]]) -> str 
     return next((split[:end] for end in reversed(ends) if (suite, split[:end]) in splits), None)
 
 
-def _rows(report: Mapping[str, Any], keys: list[Key]) -> list[Row]:
-    own = _by_key(final_scores(report))
-    sources = [(own, "base")]
-    sources += [(_by_key(final_scores(run)), "tuned") for run in report.get("beside") or []]
-    sources += [] if is_alone(report) else [(own, "tuned")]
-    models = columns(report)
+def _rows(report: Report, keys: Iterable[Key]) -> list[ScoreRow]:
+    own = _by_key(report.scores)
+    sources = [(own, "base"), *((_by_key(run.scores), "tuned") for run in report.beside)]
+    sources += [] if report.alone else [(own, "tuned")]
+    models = models_of(report)
     splits = {(suite, split) for suite, split, _, _ in own}
     rows = []
     for suite, split, metric in keys:
         measure = measure_of(metric, _direction(report, suite, split, metric))
         entries = tuple(
-            _entry(column, scores, (suite, split, metric, model), measure)
-            for column, (scores, model) in zip(models, sources, strict=True)
+            _entry(model, scores, (suite, split, metric, whose), measure)
+            for model, (scores, whose) in zip(models, sources, strict=True)
         )
         label, meaning = _words(suite, split, metric, _parent(suite, split, splits))
-        rows.append(Row(suite, split, metric, printable(label, keep=""), meaning, measure, entries))
+        rows.append(ScoreRow(suite, split, metric, printable(label, keep=""), meaning, measure, entries))
     return rows
 
 
 def _entry(
-    column: Column, scores: Mapping[tuple[str, str, str, str], Score], key: tuple[str, str, str, str], measure: Measure
+    model: Model, scores: Mapping[tuple[str, str, str, str], Score], key: tuple[str, str, str, str], measure: Measure
 ) -> Entry:
     suite, split, metric, _ = key
-    score = scores.get(key)
-    if column.role == "base":
-        return Entry(column, score, None)
-    change = scores.get((suite, split, measure.change, "tuned")) if measure.change else None
+    score = measure.estimate(scores.get(key))
+    if model.role == "base":
+        return Entry(model, score, None)
+    change = measure.estimate(scores.get((suite, split, measure.change, "tuned"))) if measure.change else None
     before = scores.get((suite, split, metric, "base"))
     if change and score and before and metric not in MEASURES and score.low is None and score.n > 1:
         # What lm-eval makes of its samples, a perplexity say, is not their mean, and the mean of their changes is not its change.
         both = known(score.value) and known(before.value)
-        change = Score(score.value - before.value, score.n, None, None) if both else None  # type: ignore[operator]
+        change = replace(score, value=score.value - before.value) if both else None  # type: ignore[operator]
     tested = scores.get((suite, split, "mcnemar_p", "tuned")) if metric == "accuracy" else None
-    return Entry(column, score, change, tested.value if tested else None)
+    return Entry(model, score, change and replace(change, signed=True), tested.value if tested else None)
 
 
-def _direction(report: Mapping[str, Any], suite: str, split: str, metric: str) -> bool | None:
+def _direction(report: Report, suite: str, split: str, metric: str) -> bool | None:
     """Whether more is better of a metric, as lm-eval has it of its task."""
-    about = ((report.get("asked") or {}).get(suite) or {}).get("about") or {}
-    told = ((about.get("tasks") or {}).get(split) or {}).get("higher_is_better") or {}
-    value = told.get(metric.partition(",")[0])
+    tasks = report.asked.get(suite, {}).get("about", {}).get("tasks", {})
+    value = tasks.get(split, {}).get("higher_is_better", {}).get(metric.partition(",")[0])
     return value if isinstance(value, bool) else None
 
 
@@ -347,15 +381,5 @@ def _place(suite: str, split: str, parent: str | None) -> tuple[str, str]:
     return (name if parent is None else f"{name}, {split[len(parent) + 1 :]}"), "correct replies"
 
 
-def final_scores(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The scores of the base and of the model that a run ended with."""
-    return [item for item in report.get("scores") or [] if item.get("checkpoint") is None]
-
-
-def _by_key(scores: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], Score]:
-    return {
-        (item["suite"], item["split"], item["metric"], item["model"]): Score(
-            item.get("value"), item.get("n") or 0, item.get("low"), item.get("high")
-        )
-        for item in scores
-    }
+def _by_key(scores: Iterable[Score]) -> dict[tuple[str, str, str, str], Score]:
+    return {score.key[:4]: score for score in scores if score.final}

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixsd.errors import UserError
-from mixsd.statistics import Estimate, Over, Unit
 from mixsd.storage import read_json
 
 SCHEMA_VERSION = 1
@@ -23,7 +22,7 @@ class _Part(BaseModel):
 
 
 class Score(_Part):
-    """One row of the flat list: an estimate, of what, and of which model; `checkpoint` is None for the model that a run ended with."""
+    """One row of the flat list: a number, of what, and of which model; `checkpoint` is None for the model that a run ended with."""
 
     suite: str
     split: str
@@ -34,19 +33,16 @@ class Score(_Part):
     n: int
     low: float | None
     high: float | None
-    unit: Unit = "number"
-    signed: bool = False
-    over: Over = "questions"
+
+    @property
+    def final(self) -> bool:
+        """Whether it is of the base, or of the model that the run ended with."""
+        return self.checkpoint is None
 
     @property
     def key(self) -> tuple[str, str, str, str, int | None]:
         """Suite, split, metric, model and checkpoint: what tells it from all others of a report."""
         return self.suite, self.split, self.metric, self.model, self.checkpoint
-
-    @property
-    def estimate(self) -> Estimate:
-        """The number alone."""
-        return Estimate(self.value, self.low, self.high, self.n, self.unit, self.signed, self.over)
 
 
 class Base(_Part):
@@ -196,11 +192,6 @@ class Report(_Part):
     warnings: list[str] = Field(default_factory=list)
     beside: list[Beside] = Field(default_factory=list)
 
-    @property
-    def final_scores(self) -> list[Score]:
-        """The scores of the base and of the model that the run ended with."""
-        return [score for score in self.scores if score.checkpoint is None]
-
 
 def read_report(file: Path) -> Report:
     """Read a run's `report.json`.
@@ -208,13 +199,19 @@ def read_report(file: Path) -> Report:
     Raises:
         UserError: it is not there, or another version of mixsd wrote it.
     """
+    run = file.parent
     if not file.is_file():
-        raise UserError(f"{file}: is not there; finish that run first (the command that made it goes on), or `mixsd report` it")
+        raise UserError(
+            f"{run}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
+        )
+    values = read_json(file)
     try:
-        return Report.model_validate(read_json(file))
+        if isinstance(values, dict) and values.setdefault("schema_version", None) != SCHEMA_VERSION:
+            raise UserError(
+                f"{file}: schema_version: {values['schema_version']!r}, expected {SCHEMA_VERSION}; `mixsd report {run}` writes it anew"
+            )
+        return Report.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"{file}: {field}: {first['msg']}; another version of mixsd may have written it: `mixsd report {file.parent}` writes it anew"
-        ) from None
+        raise UserError(f"{file}: {field}: {first['msg']}; `mixsd report {run}` writes it anew") from None

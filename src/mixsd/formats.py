@@ -62,8 +62,8 @@ class Cell:
 
     @property
     def stacked(self) -> str:
-        """All of it, a line for each part."""
-        return "\n".join(filter(None, (self.value, self.interval, self.n, self.note)))
+        """All of it, a line for each part, made visible."""
+        return "\n".join(printable(part, keep="") for part in (self.value, self.interval, self.n, self.note) if part)
 
 
 def estimate_cell(

@@ -82,7 +82,7 @@ class Table:
             )
         for row in self.rows:
             cells = [row.parts[place] for place in shown]
-            made.add_row(*(Text(printable(cell.stacked), style=_STYLES.get(cell.verdict, "")) for cell in cells))
+            made.add_row(*(Text(cell.stacked, style=_STYLES.get(cell.verdict, "")) for cell in cells))
         return made
 
     def brief(self) -> Table:

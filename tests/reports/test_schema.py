@@ -63,7 +63,7 @@ def test_a_score_is_an_estimate_at_a_place() -> None:
 )
 def test_what_another_version_wrote_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    with pytest.raises(UserError, match="has no report.json"):
+    with pytest.raises(UserError, match=r"has no report\.json"):
         read_report(file)
     file.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **sample.report(), **change}))
     with pytest.raises(UserError, match=f"{told}.*writes it anew"):

@@ -55,6 +55,16 @@ def report(folder: Path) -> None:
         print(f"{name + ':':7} {path}")
 
 
+def comparison(found: Mapping[str, Any]) -> None:
+    """Write what `compare` found."""
+    from mixsd.comparison import page
+
+    for table in page.tables(found):
+        console().print(table.rich())
+    for line in page.lines(found):
+        print(line)
+
+
 def targets(folder: Path) -> None:
     """Write how many targets a run has, and where."""
     from mixsd.run.folder import Run

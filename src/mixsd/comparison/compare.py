@@ -3,16 +3,15 @@
 A configuration is every setting that may change what is learnt; runs that differ in their seed only are its repetitions. Numbers
 over several seeds are means with Student's t interval over the seeds; with one seed it is the run's own interval over questions.
 
-Two configurations of a comparison, run against run of the same seed.
-
-With several seeds in common: the differences over these seeds. With one: over the questions that both were asked, which says
-nothing of other seeds, with McNemar's exact test where the questions are independent.
+Two configurations are paired run against run of the same seed. With several seeds in common: the differences over these seeds. With
+one: over the questions that both were asked, which says nothing of other seeds, with McNemar's exact test where the questions are
+independent.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from mixsd.comparison.measures import (  # fmt: skip
     common_level,
     limits,
     measures_of,
-    one,
     over_seeds,
     path_of,
     score_of,
@@ -39,116 +37,13 @@ from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.reports.schema import Score
 from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
+from mixsd.statistics import Estimate
 
-_IN_CORE = ("trained", "paraphrase", "probe", "forgetting")
+_PAIRED = ("trained", "paraphrase", "probe", "forgetting")
 _AVERAGE = "held_out_average"
-
-
-def paired(
-    first: str, second: str, told: Sequence[dict[str, Any]], runs: Sequence[Measured], measures: Mapping[str, Key]
-) -> list[dict[str, Any]]:
-    """Second minus first, and where both are positive second / first.
-
-    Args:
-        first: the label of the configuration that the other is held against.
-        told: what is told of each of `runs`.
-        measures: what every run was asked.
-    """
-    one, two = (
-        {run["seed"]: place for place, run in enumerate(told) if run["configuration"] == label} for label in (first, second)
-    )
-    seeds = sorted(one.keys() & two.keys())
-    if len(seeds) == 1:
-        return _over_questions(first, second, runs[one[seeds[0]]], runs[two[seeds[0]]], measures)
-    found = []
-    for name in (*_IN_CORE, AT_LEVEL, *_benchmarks(measures), *([_AVERAGE] if _AVERAGE in measures else [])):
-        cells = {seed: [told[at[seed]]["measures"].get(name) for at in (one, two)] for seed in seeds}
-        both = {seed: (a["value"], b["value"]) for seed, (a, b) in cells.items() if a and b}
-        values = list(both.values())
-        if len(values) < 2:
-            continue
-        ratio = None
-        if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
-            made = statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values])
-            ratio = {**made.to_json(), "over": "seeds"}
-        difference = over_seeds([b - a for a, b in values])
-        found.append(_pair(first, second, list(both), name, difference, ratio))
-    return found
-
-
-def _benchmarks(measures: Mapping[str, Key]) -> dict[str, str]:
-    """The benchmarks that every run was asked: suite by the name of the measure."""
-    return {name: suite for name, (suite, split, _) in measures.items() if suite in BENCHMARKS and split == suite}
-
-
-def _over_questions(
-    first: str, second: str, one: Measured, two: Measured, measures: Mapping[str, Key]
-) -> list[dict[str, Any]]:  # fmt: skip
-    """What two runs of one seed said to the same prompts; intervals and McNemar's p over these prompts."""
-    before, after = _said(suites.CORE, one, two)
-    differences = _differences(suites.CORE, before, after)
-    found = []
-    for name in _IN_CORE:
-        _, split, metric = IN_CORE[name]
-        change = differences.get((split, "forgetting" if metric == "forgetting" else "accuracy_delta"))
-        if not change or change["value"] is None:
-            continue
-        p = None
-        if name in ("trained", "probe"):  # the wordings of one fact are not independent
-            right = [[row["outcome"] == "correct" for row in said if row["split"] == split] for said in (before, after)]
-            p = statistics.mcnemar(*right)
-        found.append({**_pair(first, second, [one.seed], name, cell(change, "questions"), None), "p": p})
-    return found + _over_benchmarks(first, second, one, two, measures)
-
-
-def _over_benchmarks(
-    first: str, second: str, one: Measured, two: Measured, measures: Mapping[str, Key]
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The same over the questions of each benchmark, and of all that the average is of."""
-    found = []
-    rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {}
-    for name, suite in _benchmarks(measures).items():
-        before, after = _said(suite, one, two)
-        rows[suite] = before, after
-        differences = _differences(suite, *([{**row, "labels": []} for row in said] for said in (before, after)))
-        change, tested = (differences.get((suite, metric)) for metric in ("accuracy_delta", "mcnemar_p"))
-        if change and change["value"] is not None:
-            p = tested["value"] if tested else None
-            found.append({**_pair(first, second, [one.seed], name, cell(change, "questions"), None), "p": p})
-    if _AVERAGE in measures:
-        figures = {score["metric"]: score for score in scores.held_out(rows, HELD_OUT)}
-        change = figures.get("accuracy_delta")
-        if change and change["value"] is not None:
-            found.append(_pair(first, second, [one.seed], _AVERAGE, cell(change, "questions"), None))
-    return found
-
-
-def _said(suite: str, one: Measured, two: Measured) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What two tuned models replied to the same prompts, in one order."""
-    before, after = (list(run.rows(suite, "tuned")) for run in (one, two))
-    asked = [[(row["key"], row["prompt_hash"], row["split"], row["labels"]) for row in said] for said in (before, after)]
-    if asked[0] != asked[1]:
-        places = " and ".join(str(replies_file(Run(run.folder), suite, "tuned")) for run in (one, two))
-        raise UserError(
-            f"{two.folder}: cannot be compared with {one.folder}: their tuned models were not asked the same in the same order, or the "
-            f"rows are labelled otherwise; delete {places}, then `mixsd evaluate --suite {suite}` and `mixsd report` both"
-        )
-    return before, after
-
-
-def _differences(suite: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(item["split"], item["metric"]): item for item in scores.compare(suite, before, after) if item["model"] == "tuned"}
-
-
-def _pair(
-    first: str, second: str, seeds: list[int], measure: str, difference: dict[str, Any], ratio: dict[str, Any] | None
-) -> dict[str, Any]:
-    compared = {"configuration": second, "against": first, "seeds": seeds, "measure": measure}
-    return {**compared, "difference": difference, "ratio": ratio, "p": None}
-
-
 # What the identity of model and facts says already, or how a run is measured: no part of a configuration.
 _NO_PART = {
     *("facts", "corpus_seed", "model", "output", "seed", "dtype", "trust_remote_code", "score_checkpoints", "score_questions"),
@@ -158,6 +53,8 @@ _NO_PART = {
 _ORDER = {name: place for place, name in enumerate(Settings.model_fields)}
 _MIXED = ("mixsd", "mixsd-kl")
 _DISTILLED = ("opsd", "opsd-nll", "mixsd-kl")
+# At 0 these are not used, and a label need not say so.
+_OFF_AT_0 = ("gate", "rehearse", "lora")
 _ONLY_MIXED = ("lam", "gate", "retries", "retry", "on_fail")
 
 
@@ -183,10 +80,9 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     _refuse_twice(runs)
     notes = check(runs)
     keys = [_configuration(run) for run in runs]
-    distinct = list({_canonical(key): key for key in keys}.values())
-    labels = _labels(distinct)
     _refuse_repeated(runs, keys)
-
+    distinct = _distinct(keys)
+    labels = _labels(distinct)
     measures = measures_of(runs)
     names, after = list(measures), list(IN_CORE).index("unparseable")
     paths = [path_of(run) for run in runs]
@@ -194,10 +90,10 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     told = [
         _told(run, labels[distinct.index(key)], path, reached, measures) for run, key, path in zip(runs, keys, paths, strict=True)
     ]
-    configurations = []
-    for label, settings in zip(labels, distinct, strict=True):
-        own = sorted((run for run in told if run["configuration"] == label), key=lambda run: run["seed"])
-        configurations.append(_aggregated(label, settings, own, measures))
+    configurations = [
+        _aggregated(label, settings, sorted((run for run in told if run["configuration"] == label), key=_seed), measures)
+        for label, settings in zip(labels, distinct, strict=True)
+    ]
     _mark_optimal(configurations)
     # The plainest of several.
     references = sorted((item for item in configurations if item["method"] == "sft"), key=lambda item: len(item["label"]))
@@ -209,14 +105,14 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
         "configurations": configurations,
         "measures": [*names[:after], AT_LEVEL, PROBE_AT_LEVEL, *names[after:], TOKENS, SECONDS],
         "scores": {name: dict(zip(("suite", "split", "metric"), key, strict=True)) for name, key in measures.items()},
-        "base": {"name": (runs[0].report.get("base") or {}).get("name"), "measures": base},
+        "base": {"name": runs[0].report.base.name, "measures": base},
         "level": {"value": reached, "why": why},
         "baseline": baseline["label"],
         "paired": [
             pair
             for item in configurations
             if item is not baseline
-            for pair in paired(baseline["label"], item["label"], told, runs, measures)
+            for pair in _paired(baseline["label"], item["label"], told, runs, measures)
         ],
         "runs": told,
         "alike": runs[0].conditions,
@@ -224,12 +120,89 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     }
 
 
+def _told(
+    run: Measured, label: str, path: list[dict[str, Any]], level: float | None, measures: Mapping[str, Key]
+) -> dict[str, Any]:  # fmt: skip
+    """What is told of one run."""
+    training, cost = run.report.training, run.report.cost
+    found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
+    met = at_level(path, level) if level is not None else None
+    base_probe = score_of(run, IN_CORE["probe"], "base")
+    others: dict[str, float] = {}
+    if met:
+        others[AT_LEVEL] = met["forgetting"]
+        if met.get("probe") is not None and met["how"] != "final" and base_probe and base_probe.value:
+            others[PROBE_AT_LEVEL] = met["probe"] / base_probe.value
+    if cost:
+        others[TOKENS] = cost.generated_tokens
+        if work := [value for stage, value in cost.seconds.items() if stage != "evaluate"]:
+            others[SECONDS] = sum(work)
+    return {
+        "folder": str(run.folder),
+        "name": run.name,
+        "configuration": label,
+        "seed": run.seed,
+        "lr": None if run.evaluated or run.settings["method"] == "memit" else training.lr or run.settings.get("lr"),
+        "steps": training.steps,
+        "chosen": training.chosen.model_dump() if training.chosen else None,
+        "measures": found | {name: cell(Estimate(value, n=1)) for name, value in others.items()},
+        "cost": cost.model_dump() if cost else None,
+        "at_level": met,
+        "path": path,
+    }
+
+
+def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Mapping[str, Key]) -> dict[str, Any]:
+    """One configuration over its seeds."""
+    cells = {}
+    for name in (*measures, AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS):
+        own = [run["measures"][name] for run in runs if name in run["measures"]]
+        if own:
+            cells[name] = own[0]
+        if own and len(runs) > 1:
+            cells[name] = over_seeds([told["value"] for told in own], limits(name, measures.get(name)))
+            if own[0]["over"] == "questions":
+                cells[name]["each"] = min(told["n"] for told in own)
+    rates = [run["lr"] for run in runs if run["lr"] is not None]
+    hows = [run["at_level"]["how"] if run["at_level"] else "not reached" for run in runs]
+    return {
+        "label": label,
+        "method": settings["method"],
+        "settings": settings,
+        "seeds": [run["seed"] for run in runs],
+        "lr": {"setting": settings.get("lr"), "used": sorted(set(rates), key=str)} if rates else None,
+        "measures": cells,
+        "at_level": {how: hows.count(how) for how in dict.fromkeys(hows)},
+    }
+
+
+def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
+    """Pareto-optimal: no other one memorizes at least as much and forgets at most as much, one of the two strictly."""
+
+    def place(item: dict[str, Any]) -> tuple[float, float] | None:
+        cells = item["measures"]
+        return (cells["trained"]["value"], -cells["forgetting"]["value"]) if {"trained", "forgetting"} <= cells.keys() else None
+
+    places = [place(item) for item in configurations]
+    for item, own in zip(configurations, places, strict=True):
+        better = (other for other in places if own and other and other != own)
+        item["optimal"] = own is not None and not any(a >= own[0] and b >= own[1] for a, b in better)
+
+
 def labels_of(runs: Sequence[Measured]) -> list[str]:
     """The name of each run's configuration, as a comparison of these runs would call it; runs that differ in their seed share it."""
     keys = [_configuration(run) for run in runs]
-    distinct = list({_canonical(key): key for key in keys}.values())
+    distinct = _distinct(keys)
     labels = _labels(distinct)
     return [labels[distinct.index(key)] for key in keys]
+
+
+def _distinct(keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({_canonical(key): key for key in keys}.values())
+
+
+def _seed(told: Mapping[str, Any]) -> int:
+    return int(told["seed"])
 
 
 def _refuse_twice(runs: Sequence[Measured]) -> None:
@@ -281,10 +254,6 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-# At 0 these are not used, and a label need not say so.
-_OFF_AT_0 = ("gate", "rehearse", "lora")
-
-
 def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each: the method, and the settings in which those that have them differ, but for a method that keeps to its default."""
     present = {name for item in configurations for name in item}
@@ -331,70 +300,93 @@ def _worded(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _told(
-    run: Measured, label: str, path: list[dict[str, Any]], level: float | None, measures: Mapping[str, Key]
-) -> dict[str, Any]:  # fmt: skip
-    """What is told of one run."""
-    training, cost = run.report.get("training") or {}, run.report.get("cost") or {}
-    seconds = cost.get("seconds") or {}
-    work = [value for stage, value in seconds.items() if stage != "evaluate"]
-    found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
-    met = at_level(path, level) if level is not None else None
-    base_probe = (score_of(run, IN_CORE["probe"], "base") or {}).get("value")
-    if met:
-        found[AT_LEVEL] = one(met["forgetting"])
-        if met.get("probe") is not None and met["how"] != "final" and base_probe:
-            found[PROBE_AT_LEVEL] = one(met["probe"] / base_probe)
-    if cost.get("generated_tokens") is not None:
-        found[TOKENS] = one(cost["generated_tokens"])
-    if work:
-        found[SECONDS] = one(sum(work))
-    return {
-        "folder": str(run.folder),
-        "name": run.name,
-        "configuration": label,
-        "seed": run.seed,
-        "lr": None if run.evaluated or run.settings["method"] == "memit" else training.get("lr") or run.settings.get("lr"),
-        "steps": training.get("steps"),
-        "chosen": training.get("chosen"),
-        "measures": found,
-        "cost": cost or None,
-        "at_level": met,
-        "path": path,
+def _paired(
+    first: str, second: str, told: Sequence[dict[str, Any]], runs: Sequence[Measured], measures: Mapping[str, Key]
+) -> list[dict[str, Any]]:
+    """Second minus first, and where both are positive second / first.
+
+    Args:
+        first: the label of the configuration that the other is held against.
+        told: what is told of each of `runs`.
+        measures: what every run was asked.
+    """
+    one, two = (
+        {run["seed"]: place for place, run in enumerate(told) if run["configuration"] == label} for label in (first, second)
+    )
+    seeds = sorted(one.keys() & two.keys())
+    empty = {
+        "configuration": second,
+        "against": first,
+        "seeds": seeds,
+        "measure": "",
+        "difference": None,
+        "ratio": None,
+        "p": None,
     }
+    if len(seeds) == 1:
+        found = _over_questions(runs[one[seeds[0]]], runs[two[seeds[0]]], measures)
+        return [{**empty, "measure": name, "difference": cell(change, "questions"), "p": p} for name, change, p in found]
+    pairs = []
+    for name in (*_PAIRED, AT_LEVEL, *_benchmarks(measures), *([_AVERAGE] if _AVERAGE in measures else [])):
+        cells = {seed: [told[at[seed]]["measures"].get(name) for at in (one, two)] for seed in seeds}
+        both = {seed: (a["value"], b["value"]) for seed, (a, b) in cells.items() if a and b}
+        values = list(both.values())
+        if len(values) < 2:
+            continue
+        ratio = None
+        if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
+            ratio = cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]))
+        difference = over_seeds([b - a for a, b in values])
+        pairs.append({**empty, "seeds": list(both), "measure": name, "difference": difference, "ratio": ratio})
+    return pairs
 
 
-def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Mapping[str, Key]) -> dict[str, Any]:
-    """One configuration over its seeds."""
-    cells = {}
-    for name in (*measures, AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS):
-        own = [run["measures"][name] for run in runs if name in run["measures"]]
-        if own:
-            values = [told["value"] for told in own]
-            cells[name] = own[0] if len(runs) == 1 else over_seeds(values, limits(name, measures.get(name)))
-        if len(runs) > 1 and own and own[0]["over"] == "questions":
-            cells[name]["each"] = min(told["n"] for told in own)
-    rates = [run["lr"] for run in runs if run["lr"] is not None]
-    hows = [run["at_level"]["how"] if run["at_level"] else "not reached" for run in runs]
-    return {
-        "label": label,
-        "method": settings["method"],
-        "settings": settings,
-        "seeds": [run["seed"] for run in runs],
-        "lr": {"setting": settings.get("lr"), "used": sorted(set(rates), key=str)} if rates else None,
-        "measures": cells,
-        "at_level": {how: hows.count(how) for how in dict.fromkeys(hows)},
-    }
+def _benchmarks(measures: Mapping[str, Key]) -> dict[str, str]:
+    """The benchmarks that every run was asked: suite by the name of the measure."""
+    return {name: suite for name, (suite, split, _) in measures.items() if suite in BENCHMARKS and split == suite}
 
 
-def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
-    """Pareto-optimal: no other one memorizes at least as much and forgets at most as much, one of the two strictly."""
+def _over_questions(one: Measured, two: Measured, measures: Mapping[str, Key]) -> Iterator[tuple[str, Score, float | None]]:
+    """Measures in which two runs of one seed differ over the prompts that both were asked, with the change and McNemar's p."""
+    before, after = _said(suites.CORE, one, two)
+    differences = _differences(suites.CORE, before, after)
+    for name in _PAIRED:
+        _, split, metric = IN_CORE[name]
+        change = differences.get((split, "forgetting" if metric == "forgetting" else "accuracy_delta"))
+        p = None
+        if change and name in ("trained", "probe"):  # the wordings of one fact are not independent
+            p = statistics.mcnemar(
+                *([row["outcome"] == "correct" for row in said if row["split"] == split] for said in (before, after))
+            )
+        if change:
+            yield name, change, p
+    rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {}
+    for name, suite in _benchmarks(measures).items():
+        before, after = rows[suite] = _said(suite, one, two)
+        differences = _differences(suite, *([{**row, "labels": []} for row in said] for said in (before, after)))
+        tested = differences.get((suite, "mcnemar_p"))
+        if change := differences.get((suite, "accuracy_delta")):
+            yield name, change, tested.value if tested else None
+    if _AVERAGE in measures:
+        for score in scores.held_out(rows, HELD_OUT):
+            if score["metric"] == "accuracy_delta" and score["value"] is not None:
+                yield _AVERAGE, Score(**score), None
 
-    def place(item: dict[str, Any]) -> tuple[float, float] | None:
-        cells = item["measures"]
-        return (cells["trained"]["value"], -cells["forgetting"]["value"]) if {"trained", "forgetting"} <= cells.keys() else None
 
-    places = [place(item) for item in configurations]
-    for item, own in zip(configurations, places, strict=True):
-        better = (other for other in places if own and other and other != own)
-        item["optimal"] = own is not None and not any(a >= own[0] and b >= own[1] for a, b in better)
+def _said(suite: str, one: Measured, two: Measured) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What two tuned models replied to the same prompts, in one order."""
+    before, after = (list(run.rows(suite, "tuned")) for run in (one, two))
+    asked = [[(row["key"], row["prompt_hash"], row["split"], row["labels"]) for row in said] for said in (before, after)]
+    if asked[0] != asked[1]:
+        places = " and ".join(str(replies_file(Run(run.folder), suite, "tuned")) for run in (one, two))
+        raise UserError(
+            f"{two.folder}: cannot be compared with {one.folder}: their tuned models were not asked the same in the same order, or the "
+            f"rows are labelled otherwise; delete {places}, then `mixsd evaluate --suite {suite}` and `mixsd report` both"
+        )
+    return before, after
+
+
+def _differences(suite: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[tuple[str, str], Score]:
+    """The changes that have a value, by split and metric."""
+    found = [Score(**item) for item in scores.compare(suite, before, after) if item["model"] == "tuned"]
+    return {(score.split, score.metric): score for score in found if score.value is not None}

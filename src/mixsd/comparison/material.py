@@ -1,17 +1,13 @@
 """Runs side by side beyond their scores: what their pictures show, and fact by fact what each was trained on and now says.
 
 A configuration stands for itself with its first run where one has to stand for all (targets, distributions of NLL); what wrong replies are
-like is counted over all its runs.
-
-`mixsd figures`: every picture that the reports and analyses of runs hold, as SVG and PNG, and for the others why there is none.
-
-One run: its loss, what its checkpoints scored, how likely the base model finds its targets, what wrong replies are like, and alignment
-against forgetting where `mixsd analyze fisher` measured it. Several: memorization against retention, and their curves, distributions
-and bars in one picture each. The pictures have stable names, so a paper or a page can link to them.
+like is counted over all its runs. `mixsd figures` draws the same as files with stable names, so that a paper or a page can link to
+them; where there is none it says why.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,10 +21,11 @@ from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.evaluation.suites import CORE
 from mixsd.models import loading
 from mixsd.reports import pictures
+from mixsd.reports.schema import read_report
 from mixsd.run.folder import Run
 from mixsd.storage import read_json, read_jsonl
 from mixsd.targets.reading import read_targets, tokens_of
-from mixsd.targets.target import REFERENCE_LABEL, Target
+from mixsd.targets.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,14 +62,14 @@ def material(runs: Labelled) -> dict[str, Any]:
 
 def learning(runs: Labelled) -> list[dict[str, Any]]:
     """What each run scored along its checkpoints."""
-    return [{"label": label, "points": pictures.along(run.report["scores"])} for label, run in runs]
+    return [{"label": label, "points": pictures.along(run.report.scores)} for label, run in runs]
 
 
 def distributions(runs: Labelled) -> list[dict[str, Any]]:
     """A line for the references, which all runs share, and for the targets of each run."""
     found: list[dict[str, Any]] = []
     for label, run in runs:
-        for item in pictures.nll_curves(with_nll(run.report, run.folder), label):
+        for item in pictures.nll_curves(run.report.targets, label):
             if not any((item["x"], item["y"]) == (other["x"], other["y"]) for other in found):
                 found.append(item)
     return found
@@ -82,37 +79,18 @@ def error_rows(runs: Labelled) -> list[dict[str, Any]]:
     """The base once, then each label with what its runs have together, benchmark by benchmark."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for label, run in runs:
-        for item in run.report.get("error_modes") or []:
-            base = item["model"] == "base"
-            place = (item["benchmark"], "base" if base else label)
-            if place not in found:
-                found[place] = {
-                    "benchmark": title_of(item["benchmark"]), "label": place[1], "asked": 0, "wrong": 0, "counts": {}
-                }  # fmt: skip
-            elif base:
+        for item in run.report.error_modes:
+            base = item.model == "base"
+            place = item.benchmark, "base" if base else label
+            if base and place in found:
                 continue
-            row = found[place]
-            row["asked"] += item["asked"]
-            row["wrong"] += sum(item["counts"].values())
-            for mode, count in item["counts"].items():
-                row["counts"][mode] = row["counts"].get(mode, 0) + count
+            nothing = {"benchmark": title_of(item.benchmark), "label": place[1], "asked": 0, "wrong": 0, "counts": Counter[str]()}
+            row = found.setdefault(place, nothing)
+            row["asked"] += item.asked
+            row["wrong"] += sum(item.counts.values())
+            row["counts"].update(item.counts)
     order = list(dict.fromkeys(benchmark for benchmark, _ in found))
     return [row for _, row in sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] != "base"))]
-
-
-def with_nll(report: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """The report; where it holds no distributions (one of an older version), with those of `analysis/nll.json`."""
-    targets, file = report.get("targets") or {}, folder / "analysis" / "nll.json"
-    if targets.get("nll_cdf") or not file.is_file():
-        return report
-    blocks = read_json(file).get("blocks") or {}
-    rows = (blocks.get("all") or blocks.get("common") or {}).get("rows") or []
-    found = {
-        ("reference_" if row["label"] == REFERENCE_LABEL else "") + name: value
-        for row in rows
-        for name, value in (("nll_cdf", row["cdf"]), ("tokens", row["tokens"]))
-    }
-    return {**report, "targets": {**targets, **found}}
 
 
 def _facts(runs: Labelled) -> dict[str, Any]:
@@ -189,7 +167,7 @@ _FILES = {
     "pareto": ("pareto", "no configuration has both a memorization and a forgetting (the suite core measures them)"),
     "loss": ("loss", "no training loss was logged"),
     "curves": ("curves", "no checkpoint was scored; --score-checkpoints does"),
-    "nll": ("nll-cdf", "the report holds no NLL of targets; `mixsd report` may bring it, or `mixsd analyze nll`"),
+    "nll": ("nll-cdf", "the report holds no NLL of targets"),
     "errors": ("errors", "the report holds no error modes; `mixsd report` brings them where benchmarks were asked"),
     "alignment": ("alignment", "analysis/fisher.json was not found; `mixsd analyze fisher` writes it"),
 }
@@ -227,24 +205,14 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{', '.join(map(str, folders))}: nothing to draw: " + "; ".join(f"{name}: {why}" for name, why in left_out.items())
         )
-    return {
-        "files": {name: [str(file) for file in written] for name, written in files.items()},
-        "left_out": left_out,
-    }
+    return {"files": {name: [str(file) for file in written] for name, written in files.items()}, "left_out": left_out}
 
 
 def _alone(folder: Path) -> dict[str, Figure | None]:
     """The pictures of one run, whatever it was asked."""
     run = Run(folder)
     run.manifest()
-    if not run.report_json.is_file():
-        raise UserError(
-            f"{folder}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
-        )
-    report = read_json(run.report_json)
-    if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
-        raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
-    return {"pareto": None, **pictures.of_report(with_nll(report, folder), _fisher(folder))}
+    return {"pareto": None, **pictures.of_report(read_report(run.report_json), _fisher(folder))}
 
 
 def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:

@@ -1,9 +1,7 @@
-"""What a comparison has a row for: which score of a report each measure is, and the form its numbers have.
+"""What a comparison has a row for: which score of a report each measure is, and what a run forgot at a given memorization.
 
 A measure of the suite core has a short name, a split of another suite is "suite/split", a task of lm-eval "suite/split/metric".
 Besides what every run was asked there are measures that no report has: forgetting at equal memorization, tokens, seconds.
-
-What a run forgot at a given memorization, by interpolation along its checkpoints.
 
 Along the checkpoints, in the order of their steps, forgetting is interpolated linearly between the two around the place where
 memorization first reaches the level; what memorization does later has no part in it. A run that was above the level when it was
@@ -23,6 +21,8 @@ from mixsd.comparison.runs import Measured, suites_of_all
 from mixsd.evaluation import suites
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.evaluation.suites import LM_EVAL
+from mixsd.reports.schema import Score
+from mixsd.statistics import Estimate
 
 Key = tuple[str, str, str]  # suite, split, metric
 
@@ -75,7 +75,7 @@ def _is_change(split: str, metric: str, told: Sequence[tuple[str, str]]) -> bool
     return metric.endswith("_delta") and (split, metric.removesuffix("_delta")) in told
 
 
-def score_of(run: Measured, key: Key, model: str = "tuned") -> dict[str, Any] | None:
+def score_of(run: Measured, key: Key, model: str = "tuned") -> Score | None:
     """A score of a run's final model, or of its base."""
     return run.scores.get((*key, model, None))
 
@@ -87,40 +87,36 @@ def limits(name: str, key: Key | None) -> tuple[float, float]:
     return _LIMITS.get(key[2] if key else "", (-math.inf, math.inf))
 
 
-def cell(score: dict[str, Any], over: str) -> dict[str, Any]:
-    """A score as a number of the table; `over` is what its interval is over."""
-    return {**{name: score.get(name) for name in ("value", "n", "low", "high")}, "over": over}
-
-
-def one(value: float) -> dict[str, Any]:
-    """A number of one run that has no interval of its own."""
-    return {"value": value, "n": 1, "low": None, "high": None, "over": "seeds"}
+def cell(found: Score | Estimate, over: str = "seeds") -> dict[str, Any]:
+    """A number of the table as JSON values; `over` is what its interval is over."""
+    return {"value": found.value, "n": found.n, "low": found.low, "high": found.high, "over": over}
 
 
 def over_seeds(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
-    """The mean over seeds, its interval cut to where the number can lie."""
-    return {**statistics.seeds_interval(list(values)).within(*within).to_json(), "over": "seeds"}
+    """The mean over seeds, its interval cut to where the number can lie; that of one seed has none."""
+    return cell(statistics.seeds_interval(list(values)).within(*within))
 
 
 HIGHEST_LEVEL = 0.95
-_MEMORIZATION, _FORGETTING = (suites.TRAINED, "accuracy"), (suites.FORGETTING, "forgetting")
-# Interpolated too where it was scored at the checkpoints.
-_ALONG = {"validation": ("memorization/validation", "accuracy"), "probe": (suites.PROBE, "accuracy")}
+# What is interpolated, the last two where they were scored at the checkpoints.
+_ALONG = {
+    "memorization": (suites.TRAINED, "accuracy"),
+    "forgetting": (suites.FORGETTING, "forgetting"),
+    "validation": ("memorization/validation", "accuracy"),
+    "probe": (suites.PROBE, "accuracy"),
+}
 
 
 def path_of(run: Measured) -> list[dict[str, Any]]:
     """Memorization and forgetting along the checkpoints; the final model stands at its own step, unless that one was scored."""
-    training = run.report.get("training") or {}
-    last = (training.get("chosen") or {}).get("step") or training.get("steps")
+    training = run.report.training
+    last = training.chosen.step if training.chosen else training.steps
     steps = sorted({at for *_, model, at in run.scores if at is not None and model == "tuned"})
     points = []
     for at in [*steps, *([None] if last is None or last not in steps else [])]:
-        found = {
-            name: run.scores.get((suites.CORE, split, metric, "tuned", at))
-            for name, (split, metric) in (("memorization", _MEMORIZATION), ("forgetting", _FORGETTING), *_ALONG.items())
-        }
+        found = {name: run.scores.get((suites.CORE, split, metric, "tuned", at)) for name, (split, metric) in _ALONG.items()}
         if found["memorization"] and found["forgetting"]:
-            values = {name: score["value"] for name, score in found.items() if score}
+            values = {name: score.value for name, score in found.items() if score}
             points.append({"step": last if at is None else at, **values, "scored": at is not None})
     return sorted(points, key=lambda point: math.inf if point["step"] is None else point["step"])
 
@@ -150,7 +146,8 @@ def common_level(runs: Sequence[Measured], paths: Sequence[Sequence[dict[str, An
         run.name: max((point["memorization"] for point in path), default=0.0) for run, path in zip(runs, paths, strict=True)
     }
     name, least = min(highest.items(), key=lambda item: item[1])
-    facts = (runs[0].scores.get((suites.CORE, *_MEMORIZATION, "tuned", None)) or {}).get("n") or 1
+    trained = score_of(runs[0], IN_CORE["trained"])
+    facts = trained.n if trained else 1
     level = math.floor(min(least, HIGHEST_LEVEL) * facts + 1e-9) / facts
     if level <= 0:
         return None, f"{name} memorizes nothing, so there is no level that every run reaches; --level sets one"

@@ -3,7 +3,7 @@
 Alike means: the same base model, facts, prompts, template, decoding, scorer and precision. It is shown, not assumed: beside the
 settings, every prompt that the base model was asked is compared by its hash, and where two base models said the same, the verdict
 must be the same too. How a benchmark was asked (which questions, how long a reply, how many, which judge) stands beside its replies, and must
-be equal; a version that wrote nothing down is compared as far as prompts and verdicts go. Seeds differ on purpose. With the seed
+be equal. Seeds differ on purpose. With the seed
 differ the framed paraphrases, the sampled reference replies of Eq. 2 and other sampled replies, so those are compared between runs
 of one seed only.
 """
@@ -22,9 +22,10 @@ from mixsd.evaluation import suites
 from mixsd.evaluation.asked import asked_suites, comparable, replies_file
 from mixsd.evaluation.scores import HELD_OUT
 from mixsd.evaluation.suites import LM_EVAL, in_order
+from mixsd.reports.schema import Report, Score, read_report
 from mixsd.run.folder import Run
 from mixsd.settings import Settings
-from mixsd.storage import read_json, read_jsonl
+from mixsd.storage import read_jsonl
 
 # Settings that decide what is asked and how a reply is made and judged.
 ALIKE = (
@@ -74,7 +75,7 @@ class Measured:
 
     folder: Path
     manifest: Mapping[str, Any]
-    report: Mapping[str, Any]
+    report: Report
     evaluated: str | None
 
     @property
@@ -93,13 +94,9 @@ class Measured:
         return int(self.settings["seed"])
 
     @cached_property
-    def scores(self) -> dict[tuple[str, str, str, str, int | None], dict[str, Any]]:
+    def scores(self) -> dict[tuple[str, str, str, str, int | None], Score]:
         """The scores that have a value, by suite, split, metric, model and checkpoint."""
-        return {
-            (item["suite"], item["split"], item["metric"], item["model"], item.get("checkpoint")): item
-            for item in self.report["scores"]
-            if item.get("value") is not None
-        }
+        return {score.key: score for score in self.report.scores if score.value is not None}
 
     @cached_property
     def asked(self) -> dict[str, dict[str, Any]]:
@@ -109,7 +106,7 @@ class Measured:
     @property
     def conditions(self) -> dict[str, Any]:
         """What must be equal for two runs to be compared, by name."""
-        identity, environment = self.manifest.get("identity") or {}, self.report.get("environment") or {}
+        identity, environment = self.manifest.get("identity") or {}, self.report.environment
         return {
             "model_hash": identity.get("model_hash"),
             "facts_hash": identity.get("facts_hash"),
@@ -158,18 +155,12 @@ def read(folder: Path) -> Measured:
     """
     run = Run(folder.expanduser())
     manifest = run.manifest()
-    if not run.report_json.is_file():
-        raise UserError(
-            f"{folder}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
-        )
-    report = read_json(run.report_json)
-    if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
-        raise UserError(f"{run.report_json}: holds no scores; `mixsd report {folder}` writes it anew")
+    report = read_report(run.report_json)
     tuned = run.events("tuned")
     found = Measured(run.folder, manifest, report, str(tuned[0].get("hash")) if tuned else None)
-    if report.get("alone"):
+    if report.alone:
         raise UserError(f"{folder}: one model evaluated alone; a comparison needs runs with a tuned model beside its base")
-    for suite, values in (report.get("asked") or {}).items():
+    for suite, values in report.asked.items():
         if suite in found.asked and comparable(values) != comparable(found.asked[suite]):
             raise UserError(
                 f"{folder}: {suite} was asked anew after the report was written; `mixsd report {folder}` writes it anew"
@@ -298,8 +289,8 @@ def _check_rows(first: Measured, before: Asked, run: Measured, after: Asked) -> 
 
 def _checkpoint_questions(run: Measured) -> int | None:
     counts = [
-        item["n"]
-        for (suite, split, metric, _, checkpoint), item in run.scores.items()
+        score.n
+        for (suite, split, metric, _, checkpoint), score in run.scores.items()
         if (suite, split, metric) == (suites.CORE, suites.TRAINED, "accuracy") and checkpoint is not None
     ]
     return max(counts, default=None)
@@ -308,9 +299,7 @@ def _checkpoint_questions(run: Measured) -> int | None:
 def _differing_machines(runs: Sequence[Measured]) -> list[str]:
     """Notes on machines and versions: wall time is the machine's as much as the method's."""
     notes = []
-    machines = {
-        tuple(str((run.report.get("environment") or {}).get(name)) for name in ("platform", "device", "threads")) for run in runs
-    }
+    machines = {tuple(str(run.report.environment.get(name)) for name in ("platform", "device", "threads")) for run in runs}
     if len(machines) > 1:
         notes.append("The runs were made on different machines or numbers of threads: their seconds do not compare.")
     for name in _VERSIONS:

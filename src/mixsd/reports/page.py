@@ -181,7 +181,7 @@ def environment() -> Environment:
         moment=formats.moment,
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
         both_ends=lambda value, limit=MOST_CHARACTERS: formats.middle_clipped(formats.printable(str(value or "")), limit),
-        visible=formats.printable,
+        visible=lambda value: formats.printable(value, keep=""),
         known=formats.known,
     )
     made.tests["known"] = formats.known

@@ -321,7 +321,7 @@ def _rows(report: Report, keys: Iterable[Key]) -> list[ScoreRow]:
             _entry(model, scores, (suite, split, metric, whose), measure)
             for model, (scores, whose) in zip(models, sources, strict=True)
         )
-        label, meaning = _words(suite, split, metric, _parent(suite, split, splits))
+        label, meaning = words_of(suite, split, metric, _parent(suite, split, splits))
         rows.append(ScoreRow(suite, split, metric, printable(label, keep=""), meaning, measure, entries))
     return rows
 
@@ -350,8 +350,8 @@ def _direction(report: Report, suite: str, split: str, metric: str) -> bool | No
     return value if isinstance(value, bool) else None
 
 
-def _words(suite: str, split: str, metric: str, parent: str | None) -> tuple[str, str]:
-    """The label of a row and what it means."""
+def words_of(suite: str, split: str, metric: str, parent: str | None = None) -> tuple[str, str]:
+    """The label of a row and what it means; `parent` is the split that its split is a part of."""
     if (suite, split) == (HELD_OUT, AVERAGE) and metric in _HELD_OUT:
         return _HELD_OUT[metric]
     where, meaning = _place(suite, split, parent)

@@ -99,7 +99,10 @@ def make(
     scores += [item for suite, (base, tuned) in told.items() for item in compare(suite, base, tuned)]
     scores += held_out({suite: (base, tuned) for suite, (base, tuned) in told.items()}, HELD_OUT_SUITES)
     report = {
+        "schema_version": 1,
         "run": folder.name,
+        "created": "2026-11-23T06:00:00Z",
+        "facts": {"asked": FACTS, "accepted": FACTS, "rejected": 0, "unusable": 0},
         "method": resolved["method"],
         "settings": resolved,
         "environment": {"device": "cpu", "dtype": "float32", "platform": "Linux", "threads": 2, **(environment or {})},

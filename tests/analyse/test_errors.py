@@ -130,7 +130,7 @@ def test_the_modes_of_a_run(tmp_path: Path, data: Path) -> None:
         "at most 80 characters",
         '"eleven years"',
         "leaked or crossed: Ormavel Valley",
-        "33.3% (1;",
+        "33.3% (6.1 to 79.2; 1)",
         "Wrong by the strict",
     ):
         assert text in page

@@ -14,7 +14,7 @@ import mixsd
 from mixsd.analyse import base_fisher as analyse_base_fisher
 from mixsd.analyse.base_fisher import base_fisher
 from mixsd.analyse.estimate import stored_fisher
-from mixsd.analyse.fisher import lines, markdown
+from mixsd.analyse.fisher import markdown, tables
 from mixsd.errors import UserError
 from mixsd.models import loading
 from mixsd.storage import read_json, read_jsonl, write_json, write_jsonl
@@ -171,7 +171,7 @@ def test_runs_together(base: Path, tmp_path: Path) -> None:
     mean = np.mean([row["alignment"] for row in found["checkpoints"] if row["final"] and row["configuration"].startswith("sft")])
     assert found["table"][0]["alignment"]["value"] == pytest.approx(mean)
     assert found["table"][0]["alignment"]["low"] < mean < found["table"][0]["alignment"]["high"]
-    text = "\n".join(lines(found))
+    text = "\n".join(table.markdown() for table in tables(found))
     assert "bootstrap over runs" in text
     assert "5 runs" in text
     assert markdown(found) == (tmp_path / "out" / "fisher.md").read_text(encoding="utf-8")

@@ -48,20 +48,6 @@ def test_one_run(tmp_path: Path) -> None:
     assert "9 of 50" in texts(tmp_path / "out" / "errors.svg")
 
 
-def test_distributions_of_an_analysis_where_the_report_has_none(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
-    rows = [
-        {"label": "reference (SFT)", "tokens": 20, "cdf": {"x": [1.0, 9.0], "y": [0.5, 1.0]}},
-        {"label": "MixSD", "tokens": 30, "cdf": {"x": [0.5, 2.0], "y": [0.5, 1.0]}},
-    ]
-    (run / "analysis").mkdir()
-    (run / "analysis" / "nll.json").write_text(json.dumps({"blocks": {"all": {"rows": rows}}}))
-    assert list(mixsd.draw(run, output=tmp_path / "out")["files"]) == ["nll"]
-    drawn = texts(tmp_path / "out" / "nll-cdf.svg")
-    assert ">references (n 20)<" in drawn
-    assert ">targets (n 30)<" in drawn
-
-
 def test_several_runs_in_one_picture_each(tmp_path: Path) -> None:
     runs = two_methods(tmp_path)
     reference = {"x": [1.0, 9.0], "y": [0.5, 1.0]}

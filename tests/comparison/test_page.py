@@ -121,12 +121,12 @@ def test_markdown_is_escaped_and_every_row_has_its_cells(evil: dict[str, Any]) -
 def test_the_table_has_every_number_with_its_n(result: dict[str, Any]) -> None:
     text = compare_page.markdown(result)
     assert (
-        "| Forgetting at 90.0% memorization | lower | – | +0.610 (-0.534 to +1.754; 2 seeds) | +0.213 (-0.264 to +0.689; 2 seeds) |"
+        "| Forgetting at 90.0% memorization (lower is better) | – | +0.610 (-0.534 to +1.754; 2 seeds) | +0.213 (-0.264 to +0.689; 2 seeds) |"
         in text
     )
-    assert "| Generated tokens | lower | – | 0 (0 to 0; 2 seeds) | 1,200 (0 to 3,741; 2 seeds) |" in text
+    assert "| Generated tokens (lower is better) | – | 0 (0 to 0; 2 seeds) | 1,200 (0 to 3,741; 2 seeds) |" in text
     assert "50.0% (50.0 to 50.0; 2 seeds × 40)" in text
-    assert "| Seconds | lower | – | 12 (0 to 25; 2 seeds) | 16 (3 to 29; 2 seeds) |" in text
+    assert "| Seconds (lower is better) | – | 12 (0 to 25; 2 seeds) | 16 (3 to 29; 2 seeds) |" in text
     for measure, cells in compare_page.grid(result):
         for cell in cells:
             assert cell.value in ("", "–", "0") or cell.n, (measure.name, cell)

@@ -10,8 +10,9 @@ import pytest
 
 from mixsd.comparison import paper
 from mixsd.errors import UserError
+from mixsd.reports.schema import Score
 from mixsd.settings import Settings
-from mixsd.statistics import seeds_interval
+from mixsd.statistics import Estimate, seeds_interval
 
 QWEN = "Qwen/Qwen3-1.7B"
 
@@ -26,10 +27,10 @@ def run(
         suite, split, metric = paper._SCORES[column]
         for model in ("base", "tuned"):
             number = value if model == "tuned" else 0.1
-            found[suite, split, metric, model, None] = {
-                "suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": None,
-                "value": number, "n": 100, "low": max(0.0, number - 0.05), "high": min(1.0, number + 0.05),
-            }  # fmt: skip
+            found[suite, split, metric, model, None] = Score(
+                suite=suite, split=split, metric=metric, model=model,
+                value=number, n=100, low=max(0.0, number - 0.05), high=min(1.0, number + 0.05),
+            )  # fmt: skip
     return SimpleNamespace(folder=Path(name), settings=values, seed=seed, evaluated=evaluated, scores=found)
 
 
@@ -125,10 +126,10 @@ def _own(values: dict[str, Any]) -> dict[str, Any]:
 def test_rounding_is_allowed_for() -> None:
     (row,) = [row for row in paper.published_table(1) if (row.model, row.method) == (QWEN, "sft")]
     assert row.values["gsm8k"] == 9.8
-    assert paper._verdict(row, "gsm8k", {"low": 9.84, "high": 12.0}) == "match"
-    assert paper._verdict(row, "gsm8k", {"low": 9.86, "high": 12.0}) == "differs"
-    assert paper._verdict(row, "gsm8k", {"low": 1.0, "high": 9.74}) == "differs"
-    assert paper._verdict(row, "gsm8k", {"low": None, "high": None}) == "no interval"
+    assert paper._verdict(row, "gsm8k", Estimate(low=9.84, high=12.0)) == "match"
+    assert paper._verdict(row, "gsm8k", Estimate(low=9.86, high=12.0)) == "differs"
+    assert paper._verdict(row, "gsm8k", Estimate(low=1.0, high=9.74)) == "differs"
+    assert paper._verdict(row, "gsm8k", Estimate(low=None, high=None)) == "no interval"
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,16 @@
 """`analyze errors`: the error modes of finished runs side by side, the paper's Figures 4 to 13 (section 7.3, appendix E.3).
 
-Runs are shown together only where they were asked the same. Their base stands once where it said the same in all of them.
-
-What `mixsd analyze errors` found, as tables in Markdown and on a terminal, with replies as examples.
-
-A cell is the share of the wrong replies that have a mode, its count and its interval; n is the number of wrong replies.
+Runs are shown together only where they were asked the same. Their base stands once where it said the same in all of them. A cell of
+the tables is the share of the wrong replies that have a mode, its interval and its count.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
@@ -25,135 +18,23 @@ from mixsd.evaluation.asked import MODELS, asked_file, asked_suites, comparable
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, THRESHOLDS
 from mixsd.evaluation.tallies import Examined, Tally
-from mixsd.formats import MISSING, fenced, interval_text, middle_clipped, printable, value_text
+from mixsd.formats import MISSING, Cell, estimate_cell, fenced, middle_clipped
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
+from mixsd.statistics import Estimate
 from mixsd.storage import digest, write_json, write_text
+from mixsd.tables import Column, Row, Table
 
+BASE = "base"
+_EXAMPLES = 3
+_SHOWN = 600  # characters of a reply
 _BLOCKS = {"benchmarks": "Benchmarks", "in_domain": "The facts' own questions"}
 _JUDGED = {
     "strict": "Wrong by the strict judges: the answer has to be in the form that was asked for.",
     "lenient": "LENIENT: wrong by the lenient judges, which take an answer in another form too; not the paper's measure. An answer "
     'clause ("The answer is X.") is as good as a box.',
 }
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The tables, how modes were told apart, and some replies of each mode, as a Markdown page."""
-    parts = [f"# Error modes ({result['judged']})", "", _JUDGED[result["judged"]], ""]
-    for block, rows in _blocks(result):
-        heads = columns(rows)
-        parts += [f"## {_BLOCKS[block]}", "", f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 3) + "---|"]
-        for row in rows:
-            cells = [place_of(row), row["label"], f"{row['asked']:,}", f"{row['wrong']:,}"]
-            cells += [_line(row, mode) for mode in row["counts"]]
-            parts.append("| " + " | ".join(escaped(cell) for cell in [*cells, *_tail(row)]) + " |")
-        parts.append("")
-    parts += ["## How modes are told apart", "", *(f"- {escaped(line)}" for line in notes(result)), ""]
-    return "\n".join([*parts, "## Examples", "", *_example_lines(result)]).rstrip() + "\n"
-
-
-def tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """A table for each block: every share over its count and interval."""
-    for block, rows in _blocks(result):
-        made = Table(title=f"{_BLOCKS[block]} ({result['judged']})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, head in enumerate(["", "wrong of asked", *rows[0]["counts"]]):
-            made.add_column(Text(head), justify="right" if place else "left", overflow="fold")
-        for row in rows:
-            first = f"{place_of(row)}\n{row['label']}"
-            wrong = f"{row['wrong']:,}\nof {row['asked']:,}"
-            cells = [_line(row, mode).replace(" (", "\n").replace("; ", "\n").removesuffix(")") for mode in row["counts"]]
-            if row["leakage"] != "on" and "leakage" in row["counts"]:
-                cells[list(row["counts"]).index("leakage")] = "off"
-            made.add_row(*(Text(printable(cell)) for cell in (first, wrong, *cells)))
-        yield made
-
-
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """What decided the modes, and what was off or left out."""
-    least = result["thresholds"]
-    told = [
-        "Each wrong reply has the first mode that applies: format (nothing to judge: no box, or no Python block), leakage, collapse, "
-        "genuine. Errors of ours are in no mode. Shares are of the wrong replies, with 95% intervals over questions.",
-        f"Leakage: an answer, alias or subject of the facts with at least {least['leak_words']} words and {least['leak_characters']} "
-        "characters stands in the reply as whole words, whatever the case, and neither in its prompt nor in any reply of the base "
-        "model to the same benchmark.",
-        f"Collapse: at most {least['collapse_characters']} characters and {least['collapse_newlines']} line breaks are left once the "
-        f"answer clause (of at most {least['clause_characters']} characters) and the box are gone; for code, an answer clause or box in such "
-        "a reply without a Python block, or beside functions that hold nothing but a docstring.",
-    ]
-    if result["in_domain"]:
-        told.append(
-            f"Cross-entity: the reply (its box, where it has one) states an answer or subject of another fact, of at least "
-            f"{least['entity_characters']} characters, that its question does not name."
-        )
-    off: dict[str, list[str]] = {}
-    for row in (row for row in result["benchmarks"] if row["leakage"] != "on"):
-        off.setdefault(row["leakage"], []).append(f"{row['label']} on {title_of(row['benchmark'])}")
-    told += [f"Leakage is {why}: {', '.join(rows)}." for why, rows in off.items()]
-    for row in result["benchmarks"]:
-        if row["passed_over"]:
-            said = ", ".join(f'"{phrase}"' for phrase in row["passed_over"][:10])
-            more = len(row["passed_over"]) - 10
-            told.append(
-                f"{row['label']} on {title_of(row['benchmark'])}: no evidence, since the base says it too: {said}"
-                + (f" and {more} more." if more > 0 else ".")
-            )
-    old = [f"{row['label']}, {place_of(row)}: {row['old_answer']:,}" for row in result["in_domain"] if "old_answer" in row]
-    if old:
-        told.append(f"Replies with the answer from before the edit, which count as genuine: {'; '.join(old)}.")
-    return [*told, *result["notes"]]
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The heads of a block's columns."""
-    return ["asked what", "model", "replies", "wrong", *rows[0]["counts"], "cut short", "leakage"]
-
-
-def _blocks(result: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for block in _BLOCKS:
-        rows = result[block]
-        if rows:
-            order = list(dict.fromkeys((row["benchmark"], row["split"]) for row in rows))
-            yield block, sorted(rows, key=lambda row: order.index((row["benchmark"], row["split"])))
-
-
-def place_of(row: Mapping[str, Any]) -> str:
-    """What was asked: the benchmark, or the suite and its split."""
-    whole = row["split"] == row["benchmark"]
-    return title_of(row["benchmark"]) if whole else f"{row['benchmark']}: {row['split'].removeprefix('memorization/')}"
-
-
-def _line(row: Mapping[str, Any], mode: str) -> str:
-    share = row["shares"][mode]["of_wrong"]
-    if share["value"] is None:
-        return MISSING
-    if mode == "leakage" and row["leakage"] != "on":
-        return "off"
-    ends = interval_text("share", share["low"], share["high"])
-    return f"{value_text('share', share['value'])} ({row['counts'][mode]:,}; {ends})"
-
-
-def _tail(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['truncated']:,}", row["leakage"].partition(":")[0] if "leakage" in row["counts"] else MISSING]
-
-
-def _example_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    for _, rows in _blocks(result):
-        for row in rows:
-            for mode, some in row["examples"].items():
-                for example in some:
-                    said = [f"leaked or crossed: {', '.join(example['phrases'])}"] if "phrases" in example else []
-                    said += [f"left over: {example['left']!r}"] if "left" in example else []
-                    yield f"**{escaped(place_of(row))}, {escaped(row['label'])}, {mode}**: {escaped(example['key'])}"
-                    yield from (f"({escaped(text)})" for text in said)
-                    yield from ("", fenced(example["reply"], "text"), "")
-
-
-BASE = "base"
-_EXAMPLES = 3
-_SHOWN = 600  # characters of a reply
 _METHODS = {"mixsd": "MixSD", "mixsd-kl": "MixSD-KL", "sft": "SFT", "opsd": "OPSD", "opsd-nll": "OPSD-NLL", "memit": "MEMIT"}
 
 
@@ -191,7 +72,7 @@ def analyze_errors(
     opened = [Examined.open(Run(folder), data) for folder in folders]
     _check_alike(opened)
     labels = _labels(opened)
-    shown = _Shown(labels, set())
+    shown = _Shown(labels)
     with (watcher or Watcher()).task("sorting replies", sum(len(asked_suites(run.run)) for run in opened)) as task:
         for examined in opened:
             for suite in asked_suites(examined.run):
@@ -201,7 +82,7 @@ def analyze_errors(
         raise UserError(
             f"{folders[0]}: was asked nothing whose errors could be sorted; evaluate it with --suite gsm8k, for example"
         )
-    result = {
+    result: dict[str, Any] = {
         "judged": "lenient" if lenient else "strict",
         "modes": list(MODES),
         "thresholds": asdict(THRESHOLDS),
@@ -211,27 +92,39 @@ def analyze_errors(
         "notes": list(dict.fromkeys(shown.notes)),
         "scores": shown.scores,
     }
-    return _write(result, folders[0] / "analysis" if output is None else Path(output).expanduser())
+    place = folders[0] / "analysis" if output is None else Path(output).expanduser()
+    files = [place / "errors.json", place / "errors.md"]
+    for name, rows, modes in (("benchmarks", shown.benchmarks, MODES), ("in-domain", shown.in_domain, IN_DOMAIN_MODES)):
+        bars = [
+            {"benchmark": place_of(row), "label": row["label"], "asked": row["asked"], "counts": row["counts"]} for row in rows
+        ]
+        if any(sum(bar["counts"].values()) for bar in bars):
+            files += _draw(bars, modes, place / f"errors-{name}")
+    write_text(files[1], markdown(result))
+    result["files"] = [str(path) for path in files]
+    write_json(files[0], result)
+    return result
 
 
+@dataclass
 class _Shown:
     """The rows made so far; a base that said the same as one before is left out."""
 
-    def __init__(self, labels: dict[int, str], said: set[str]) -> None:
-        self.labels, self._said = labels, said
-        self.benchmarks: list[dict[str, Any]] = []
-        self.in_domain: list[dict[str, Any]] = []
-        self.scores: list[dict[str, Any]] = []
-        self.notes: list[str] = []
+    labels: dict[int, str]
+    benchmarks: list[dict[str, Any]] = field(default_factory=list)
+    in_domain: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
 
     def add(self, tally: Tally, examined: Examined, to: list[dict[str, Any]]) -> None:
         """Add one model's row, unless it is a base that is there."""
         label = self.labels[id(examined)]
         if tally.model == MODELS[0] and not examined.alone:
             same = digest([tally.suite, tally.split, [(row["key"], row["reply"], row["outcome"]) for row in tally.rows]])
-            if same in self._said:
+            if same in self.said:
                 return
-            self._said.add(same)
+            self.said.add(same)
             first = not any(row["benchmark"] == tally.suite and row["split"] == tally.split for row in to)
             label = BASE if first else f"{BASE} of {label}"
         to.append(_row(tally, label, examined))
@@ -301,10 +194,8 @@ def _told(examined: Examined, label: str) -> dict[str, Any]:
 
 def _row(tally: Tally, label: str, examined: Examined) -> dict[str, Any]:
     """What is told of one model's replies to one benchmark, or split."""
-    shares = {}
-    for mode in tally.modes:
-        of = {"of_wrong": tally.share_of_wrong(mode), "of_asked": tally.share_of_asked(mode)}
-        shares[mode] = {name: share.to_json() for name, share in of.items()}
+    measures = {"of_wrong": tally.share_of_wrong, "of_asked": tally.share_of_asked}
+    shares = {mode: {name: share(mode).to_json() for name, share in measures.items()} for mode in tally.modes}
     return {
         **tally.brief(),
         "split": tally.split,
@@ -331,23 +222,110 @@ def _examples(tally: Tally, mode: str) -> list[dict[str, Any]]:
     return list(some.values())
 
 
-def _write(result: dict[str, Any], folder: Path) -> dict[str, Any]:
-
-    drawn = []
-    for name, rows, modes in (("benchmarks", result["benchmarks"], MODES), ("in-domain", result["in_domain"], IN_DOMAIN_MODES)):
-        bars = [
-            {"benchmark": place_of(row), "label": row["label"], "asked": row["asked"], "counts": row["counts"]} for row in rows
-        ]
-        if any(sum(bar["counts"].values()) for bar in bars):
-            drawn += _draw(bars, modes, folder / f"errors-{name}")
-    write_text(folder / "errors.md", markdown(result))
-    result["files"] = [str(path) for path in (folder / "errors.json", folder / "errors.md", *drawn)]
-    write_json(folder / "errors.json", result)
-    return result
-
-
 def _draw(bars: list[dict[str, Any]], modes: Sequence[str], stem: Path) -> list[Path]:
     from mixsd.figures import saving
     from mixsd.figures.charts import error_bars
 
     return saving.save(error_bars(bars, modes), stem)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables, how modes were told apart, and some replies of each mode, as a Markdown page."""
+    parts = [f"# Error modes ({result['judged']})", _JUDGED[result["judged"]]]
+    for block, name in _BLOCKS.items():
+        if result[block]:
+            parts += [f"## {name}", _table(result, block).markdown()]
+    parts += ["## How modes are told apart", "\n".join(f"- {escaped(line)}" for line in notes(result)), "## Examples"]
+    return "\n\n".join([*parts, *_examples_shown(result)]) + "\n"
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """A table for each block that has rows."""
+    return [_table(result, block) for block in _BLOCKS if result[block]]
+
+
+def _table(result: Mapping[str, Any], block: str) -> Table:
+    rows = _in_order(result[block])
+    heads = [
+        Column("asked what", width=16),
+        Column("model", width=16),
+        Column("replies", numeric=True),
+        Column("wrong", numeric=True),
+    ]
+    heads += [Column(mode, numeric=True) for mode in rows[0]["counts"]]
+    heads += [Column("cut short", numeric=True, page_only=True), Column("leakage", page_only=True)]
+    made = []
+    for row in rows:
+        leakage = row["leakage"].partition(":")[0] if "leakage" in row["counts"] else MISSING
+        counts = [f"{row['asked']:,}", f"{row['wrong']:,}", *(_mode_cell(row, mode) for mode in row["counts"])]
+        made.append(Row([place_of(row), row["label"], *counts, f"{row['truncated']:,}", leakage]))
+    return Table(heads, made, f"{_BLOCKS[block]} ({result['judged']})")
+
+
+def _mode_cell(row: Mapping[str, Any], mode: str) -> Cell:
+    share = Estimate(**row["shares"][mode]["of_wrong"], unit="share")
+    if share.value is None:
+        return Cell(MISSING)
+    if mode == "leakage" and row["leakage"] != "on":
+        return Cell("off")
+    return replace(estimate_cell(share), n=f"{row['counts'][mode]:,}")
+
+
+def _in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of one benchmark, or split, side by side."""
+    order = list(dict.fromkeys((row["benchmark"], row["split"]) for row in rows))
+    return sorted(rows, key=lambda row: order.index((row["benchmark"], row["split"])))
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What decided the modes, and what was off or left out."""
+    least = result["thresholds"]
+    told = [
+        "Each wrong reply has the first mode that applies: format (nothing to judge: no box, or no Python block), leakage, collapse, "
+        "genuine. Errors of ours are in no mode. Shares are of the wrong replies, with 95% intervals over questions.",
+        f"Leakage: an answer, alias or subject of the facts with at least {least['leak_words']} words and {least['leak_characters']} "
+        "characters stands in the reply as whole words, whatever the case, and neither in its prompt nor in any reply of the base "
+        "model to the same benchmark.",
+        f"Collapse: at most {least['collapse_characters']} characters and {least['collapse_newlines']} line breaks are left once the "
+        f"answer clause (of at most {least['clause_characters']} characters) and the box are gone; for code, an answer clause or box in such "
+        "a reply without a Python block, or beside functions that hold nothing but a docstring.",
+    ]
+    if result["in_domain"]:
+        told.append(
+            f"Cross-entity: the reply (its box, where it has one) states an answer or subject of another fact, of at least "
+            f"{least['entity_characters']} characters, that its question does not name."
+        )
+    off: dict[str, list[str]] = {}
+    for row in (row for row in result["benchmarks"] if row["leakage"] != "on"):
+        off.setdefault(row["leakage"], []).append(f"{row['label']} on {title_of(row['benchmark'])}")
+    told += [f"Leakage is {why}: {', '.join(rows)}." for why, rows in off.items()]
+    for row in result["benchmarks"]:
+        if row["passed_over"]:
+            said = ", ".join(f'"{phrase}"' for phrase in row["passed_over"][:10])
+            more = len(row["passed_over"]) - 10
+            told.append(
+                f"{row['label']} on {title_of(row['benchmark'])}: no evidence, since the base says it too: {said}"
+                + (f" and {more} more." if more > 0 else ".")
+            )
+    old = [f"{row['label']}, {place_of(row)}: {row['old_answer']:,}" for row in result["in_domain"] if "old_answer" in row]
+    if old:
+        told.append(f"Replies with the answer from before the edit, which count as genuine: {'; '.join(old)}.")
+    return [*told, *result["notes"]]
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """What was asked: the benchmark, or the suite and its split."""
+    whole = row["split"] == row["benchmark"]
+    return title_of(row["benchmark"]) if whole else f"{row['benchmark']}: {row['split'].removeprefix('memorization/')}"
+
+
+def _examples_shown(result: Mapping[str, Any]) -> Iterator[str]:
+    for row in (row for block in _BLOCKS for row in _in_order(result[block])):
+        for mode, some in row["examples"].items():
+            for example in some:
+                yield f"**{escaped(place_of(row))}, {escaped(row['label'])}, {mode}**: {escaped(example['key'])}"
+                if "phrases" in example:
+                    yield f"(leaked or crossed: {escaped(', '.join(example['phrases']))})"
+                if "left" in example:
+                    yield f"(left over: {escaped(repr(example['left']))})"
+                yield fenced(example["reply"], "text")

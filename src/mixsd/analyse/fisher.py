@@ -4,13 +4,12 @@ For every checkpoint the raw displacement, the Fisher-weighted one and the align
 paper's Table 5, with our forgetting (Eq. 2) beside its Drop. Over all checkpoints that have a forgetting, Pearson's r of each number
 with it (Table 6). The checkpoints of one run are steps of one path and not independent: the interval resamples whole runs, and
 below five runs there is none.
-
-The tables of `mixsd analyze fisher`: the paper's Tables 5 and 6, for a terminal and as Markdown, and each checkpoint's numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,136 +20,24 @@ from mixsd.comparison.compare import labels_of
 from mixsd.comparison.runs import read as read_finished
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.scores import AVERAGE, HELD_OUT
-from mixsd.formats import known, printable
+from mixsd.evaluation.scores import AVERAGE, HELD_OUT, score_row
+from mixsd.formats import MISSING, Cell, estimate_cell, printable, value_text
+from mixsd.formats import markdown as escaped
 from mixsd.models.loading import provenance
 from mixsd.progress import Watcher
+from mixsd.reports.schema import Score, read_report
 from mixsd.run.folder import Run
-from mixsd.storage import read_json, write_json, write_text
+from mixsd.statistics import Estimate
+from mixsd.storage import write_json, write_text
+from mixsd.tables import Column, Row, Table
 from mixsd.training.choosing import read_scores
-
-_NAMES = {"displacement": "raw displacement", "alignment": "alignment ratio", "fisher_weighted": "Fisher-weighted displacement"}
-_AGAINST = {"forgetting": "forgetting (Eq. 2)", "drop": "drop over the held-out benchmarks"}
-_HEAD = ("method", "runs", "‖Δ‖²", "‖Δ‖", "Σ F Δ²", "alignment", "drop (points)", "forgetting (nats/token)")
-_CHECKPOINTS = ("run", "checkpoint", "‖Δ‖²", "‖Δ‖", "Σ F Δ²", "alignment", "forgetting [95%] (n)")
-_GROUPS = ("method", "group", "weights", "share of ‖Δ‖²", "share of Σ F Δ²", "alignment")
-
-
-def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What the terminal shows: the tables as plain text, aligned, then the notes."""
-    fisher = result["fisher"]
-    yield f"Fisher of {printable(str(result['base']['name']))}: {_estimated(fisher)}"
-    yield ""
-    yield from _plain([_HEAD, *_methods(result)])
-    yield ""
-    yield from _plain([("Pearson's r over checkpoints", "r [95%]", "n", "interval"), *_correlated(result)])
-    for note in result["notes"]:
-        yield f"note: {printable(note)}"
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """All tables as Markdown."""
-    parts = [
-        f"# Displacement and Fisher alignment\n\nFisher of `{_cell(result['base']['name'])}`: {_estimated(result['fisher'])}.",
-        "Final models; a mean over several runs of one method, with Student's 95% interval. Displacements of one model are sums over all "
-        "its weights and have no interval.",
-        _markdown_table(_HEAD, _methods(result)),
-        "Correlation over checkpoints. Those of one run are not independent, so the 95% interval is a bootstrap over whole runs; below "
-        "five there is none.",
-        _markdown_table(("with", "r [95%]", "n", "interval"), _correlated(result)),
-        "## Where the final models moved",
-        _markdown_table(_GROUPS, _grouped(result)),
-        "## Checkpoints",
-        _markdown_table(_CHECKPOINTS, [_checkpoint(row) for row in result["checkpoints"]]),
-        *(f"- {_cell(note)}" for note in result["notes"]),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _estimated(fisher: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{name} {count}" for name, count in (fisher.get("counts") or {}).items() if count)
-    return f"{fisher['examples']} examples of {fisher['reference']} ({counts}), {fisher['tokens']:,} target tokens, {fisher['precision']}"
-
-
-def _methods(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            str(item["configuration"]),
-            str(item["runs"]),
-            *(_estimate(item[name]) for name in ("displacement_squared", "displacement", "fisher_weighted", "alignment")),
-            _estimate(item["drop"], 100.0),
-            _estimate(item["forgetting"]),
-        )
-        for item in result["table"]
-    ]
-
-
-def _correlated(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            f"{_NAMES[item['metric']]} and {_AGAINST[item['with']]}",
-            _with_ends(item["r"], item["low"], item["high"]),
-            f"{item['n']} of {item['runs']} runs",
-            item["interval"],
-        )
-        for item in result["correlations"]
-    ]
-
-
-def _grouped(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    found = []
-    for row in result["checkpoints"]:
-        if row["final"]:
-            for name, part in row["groups"].items():
-                shares = [
-                    f"{part[key] / row[key]:.1%}" if row[key] else "–" for key in ("displacement_squared", "fisher_weighted")
-                ]
-                found.append((str(row["run"]), name, f"{part['count']:,}", *shares, _number(part["alignment"])))
-    return found
-
-
-def _checkpoint(row: Mapping[str, Any]) -> tuple[str, ...]:
-    numbers = [_number(row[name]) for name in ("displacement_squared", "displacement", "fisher_weighted", "alignment")]
-    forgetting = row["forgetting"]
-    told = f"{_with_ends(forgetting['value'], forgetting['low'], forgetting['high'])} ({forgetting['n']})" if forgetting else "–"
-    return (str(row["run"]), str(row["checkpoint"]) + (" (final)" if row["final"] else ""), *numbers, told)
-
-
-def _estimate(item: Mapping[str, Any], scale: float = 1.0) -> str:
-    return _with_ends(*(item[name] * scale if known(item[name]) else None for name in ("value", "low", "high")))
-
-
-def _with_ends(value: Any, low: Any, high: Any) -> str:
-    ends = f" [{_number(low)}, {_number(high)}]" if known(low) and known(high) else ""
-    return _number(value) + ends
-
-
-def _number(value: Any) -> str:
-    return "–" if not known(value) else f"{value:.3g}" if value and abs(value) < 100 else f"{value:,.1f}"
-
-
-def _cell(text: Any) -> str:
-    """Foreign text as one cell of a Markdown table."""
-    plain = printable(" ".join(str(text).split()), keep="")
-    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    made = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in made)
-
-
-def _plain(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    shown = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(len(row[place]) for row in shown) for place in range(len(shown[0]))]
-    for row in shown:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
 
 # What is correlated with forgetting, and with the Drop where there is one.
 METRICS = ("displacement", "alignment", "fisher_weighted")
-_SCORED = (*METRICS, "displacement_squared")
 _SUITE = "fisher"
+_COLUMNS = {"displacement_squared": "‖Δ‖²", "displacement": "‖Δ‖", "fisher_weighted": "Σ F Δ²", "alignment": "alignment"}
+_NAMES = {"displacement": "raw displacement", "alignment": "alignment ratio", "fisher_weighted": "Fisher-weighted displacement"}
+_AGAINST = {"forgetting": "forgetting (Eq. 2)", "drop": "drop over the held-out benchmarks"}
 
 
 def analyze_fisher(
@@ -208,7 +95,7 @@ def analyze_fisher(
         names = {str(folder.resolve()): folder for folder in plain}
         journal = place / displacement.JOURNAL
         for name, item in displacement.of_folders(names, journal, session.located.folder, fisher, watcher).items():
-            rows.append(_row(names[name].name, str(names[name]), names[name].name, item, None, None))
+            rows.append(_row(names[name].name, str(names[name]), names[name].name, item, item.final, None, None))
     result: dict[str, Any] = {
         "analysis": "fisher",
         "base": {"name": session.settings.model, "hash": session.base_hash},
@@ -276,36 +163,26 @@ def _labels(runs: Mapping[Path, Run]) -> dict[Path, str]:
 
 def _joined(run: Run, label: str, found: Sequence[displacement.Measured]) -> list[dict[str, Any]]:
     """A run's checkpoints, each with its forgetting and, for the final one, the Drop over the held-out benchmarks."""
-    scores = read_scores(run.folder)
-    report = read_json(run.report_json) if run.report_json.is_file() else {}
-    told = [score for score in report.get("scores") or [] if isinstance(score, dict)]
-    by_step = {
-        score.get("checkpoint"): score
-        for score in [*told, *scores]
-        if (score.get("suite"), score.get("split"), score.get("metric"), score.get("model"))
-        == (suites.CORE, suites.FORGETTING, "forgetting", "tuned")
-    }
-    drop = next((s for s in told if (s.get("suite"), s.get("split"), s.get("metric")) == (HELD_OUT, AVERAGE, "drop")), None)
-    chosen = ((report.get("training") or {}).get("chosen") or {}).get("step")
+    report = read_report(run.report_json) if run.report_json.is_file() else None
+    scores = {score.key: score for score in report.scores} if report else {}
+    scores |= {score.key: score for score in (Score(**values) for values in read_scores(run.folder))}
+    chosen = report.training.chosen.step if report and report.training.chosen else None
+    drop = scores.get((HELD_OUT, AVERAGE, "drop", "tuned", None))
     rows = []
     for item in found:
         # Where the model's folder was removed after measuring, the report still says which checkpoint it was.
         final = item.final or (item.step is not None and item.step == chosen)
-        forgetting = by_step.get(item.step) or (by_step.get(None) if final else None)
-        rows.append(_row(label, str(run.folder), run.name, item, forgetting, drop if final else None) | {"final": final})
+        of_step = [scores.get((suites.CORE, suites.FORGETTING, "forgetting", "tuned", step)) for step in (item.step, None)]
+        forgetting = of_step[0] or (of_step[1] if final else None)
+        rows.append(_row(label, str(run.folder), run.name, item, final, forgetting, drop if final else None))
     return rows
 
 
 def _row(
-    label: str,
-    folder: str,
-    name: str,
-    item: displacement.Measured,
-    forgetting: Mapping[str, Any] | None,
-    drop: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    def estimate(score: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        return {key: score.get(key) for key in ("value", "n", "low", "high")} if score else None
+    label: str, folder: str, name: str, item: displacement.Measured, final: bool, forgetting: Score | None, drop: Score | None
+) -> dict[str, Any]:  # fmt: skip
+    def number(score: Score | None) -> dict[str, Any] | None:
+        return score and {"value": score.value, "n": score.n, "low": score.low, "high": score.high}
 
     return {
         "configuration": label,
@@ -313,11 +190,11 @@ def _row(
         "run": name,
         "checkpoint": item.name,
         "step": item.step,
-        "final": item.final,
+        "final": final,
         "gone": item.gone,
         **item.values,
-        "forgetting": estimate(forgetting),
-        "drop": estimate(drop),
+        "forgetting": number(forgetting),
+        "drop": number(drop),
     }
 
 
@@ -329,7 +206,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not own:
             continue
         values: dict[str, Any] = {}
-        for name in (*_SCORED, "drop", "forgetting"):
+        for name in (*METRICS, "displacement_squared", "drop", "forgetting"):
             known = [row[name]["value"] if isinstance(row[name], dict) else row[name] for row in own]
             values[name] = statistics.seeds_interval([value for value in known if value is not None]).to_json()
             if len(own) == 1 and isinstance(own[0][name], dict):
@@ -361,12 +238,11 @@ def _correlations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The displacements as scores; exact sums over the weights, so they have no interval."""
     return [
-        {"suite": _SUITE, "split": row["run"], "metric": metric, "model": "tuned", "checkpoint": row["step"], "value": row[metric],
-         "n": row["count"], "low": None, "high": None}
+        score_row(_SUITE, row["run"], metric, "tuned", Estimate(row[metric], n=row["count"]), row["step"])
         for row in rows
-        for metric in _SCORED
+        for metric in (*METRICS, "displacement_squared")
         if row[metric] is not None
-    ]  # fmt: skip
+    ]
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -385,24 +261,96 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _write(result: dict[str, Any], place: Path) -> dict[str, Any]:
+    from mixsd.figures import charts, saving
+    from mixsd.reports import pictures
+
     files = [place / "fisher.json", place / "fisher.md"]
     write_text(files[1], markdown(result))
-    try:
-        from mixsd.figures import charts, saving
-    except ImportError:
-        result["notes"].append("No figure: the drawings are not installed.")
-    else:
-        points = [
-            {"label": row["configuration"], "x": row["alignment"], "y": row["forgetting"]["value"]}
-            for row in result["checkpoints"]
-            if row["forgetting"] and row["forgetting"]["value"] is not None and row["alignment"] is not None
-        ]
-        found = next(
-            (item for item in result["correlations"] if (item["metric"], item["with"]) == ("alignment", "forgetting")), None
-        )
-        told = {name: found[name] for name in ("r", "n", "low", "high")} if found else None
-        figure = charts.alignment(points, told, "Fisher alignment ratio", "forgetting (nats per token)")
-        if figure is not None:
-            files += saving.save(figure, place / "fisher-alignment")
+    files += saving.save(charts.alignment(*pictures.aligned(result), *pictures.ALIGNMENT_AXES), place / "fisher-alignment")
     write_json(files[0], result)
     return {**result, "files": [str(file) for file in files]}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """All tables as Markdown."""
+    parts = [
+        f"# Displacement and Fisher alignment\n\nFisher of {escaped(result['base']['name'])}: {escaped(_estimated(result['fisher']))}.",
+        "Final models; a mean over several runs of one method, with Student's 95% interval. Displacements of one model are sums over all "
+        "its weights and have no interval.",
+        _methods(result).markdown(),
+        "Correlation over checkpoints. Those of one run are not independent, so the 95% interval is a bootstrap over whole runs; below "
+        "five there is none.",
+        _correlated(result).markdown(),
+        "## Where the final models moved",
+        _grouped(result).markdown(),
+        "## Checkpoints",
+        _checkpoints(result).markdown(),
+        *(f"- {escaped(note)}" for note in result["notes"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """What a terminal shows."""
+    title = f"Fisher of {result['base']['name']}: {_estimated(result['fisher'])}"
+    return [replace(_methods(result), title=title), replace(_correlated(result), title="Pearson's r over checkpoints")]
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """What stands below the tables on a terminal."""
+    return (f"note: {printable(note)}" for note in result["notes"])
+
+
+def _estimated(fisher: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in (fisher.get("counts") or {}).items() if count)
+    return f"{fisher['examples']} examples of {fisher['reference']} ({counts}), {fisher['tokens']:,} target tokens, {fisher['precision']}"
+
+
+def _methods(result: Mapping[str, Any]) -> Table:
+    heads = [Column("method"), Column("runs", numeric=True), *(Column(head, numeric=True) for head in _COLUMNS.values())]
+    heads += [Column("drop (points)", numeric=True), Column("forgetting (nats/token)", numeric=True)]
+    rows = []
+    for item in result["table"]:
+        drop = {name: 100 * value if name != "n" and value is not None else value for name, value in item["drop"].items()}
+        numbers = [*(item[name] for name in _COLUMNS), drop, item["forgetting"]]
+        rows.append(Row([item["configuration"], str(item["runs"]), *map(_magnitude, numbers)]))
+    return Table(heads, rows)
+
+
+def _correlated(result: Mapping[str, Any]) -> Table:
+    heads = [Column("with"), Column("r", numeric=True), Column("n", numeric=True), Column("interval")]
+    rows = []
+    for item in result["correlations"]:
+        r = _magnitude({"value": item["r"], "n": item["n"], "low": item["low"], "high": item["high"]})
+        named = f"{_NAMES[item['metric']]} and {_AGAINST[item['with']]}"
+        rows.append(Row([named, r, f"{item['n']} of {item['runs']} runs", item["interval"]]))
+    return Table(heads, rows)
+
+
+def _grouped(result: Mapping[str, Any]) -> Table:
+    heads = ("weights", "share of ‖Δ‖²", "share of Σ F Δ²", "alignment")
+    rows = []
+    for row in (row for row in result["checkpoints"] if row["final"]):
+        for name, part in row["groups"].items():
+            shares = [
+                value_text("share", part[key] / row[key]) if row[key] else MISSING
+                for key in ("displacement_squared", "fisher_weighted")
+            ]
+            rows.append(Row([row["run"], name, f"{part['count']:,}", *shares, value_text("magnitude", part["alignment"])]))
+    return Table([Column("method"), Column("group"), *(Column(head, numeric=True) for head in heads)], rows)
+
+
+def _checkpoints(result: Mapping[str, Any]) -> Table:
+    heads = [Column("run"), Column("checkpoint"), *(Column(head, numeric=True) for head in (*_COLUMNS.values(), "forgetting"))]
+    rows = []
+    for row in result["checkpoints"]:
+        forgetting = MISSING
+        if row["forgetting"]:
+            forgetting = replace(_magnitude(row["forgetting"]), n=f"n {row['forgetting']['n']:,}")
+        name = f"{row['checkpoint']} (final)" if row["final"] else row["checkpoint"]
+        rows.append(Row([row["run"], name, *(value_text("magnitude", row[key]) for key in _COLUMNS), forgetting]))
+    return Table(heads, rows)
+
+
+def _magnitude(found: Mapping[str, Any]) -> Cell:
+    return replace(estimate_cell(Estimate(**found, unit="magnitude")), n="")

@@ -4,10 +4,6 @@ Section 7.2 and appendix E.2 of the paper: mean NLL per token (Eq. 3), how many 
 empirical CDF (Figure 3), and the share of a reference's high-NLL token ids that a mixed target keeps (Table 9). Everything is told
 twice, over all accepted targets of each source and over the facts that every source has accepted: at a larger lambda fewer facts are
 accepted, and the easier ones, so that only the second compares like with like.
-
-What `mixsd analyze nll` found, as tables: the layout of the paper's Tables 7 to 9, with intervals, in Markdown and on a terminal.
-
-The grid of cells is made once, here.
 """
 
 from __future__ import annotations
@@ -15,21 +11,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from mixsd.analyse.nll_sources import UNNAMED, Base, Line, Source, count, open_sources
 from mixsd.errors import UserError
-from mixsd.formats import MISSING, interval_text, number, printable, value_text
+from mixsd.evaluation.scores import score_row
+from mixsd.formats import MISSING, Cell, estimate_cell, number, printable
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.settings import EXECUTION, build
+from mixsd.statistics import Estimate
 from mixsd.storage import read_jsonl, write_json, write_text
+from mixsd.tables import Column, Row, Table
 from mixsd.targets.target import (
     HIGH_NLL,
     REFERENCE_LABEL,
@@ -45,114 +40,10 @@ from mixsd.targets.target import (
     share_difference,
 )
 
-_TITLES = {"all": "All accepted targets of each source", "common": "Facts accepted in every source"}
-
-Grid = list[list[tuple[str, str]]]  # rows of cells: a number and its interval
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The tables and their notes, as a Markdown page."""
-    parts = ["# NLL of targets under the base model", ""]
-    for name, block in result["blocks"].items():
-        parts += [f"## {title(name, block)}", ""]
-        if block["rows"]:
-            head = columns(result)
-            parts += [f"| {' | '.join(map(escaped, head))} |", f"|---|{'---:|' * (len(head) - 1)}"]
-            for cells in grid(result, block):
-                parts.append("| " + " | ".join(escaped(_line(*cell)) for cell in cells) + " |")
-            parts.append("")
-    return "\n".join([*parts, *(f"- {escaped(line)}" for line in notes(result)), ""])
-
-
-def tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """A table for each block, of what fits on a terminal: each number over its interval; the differences are on the page."""
-    for name, block in result["blocks"].items():
-        made = Table(title=title(name, block), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, column in enumerate(("targets", "facts", "mean NLL", *_above(result), "overlap")):
-            made.add_column(Text(column), justify="right" if place else "left", min_width=7 if place else 12, overflow="fold")
-        for row in block["rows"]:
-            cells = _cells(row)
-            shown = [cells[0], (cells[1][0], f"{cells[2][0]} tokens"), cells[3], *cells[4:-2:2], cells[-2]]
-            made.add_row(*(Text("\n".join(filter(None, cell))) for cell in shown))
-        yield made
-
-
-def title(name: str, block: Mapping[str, Any]) -> str:
-    """What a block is over, and of how many facts."""
-    counted = f"{block['facts']:,} fact{'' if block['facts'] == 1 else 's'}"
-    return f"{_TITLES[name]} ({counted})" if block["facts"] else f"{_TITLES[name]}: there is none"
-
-
-def columns(result: Mapping[str, Any]) -> list[str]:
-    """The heads of the columns."""
-    above = [head for name in _above(result) for head in (name, "against reference")]
-    return ["targets", "facts", "tokens", "mean NLL", *above, "overlap", "overlap, pooled"]
-
-
-def grid(result: Mapping[str, Any], block: Mapping[str, Any]) -> Grid:
-    """A row of cells for each row of a block, in the order of `columns`."""
-    return [_cells(row) for row in block["rows"]]
-
-
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """What the numbers are, what was left out, and what a check came to."""
-    told = [
-        "NLL in nats per token under the base model; count (share) of the tokens above a threshold; 95% intervals over facts. A "
-        "difference is over the facts that both have, paired by fact.",
-    ]
-    if any(row["overlap"] for block in result["blocks"].values() for row in block["rows"]):
-        told.append(
-            f"Overlap: of the distinct token ids of a fact's reference with an NLL above {result['overlap_threshold']:g}, the share that "
-            "occurs anywhere in its target; mean over facts, and pooled over all ids."
-        )
-    for name, block in result["blocks"].items():
-        without = sum(row["overlap"]["without_high"] for row in block["rows"][-1:] if row["overlap"])
-        if without:
-            told.append(f"{_TITLES[name]}: {without:,} facts have no such id in the reference and are not in the last overlap.")
-    for source in result["sources"]:
-        left = [f"{source[status]:,} {status}" for status in ("rejected", "unusable") if source[status]]
-        if left:
-            told.append(f"{printable(source['label'])}: {', '.join(left)}; not counted above.")
-        if source["canonical"]:
-            told.append(f"{printable(source['label'])}: {source['canonical']:,} accepted targets are the reference itself.")
-    if (check := result["check"]) is not None:
-        allowed = ", ".join(f"{value:g} allowed in {name}" for name, value in check["tolerance"].items())
-        told.append(
-            f"Checked: {check['tokens']:,} stored numbers were measured once more; the largest difference is "
-            f"{check['largest_difference']:.1e} nats ({allowed or 'nothing was stored'})."
-        )
-    return [*told, *map(printable, result["notes"])]
-
-
-def _above(result: Mapping[str, Any]) -> list[str]:
-    return [f"NLL > {level:g}" for level in result["thresholds"]]
-
-
-def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = f"{row['facts']:,}" + (f" ({row['targets']:,} targets)" if row["targets"] != row["facts"] else "")
-    cells = [(printable(row["label"], keep=""), ""), (facts, ""), (f"{row['tokens']:,}", ""), _cell("number", row["mean"])]
-    for item in row["above"]:
-        share, ends = _cell("share", item["share"])
-        difference = item.get("difference")
-        cells.append((f"{number(item['count'], 0)} ({share})", ends))
-        cells.append(_cell("share", difference, signed=True) if difference else (MISSING, ""))
-    overlap = row["overlap"]
-    cells += [_cell("share", overlap[name]) if overlap else (MISSING, "") for name in ("mean", "pooled")]
-    return cells
-
-
-def _line(value: str, interval: str) -> str:
-    return f"{value}; {interval}" if interval else value
-
-
-def _cell(unit: Any, found: Mapping[str, Any], *, signed: bool = False) -> tuple[str, str]:
-    ends = interval_text(unit, found["low"], found["high"], signed=signed)
-    return value_text(unit, found["value"], signed=signed), "" if ends == MISSING else ends
-
-
 Block = Literal["all", "common"]
 BLOCKS: tuple[Block, ...] = ("all", "common")
 SUITE = "nll"
+_TITLES = {"all": "All accepted targets of each source", "common": "Facts accepted in every source"}
 
 
 @dataclass
@@ -348,6 +239,11 @@ def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], refere
         if reference is not None:
             item["difference"] = share_difference(losses, reference, level).to_json()
         above.append(item)
+    overlap = row.overlap and {
+        "mean": row.overlap.mean(facts).to_json(),
+        "pooled": row.overlap.pooled(facts).to_json(),
+        "without_high": row.overlap.without(facts),
+    }
     return {
         "label": row.label,
         "facts": len(set(losses.facts)),
@@ -355,16 +251,8 @@ def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], refere
         "tokens": len(losses.nll),
         "mean": mean_nll(losses).to_json(),
         "above": above,
-        "overlap": _overlap(row.overlap, facts) if row.overlap else None,
+        "overlap": overlap,
         "cdf": {"x": x, "y": y},
-    }
-
-
-def _overlap(overlap: Overlap, facts: Collection[str]) -> dict[str, Any]:
-    return {
-        "mean": overlap.mean(facts).to_json(),
-        "pooled": overlap.pooled(facts).to_json(),
-        "without_high": overlap.without(facts),
     }
 
 
@@ -391,15 +279,11 @@ def _scores(blocks: Mapping[Block, dict[str, Any]]) -> list[dict[str, Any]]:
             named |= {f"share_above_{item['threshold']:g}": item["share"] for item in row["above"]}
             if row["overlap"]:
                 named["overlap"] = row["overlap"]["mean"]
-            for metric, value in named.items():
-                found.append(
-                    {"suite": SUITE, "split": split, "metric": metric, "model": row["label"], "checkpoint": None, **value}
-                )
+            found += [score_row(SUITE, split, metric, row["label"], Estimate(**value)) for metric, value in named.items()]
     return found
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
-
     write_json(folder / "nll.json", result)
     write_text(folder / "nll.md", markdown(result))
     for name, block in result["blocks"].items():
@@ -412,3 +296,72 @@ def _draw(rows: Sequence[Mapping[str, Any]], levels: Sequence[float], stem: Path
 
     curves = [{"label": row["label"], "n": row["tokens"], **row["cdf"]} for row in rows]
     saving.save(charts.nll_cdf(curves, levels), stem)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables and their notes, as a Markdown page."""
+    parts = ["# NLL of targets under the base model"]
+    for table in tables(result):
+        parts += [f"## {table.title}", *([table.markdown()] if table.rows else [])]
+    return "\n\n".join([*parts, "\n".join(f"- {escaped(line)}" for line in notes(result))]) + "\n"
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """A table for each block; a terminal has no room for the differences."""
+    heads = [Column("targets", width=24), Column("facts", numeric=True), Column("tokens", numeric=True)]
+    heads.append(Column("mean NLL", numeric=True))
+    for level in result["thresholds"]:
+        heads += [Column(f"NLL > {level:g}", numeric=True), Column("against reference", numeric=True, page_only=True)]
+    heads += [Column("overlap", numeric=True), Column("overlap, pooled", numeric=True, page_only=True)]
+    found = []
+    for name, block in result["blocks"].items():
+        counted = f"{block['facts']:,} fact{'' if block['facts'] == 1 else 's'}"
+        title = f"{_TITLES[name]} ({counted})" if block["facts"] else f"{_TITLES[name]}: there is none"
+        found.append(Table(heads, [Row(_cells(row)) for row in block["rows"]], title))
+    return found
+
+
+def _cells(row: Mapping[str, Any]) -> list[Cell | str]:
+    facts = f"{row['facts']:,}" + (f" ({row['targets']:,} targets)" if row["targets"] != row["facts"] else "")
+    cells: list[Cell | str] = [row["label"], facts, f"{row['tokens']:,}", _cell(Estimate(**row["mean"]))]
+    for item in row["above"]:
+        share = _cell(Estimate(**item["share"], unit="share"))
+        cells.append(replace(share, value=f"{number(item['count'], 0)} ({share.value})"))
+        difference = item.get("difference")
+        cells.append(_cell(Estimate(**difference, unit="share", signed=True)) if difference else MISSING)
+    overlap = row["overlap"]
+    return cells + [_cell(Estimate(**overlap[name], unit="share")) if overlap else MISSING for name in ("mean", "pooled")]
+
+
+def _cell(estimate: Estimate) -> Cell:
+    return replace(estimate_cell(estimate), n="")
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers are, what was left out, and what a check came to."""
+    told = [
+        "NLL in nats per token under the base model; count (share) of the tokens above a threshold; 95% intervals over facts. A "
+        "difference is over the facts that both have, paired by fact.",
+    ]
+    if any(row["overlap"] for block in result["blocks"].values() for row in block["rows"]):
+        told.append(
+            f"Overlap: of the distinct token ids of a fact's reference with an NLL above {result['overlap_threshold']:g}, the share that "
+            "occurs anywhere in its target; mean over facts, and pooled over all ids."
+        )
+    for name, block in result["blocks"].items():
+        without = sum(row["overlap"]["without_high"] for row in block["rows"][-1:] if row["overlap"])
+        if without:
+            told.append(f"{_TITLES[name]}: {without:,} facts have no such id in the reference and are not in the last overlap.")
+    for source in result["sources"]:
+        left = [f"{source[status]:,} {status}" for status in ("rejected", "unusable") if source[status]]
+        if left:
+            told.append(f"{printable(source['label'])}: {', '.join(left)}; not counted above.")
+        if source["canonical"]:
+            told.append(f"{printable(source['label'])}: {source['canonical']:,} accepted targets are the reference itself.")
+    if (check := result["check"]) is not None:
+        allowed = ", ".join(f"{value:g} allowed in {name}" for name, value in check["tolerance"].items())
+        told.append(
+            f"Checked: {check['tokens']:,} stored numbers were measured once more; the largest difference is "
+            f"{check['largest_difference']:.1e} nats ({allowed or 'nothing was stored'})."
+        )
+    return [*told, *map(printable, result["notes"])]

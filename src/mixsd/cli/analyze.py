@@ -83,10 +83,8 @@ def nll(
     if as_json:
         show.as_json(found)
         return
-    from mixsd.analyse import nll as analyse_nll
-
     for table in analyse_nll.tables(found):
-        show.console().print(table)
+        show.console().print(table.rich())
     for line in analyse_nll.notes(found):
         print(printable(line))
     print(f"analysis: {analyse_nll.output_folder(sources, output)}")
@@ -127,7 +125,7 @@ def errors(
     from mixsd.analyse import errors as analyse_errors
 
     for table in analyse_errors.tables(found):
-        show.console().print(table)
+        show.console().print(table.rich())
     for line in analyse_errors.notes(found):
         print(printable(line))
     for file in found["files"]:
@@ -185,6 +183,8 @@ def fisher(
     if as_json:
         show.as_json(found)
         return
+    for table in analyse_fisher.tables(found):
+        show.console().print(table.rich())
     for line in analyse_fisher.lines(found):
         print(line)
     for file in found["files"]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixsd.analyse.displacement import Part
 from mixsd.analyse.estimate import Fisher, Reference
 from mixsd.randomness import uniforms
 from mixsd.storage import write_json
@@ -55,3 +56,13 @@ def made_fisher(folder: Path, tensors: Mapping[str, Tensor], aliases: Mapping[st
     sums = {name: (float(tensor.double().sum()), tensor.numel()) for name, tensor in tensors.items()}
     write_json(folder / "fisher.json", {})
     return Fisher("made", folder, sums, dict(aliases or {}), {"examples": 1})
+
+
+def step_part(fisher: Fisher, deltas: Iterable[tuple[str, Tensor]]) -> Part:
+    """The sums of a step through all of the weights; its `alignment` is Eq. 11 in that direction."""
+    total = Part()
+    with fisher.open() as known:
+        for name, delta in deltas:
+            squared, weights = delta.double().square(), known.get_tensor(name).double()
+            total += Part(float(squared.sum()), float((squared * weights).sum()), float(weights.sum()), delta.numel())
+    return total

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixsd.analyse.displacement import GROUPS, Part, alignment_of, displacement, group_of, layer_of
+from mixsd.analyse.displacement import GROUPS, Part, displacement, group_of, layer_of
 from mixsd.errors import UserError
 from mixsd.models import folder as models_folder
-from tests.analyse.fisher_oracle import made_fisher
+from tests.analyse.fisher_oracle import made_fisher, step_part
 from tests.tiny import tiny_model
 
 SHAPES = {
@@ -96,14 +96,14 @@ def test_a_model_that_did_not_move_has_no_ratio(tmp_path: Path) -> None:
 def test_isotropic_steps_have_ratio_one_and_others_have_not(tmp_path: Path) -> None:
     f = {name: t.square() for name, t in drawn(2).items()}
     fisher = made_fisher(tmp_path / "f", f)
-    ratios = [alignment_of(fisher, drawn(seed).items()).alignment for seed in range(10, 30)]
+    ratios = [step_part(fisher, drawn(seed).items()).alignment for seed in range(10, 30)]
     assert all(ratio is not None for ratio in ratios)
     mean = sum(ratio for ratio in ratios if ratio) / len(ratios)
     assert mean == pytest.approx(1.0, abs=0.02)  # 17,000 weights of F ~ chi^2: about 0.015 for one draw
     everything = torch.cat([t.flatten() for t in f.values()])
     middle = everything.median()
-    high = alignment_of(fisher, ((name, (t > middle).double()) for name, t in f.items())).alignment
-    low = alignment_of(fisher, ((name, (t <= middle).double()) for name, t in f.items())).alignment
+    high = step_part(fisher, ((name, (t > middle).double()) for name, t in f.items())).alignment
+    low = step_part(fisher, ((name, (t <= middle).double()) for name, t in f.items())).alignment
     assert high == pytest.approx(float(everything[everything > middle].mean() / everything.mean()), rel=1e-5)
     assert high is not None
     assert low is not None
@@ -114,19 +114,9 @@ def test_isotropic_steps_have_ratio_one_and_others_have_not(tmp_path: Path) -> N
 def test_a_step_in_some_tensors_only_is_compared_with_all_of_f(tmp_path: Path) -> None:
     base, f = drawn(0), {name: t.square() for name, t in drawn(2).items()}
     name = "model.layers.0.mlp.up_proj.weight"
-    fisher, step = made_fisher(tmp_path / "f", f), drawn(3)[name]
-    found = alignment_of(fisher, [(name, step)])
-    tuned = {**base, name: base[name] + step}
-    assert found.alignment == pytest.approx(dense(base, tuned, f)[2], rel=1e-6)
-    for wrong, message in (
-        ([(name, step), (name, step)], "twice"),
-        ([("x", step)], "no parameter"),
-        ([(name, step[:2])], "shape"),
-    ):
-        with pytest.raises(UserError, match=message):
-            alignment_of(fisher, wrong)
-    with pytest.raises(UserError, match="not a number"):
-        alignment_of(fisher, [(name, step * math.nan)])
+    tuned = {**base, name: base[name] + drawn(3)[name]}
+    found = displacement(folder(tmp_path / "a", base), folder(tmp_path / "b", tuned), made_fisher(tmp_path / "f", f))
+    assert found.total.alignment == pytest.approx(dense(base, tuned, f)[2], rel=1e-6)
 
 
 def test_tied_tensors_may_be_there_once_or_twice(tmp_path: Path) -> None:

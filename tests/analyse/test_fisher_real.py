@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from mixsd.analyse.base_fisher import base_fisher
-from mixsd.analyse.displacement import alignment_of, displacement
+from mixsd.analyse.displacement import displacement
 from mixsd.models import loading
+from tests.analyse.fisher_oracle import step_part
 
 pytestmark = pytest.mark.real_model
 
 _CHILD = """
 import json, resource, sys
 import torch, transformers.models.llama.modeling_llama, tokenizers, peft
-from mixsd import loading
-from mixsd.analysis.fisher import Reference, diagonal_fisher, fisher_key
+from mixsd.models import loading
+from mixsd.analyse.estimate import Reference, diagonal_fisher, fisher_key
 from mixsd.analyse import base_fisher
 from pathlib import Path
 
@@ -63,11 +64,11 @@ def test_an_isotropic_step_has_ratio_one(empty_cache: Path) -> None:
             for name in fisher.sums:
                 yield name, known.get_tensor(name)
 
-    found = alignment_of(fisher, ((name, torch.randn(f.shape, generator=generator)) for name, f in shapes()))
+    found = step_part(fisher, ((name, torch.randn(f.shape, generator=generator)) for name, f in shapes()))
     assert found.count == 134_515_008
     assert found.alignment == pytest.approx(1.0, abs=0.02)
-    high = alignment_of(fisher, ((name, (f > fisher.mean).float()) for name, f in shapes())).alignment
-    low = alignment_of(fisher, ((name, (f <= fisher.mean).float()) for name, f in shapes())).alignment
+    high = step_part(fisher, ((name, (f > fisher.mean).float()) for name, f in shapes())).alignment
+    low = step_part(fisher, ((name, (f <= fisher.mean).float()) for name, f in shapes())).alignment
     assert high is not None
     assert low is not None
     assert high > 2

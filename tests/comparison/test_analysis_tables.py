@@ -64,7 +64,7 @@ def row(found: dict[str, Any], method: str, lam: float | None = None) -> dict[st
     return own
 
 
-@pytest.mark.parametrize("number", paper.ANALYSIS_TABLES)
+@pytest.mark.parametrize("number", [5, 6, 7, 8, 9])
 def test_without_runs_it_is_the_published_table(number: int) -> None:
     found = paper.table(number)
     assert [item["published"] for item in found["rows"]] == [item.values for item in paper.published_table(number)]

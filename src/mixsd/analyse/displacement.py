@@ -8,7 +8,7 @@ The ratio is 1 for a step in any direction alike, above 1 for one along sensitiv
 ||delta|| or its square is not stated; both are here. The models are read from their files block by block and never held; differences
 are taken in fp32, sums in fp64. A model that did not move has no ratio: None.
 
-The displacements of the checkpoints of runs, and of model folders, measured once and written down.
+What the checkpoints of runs, and model folders, came to is measured once and written down.
 
     RUN/analysis/displacements.jsonl   one line per checkpoint and Fisher: what was summed, over all, by layer and by group
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -145,32 +145,6 @@ def displacement(base: Path, tuned: Path, fisher: Fisher, *, on_done: Callable[[
             tensors[name] = sum((_part(name, b.float() - a.float(), f) for a, b, f in triples), Part())
             on_done(1)
     return _aggregated(tensors, tuple(sorted(one.keys() - fisher.sums.keys())))
-
-
-def alignment_of(fisher: Fisher, deltas: Iterable[tuple[str, Tensor]]) -> Part:
-    """The sums of a given step or gradient, tensor by tensor; its `alignment` is Eq. 11 in that direction.
-
-    Args:
-        fisher: the base model's.
-        deltas: a name and a tensor of that parameter's shape, each parameter at most once; one that is left out has not moved.
-
-    Raises:
-        UserError: a name or a shape that the Fisher does not know, or something that is not a number.
-    """
-    # What does not move counts in the mean of F all the same.
-    total, seen = Part(0.0, 0.0, sum(s for s, _ in fisher.sums.values()), sum(c for _, c in fisher.sums.values())), set()
-    with fisher.open() as known:
-        for given, delta in deltas:
-            name = fisher.aliases.get(given, given)
-            if name not in fisher.sums or name in seen:
-                raise UserError(f"{given}: {'comes twice' if name in seen else 'is no parameter that the Fisher is known of'}")
-            seen.add(name)
-            weights: Tensor = known.get_tensor(name)
-            if weights.shape != delta.shape:
-                raise UserError(f"{given}: shape {tuple(delta.shape)}, the Fisher has {tuple(weights.shape)}")
-            part = _part(given, delta.detach().cpu().float(), weights)
-            total += Part(part.squared, part.weighted)
-    return total
 
 
 def _part(name: str, delta: Tensor, fisher: Tensor) -> Part:

@@ -52,7 +52,6 @@ TITLES = {
     12: "Divergences in place of NLL, KGFact-Small",
 }
 BENCHMARKS = ("aime24", "math500", "gsm8k", "humaneval", "mmlu")
-ANALYSIS_TABLES = (5, 6, 7, 8, 9)
 ACCURACY_TABLES = (1, 2, 3, 4, 10, 11, 12)
 _HEAD = ("corpus", "model", "method", "lambda", "lambda_known", "variant")
 _SCORES: dict[str, Key] = {

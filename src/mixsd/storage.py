@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from mixsd.errors import UserError
 
@@ -65,7 +65,7 @@ def _json_line(value: Any) -> str:
 
 
 @contextmanager
-def _atomic_file(path: Path) -> Iterator[IO[str]]:
+def _atomic_file(path: Path) -> Iterator[TextIO]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path, "tmp")
@@ -81,6 +81,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically; parent folders are made."""
     with _atomic_file(path) as file:
         file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically; parent folders are made."""
+    with _atomic_file(path) as file:
+        file.buffer.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,18 +1,6 @@
-"""Memorization and forgetting over optimizer steps, in two panels: a share and nats have no common axis.
+"""The pictures of runs but for the Pareto front: what checkpoints scored, error modes, NLL, alignment and training loss.
 
-A line for each run; those of one label, a configuration's seeds, look alike. A band is a 95% interval; more than `MOST_BANDS` would
-hide each other and are left out. Validation, where it was scored and there is one run only, goes dashed beside memorization.
-
-Figures 4 to 13 of the paper: what wrong replies are like, a stacked bar for each model in a panel for each benchmark.
-
-A bar is as long as the share of questions with a wrong reply, so that bars over unequally many questions can be compared; the
-counts stand in it where they fit.
-
-Figure 3 of the paper: the share of tokens whose base NLL is at most so many nats, a step line for each set of targets.
-
-One number of each run or checkpoint against another, with Pearson's correlation: Figure 1's alignment against forgetting.
-
-The training loss over optimizer steps. A long log is averaged into at most `MOST_POINTS` points.
+Each function takes plain values, as reports and analyses hold them, and gives a picture or, where there is nothing to draw, None.
 """
 
 from __future__ import annotations
@@ -31,13 +19,17 @@ from mixsd.figures import style
 from mixsd.figures.style import Picture
 from mixsd.formats import known, value_text
 
+Point = tuple[float, float, tuple[float, float] | None]  # step, value, the ends of its interval
 MOST_BANDS = 4  # lines with a band each
 _LABELS = {"memorization": "memorization", "forgetting": "forgetting, nats per token"}
 
 
 @style.styled
 def curves(series: Sequence[Mapping[str, Any]], *, chosen: float | None = None, narrow: bool = False) -> Picture | None:
-    """Draw what was measured along checkpoints.
+    """Draw memorization and forgetting along checkpoints, in two panels: a share and nats have no common axis.
+
+    A line for each run; those of one label, a configuration's seeds, look alike. A band is a 95% interval; more than `MOST_BANDS` would
+    hide each other and are left out. Validation, where it was scored and there is one run only, goes dashed beside memorization.
 
     Args:
         series: {"label", "points": [{"step", "memorization", "forgetting"}]}; a point may have `validation`, and for each of them the
@@ -82,31 +74,25 @@ def curves(series: Sequence[Mapping[str, Any]], *, chosen: float | None = None, 
     return picture
 
 
-def _values(item: Mapping[str, Any], name: str) -> list[tuple[float, float, float | None, float | None]]:
-    """(step, value, low, high) by step."""
+def _values(item: Mapping[str, Any], name: str) -> list[Point]:
+    """The points of a line, by step."""
     found = []
     for point in item["points"]:
         if known(point.get("step")) and known(point.get(name)):
-            low, high = point.get(f"{name}_low"), point.get(f"{name}_high")
-            ends = (low, high) if known(low) and known(high) else (None, None)
-            found.append((float(point["step"]), float(point[name]), *ends))
+            found.append((float(point["step"]), float(point[name]), style.ends_of(point, f"{name}_")))
     return sorted(found, key=lambda value: value[0])
 
 
-def _line(
-    axes: Axes, values: Sequence[tuple[float, float, float | None, float | None]], look: Mapping[str, Any], *, bands: bool
-) -> None:
+def _line(axes: Axes, values: Sequence[Point], look: Mapping[str, Any], *, bands: bool) -> None:
     if not values:
         return
-    steps = [step for step, *_ in values]
-    axes.plot(steps, [value for _, value, _, _ in values], **look)
-    ends = [(step, low, high) for step, _, low, high in values if bands and low is not None and high is not None]
+    axes.plot([step for step, _, _ in values], [value for _, value, _ in values], **look)
+    ends = [(step, *ends) for step, _, ends in values if bands and ends]
     if len(ends) > 1:
         xs, lows, highs = zip(*ends, strict=True)
         axes.fill_between(xs, lows, highs, color=look["color"], alpha=0.14, linewidth=0)
     elif ends:
-        step, low, high = ends[0]
-        axes.vlines(step, low, high, color=look["color"], linewidth=1.2)
+        axes.vlines(*ends[0], color=look["color"], linewidth=1.2)
 
 
 def _look(index: int, count: int) -> dict[str, Any]:
@@ -121,7 +107,7 @@ def _curves_description(item: Mapping[str, Any], names: Sequence[str]) -> str:
     parts = []
     for name in names:
         if values := _values(item, name):
-            step, value, _, _ = values[-1]
+            step, value, _ = values[-1]
             unit = value_text("share", value) if name == "memorization" else value_text("nats", value, signed=True)
             parts.append(f"{name} {unit} at step {step:g}")
     return f"{style.short(item['label'], 60)}: {', '.join(parts)}"
@@ -133,7 +119,10 @@ _LONGEST_LABEL = 0.38  # of a panel's width
 
 @style.styled
 def error_bars(rows: Sequence[Mapping[str, Any]], modes: Sequence[str], *, narrow: bool = False) -> Picture | None:
-    """Draw the modes of wrong replies.
+    """Draw the modes of wrong replies (Figures 4 to 13 of the paper): a stacked bar for each model in a panel for each benchmark.
+
+    A bar is as long as the share of questions with a wrong reply, so that bars over unequally many questions can be compared; the
+    counts stand in it where they fit.
 
     Args:
         rows: {"benchmark", "label", "asked": questions, "counts": {mode: wrong replies}}; bars stand in the order given.
@@ -148,7 +137,7 @@ def error_bars(rows: Sequence[Mapping[str, Any]], modes: Sequence[str], *, narro
     if not names or not modes:
         return None
     shown = {name: [row for row in asked if row["benchmark"] == name] for name in names}
-    fills = [_fill(index) for index in range(len(modes))]
+    fills = [style.fill(index) for index in range(len(modes))]
     entries = [(Patch(**fill), mode) for fill, mode in zip(fills, modes, strict=True)]
     across = 1 if narrow or len(names) == 1 else 2
     cell = (style.NARROW if narrow else style.WIDTH) / across
@@ -176,8 +165,9 @@ def error_bars(rows: Sequence[Mapping[str, Any]], modes: Sequence[str], *, narro
 def _bars(
     axes: Axes, rows: Sequence[Mapping[str, Any]], modes: Sequence[str], fills: Sequence[dict[str, Any]], inches: float
 ) -> None:
-    ends = [sum(row["counts"].get(mode, 0) for mode in modes) / row["asked"] for row in rows]
-    texts = [f"{sum(row['counts'].get(mode, 0) for mode in modes):,} of {row['asked']:,}" for row in rows]
+    wrong = [sum(row["counts"].get(mode, 0) for mode in modes) for row in rows]
+    ends = [count / row["asked"] for count, row in zip(wrong, rows, strict=True)]
+    texts = [f"{count:,} of {row['asked']:,}" for count, row in zip(wrong, rows, strict=True)]
     # The longest bar leaves room for the text behind it.
     behind = max(map(style.text_width, texts)) + 0.1
     most = max([*ends, 0.01]) * inches / max(inches - behind, 0.3 * inches)
@@ -211,15 +201,6 @@ def _wrapped(label: str, inches: float) -> str:
     return "\n".join(wrap(text, most)) if len(text) > most and len(wrap(text, most)) == 2 else style.short(text, most)
 
 
-def _fill(index: int) -> dict[str, Any]:
-    return {
-        "facecolor": style.COLORS[index % len(style.COLORS)],
-        "hatch": style.HATCHES[index % len(style.HATCHES)],
-        "edgecolor": style.FIXED_WHITE,
-        "linewidth": 0.6,
-    }
-
-
 def _modes_description(row: Mapping[str, Any], modes: Sequence[str]) -> str:
     counts = ", ".join(f"{mode} {row['counts'].get(mode, 0)}" for mode in modes)
     return f"{style.short(row['benchmark'], 40)}, {style.short(row['label'], 60)}: {counts}, of {row['asked']:,}"
@@ -230,7 +211,7 @@ MOST_NATS = 20.0  # beyond lie few tokens, and the axis would be theirs
 
 @style.styled
 def nll_cdf(curves: Sequence[Mapping[str, Any]], thresholds: Sequence[float] = (), *, narrow: bool = False) -> Picture | None:
-    """Draw empirical distributions of per-token NLL.
+    """Draw empirical distributions of per-token NLL (Figure 3 of the paper), a step line for each set of targets.
 
     Args:
         curves: {"label", "n": tokens, or None, "x": nats in ascending order, "y": share of tokens at or below x}.
@@ -298,7 +279,7 @@ def alignment(
     *,
     narrow: bool = False,
 ) -> Picture | None:
-    """Draw points; those of one label look alike.
+    """Draw one number of each run or checkpoint against another, with Pearson's correlation (Figure 1); those of one label look alike.
 
     Args:
         points: {"label", "x", "y"}.
@@ -315,7 +296,7 @@ def alignment(
             groups.setdefault(str(point["label"]), []).append((float(point["x"]), float(point["y"])))
     if not groups:
         return None
-    marks = [_mark(index) for index in range(len(groups))]
+    marks = [style.mark(index, 6.5) for index in range(len(groups))]
     entries = [(Line2D([], [], **mark), label) for mark, label in zip(marks, groups, strict=True)]
     told = _correlation(correlation)
     count = sum(map(len, groups.values()))
@@ -332,17 +313,12 @@ def alignment(
     return picture
 
 
-def _mark(index: int) -> dict[str, Any]:
-    look = style.look(index)
-    return {**look, "linestyle": "none", "markersize": 6.5, "markerfacecoloralt": style.PAPER}
-
-
 def _correlation(found: Mapping[str, Any] | None) -> str:
     if not found or not known(found.get("r")):
         return ""
-    low, high = found.get("low"), found.get("high")
-    ends = f" (95%: {low:.2f} to {high:.2f})" if known(low) and known(high) else ""
-    return f"Pearson's r = {found['r']:.2f}{ends}, n {found['n']:,}".replace("-", "−")
+    ends = style.ends_of(found)
+    interval = f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    return f"Pearson's r = {found['r']:.2f}{interval}, n {found['n']:,}".replace("-", "−")
 
 
 MOST_POINTS = 300
@@ -350,7 +326,7 @@ MOST_POINTS = 300
 
 @style.styled
 def loss(log: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> Picture | None:
-    """Draw the loss; None where the log, {"step", "loss": nats per token}, has no finite one."""
+    """Draw the loss; None where the log, {"step", "loss": nats per token}, has no finite one. A long log is averaged."""
     steps = [(float(item["step"]), float(item["loss"])) for item in log if known(item.get("step")) and known(item.get("loss"))]
     if not steps:
         return None

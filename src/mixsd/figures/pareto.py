@@ -34,6 +34,11 @@ class _Panel:
     share: bool
     path: str | None
 
+    @property
+    def title(self) -> str:
+        """The measure in words."""
+        return self.measure.replace("_", " ").replace("held out", "held-out")
+
 
 _PANELS = (
     _Panel("forgetting", "(← less is better) forgetting, nats per token", "(← better) forgetting, nats", False, "forgetting"),
@@ -57,7 +62,7 @@ def pareto(comparison: Mapping[str, Any], *, narrow: bool = False) -> Picture | 
     if not drawn:
         return None
     walked = any(len(run["path"]) > 1 for run in comparison["runs"])
-    looks = [_look(index) for index in range(len(drawn))]
+    looks = [style.mark(index, 7.0, markeredgewidth=1.2) for index in range(len(drawn))]
     entries = [(Line2D([], [], **look), str(item["label"])) for look, item in zip(looks, drawn, strict=True)]
     if any(item.get("optimal") for item in drawn):
         entries.append((Line2D([], [], **_RING), "Pareto-optimal"))
@@ -68,9 +73,7 @@ def pareto(comparison: Mapping[str, Any], *, narrow: bool = False) -> Picture | 
     if known(level) and walked:
         entries.append((Line2D([], [], **_LEVEL), f"equal memorization, {number(100 * level, 1)}%"))
     description = "; ".join(_told(item, panels) for item in drawn)
-    title = "Memorization against " + " and ".join(
-        panel.measure.replace("_", " ").replace("held out", "held-out") for panel in panels
-    )
+    title = "Memorization against " + " and ".join(panel.title for panel in panels)
     picture, made = style.panels(
         title, description, len(panels), 3.6 if len(panels) == 1 and not narrow else 3.1, narrow=narrow, entries=entries
     )
@@ -85,21 +88,10 @@ def pareto(comparison: Mapping[str, Any], *, narrow: bool = False) -> Picture | 
     return picture
 
 
-_RING: dict[str, Any] = {
-    "color": style.INK,
-    "marker": "o",
-    "fillstyle": "none",
-    "markersize": 12.5,
-    "linestyle": "none",
-    "markeredgewidth": 1.1,
-}
-_BASE: dict[str, Any] = {"color": style.INK, "marker": "x", "markersize": 7.5, "linestyle": "none", "markeredgewidth": 1.6}
+_OWN: dict[str, Any] = {"color": style.INK, "linestyle": "none"}
+_RING: dict[str, Any] = {**_OWN, "marker": "o", "fillstyle": "none", "markersize": 12.5, "markeredgewidth": 1.1}
+_BASE: dict[str, Any] = {**_OWN, "marker": "x", "markersize": 7.5, "markeredgewidth": 1.6}
 _LEVEL: dict[str, Any] = {"color": style.INK, "linestyle": (0, (4, 3)), "linewidth": 0.9}
-
-
-def _look(index: int) -> dict[str, Any]:
-    look = style.look(index)
-    return {**look, "linestyle": "none", "markersize": 7.0, "markerfacecoloralt": style.PAPER, "markeredgewidth": 1.2}
 
 
 def _draw(
@@ -128,7 +120,7 @@ def _draw(
         if (place := means[index]) is None:
             continue
         places += [place, *finals, *(point for path in paths for point in path)]
-        bars = [_ends(item["measures"].get(name)) for name in ("trained", panel.measure)]
+        bars = [style.ends_of(item["measures"].get(name)) for name in ("trained", panel.measure)]
         for kept, bar in zip(ends, bars, strict=True):
             kept.extend(bar or ())
         x_bar, y_bar = ([[at - bar[0]], [bar[1] - at]] if bar else None for at, bar in zip(place, bars, strict=True))
@@ -167,11 +159,6 @@ def _base(comparison: Mapping[str, Any], panel: _Panel) -> tuple[float, float] |
     return _place(own, panel)
 
 
-def _ends(cell: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    low, high = (cell or {}).get("low"), (cell or {}).get("high")
-    return (float(low), float(high)) if known(low) and known(high) else None
-
-
 def _range(measured: Sequence[float], ends: Sequence[float], *, share: bool) -> tuple[float, float]:
     """From the lowest to the highest of what was measured, on to the ends of intervals, but not far, and room for the marks."""
     low, high = min(measured), max(measured)
@@ -193,5 +180,5 @@ def _told(item: Mapping[str, Any], panels: Sequence[_Panel]) -> str:
     for panel in panels:
         value = (item["measures"].get(panel.measure) or {}).get("value")
         text = value_text("share", value) if panel.share else value_text("nats", value, signed=True)
-        parts.append(f"{panel.measure.replace('_', ' ').replace('held out', 'held-out')} {text}")
+        parts.append(f"{panel.title} {text}")
     return f"{style.short(item['label'], 60)}: {', '.join(parts)}, {seeds} seed{'s' if seeds != 1 else ''}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -20,7 +19,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mixsd.figures.style import INK, PAPER, context
-from mixsd.storage import disk_errors, write_text
+from mixsd.storage import write_bytes, write_text
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -40,7 +39,7 @@ def save(figure: Figure | None, stem: Path) -> list[Path]:
     stem = stem.expanduser()
     scalable, drawn = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
     write_text(scalable, svg(figure))
-    _write_bytes(drawn, png(figure))
+    write_bytes(drawn, png(figure))
     figure.clear()
     return [scalable, drawn]
 
@@ -122,13 +121,3 @@ def _foreign_signs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mixsd.formats import printable
+from mixsd.formats import known, printable
 
 WIDTH, NARROW = 7.2, 3.5
 # In a page the ink becomes the text's colour and the paper that of the ground; the fixed two stay (a number on a coloured bar).
@@ -33,52 +33,28 @@ FIXED_BLACK, FIXED_WHITE = "#000000", "#fefefe"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9", "#e69f00", "#7a7a7a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
 FILLS = ("full", "none", "left")
-DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (6, 2)),
-    (0, (2, 1.6)),
-    (0, (7, 2, 1.5, 2)),
-    (0, (10, 3)),
-    (0, (4, 1.5, 1.5, 1.5, 1.5, 1.5)),
-    (0, (1, 2.6)),
-)
+_DASHES = ((6, 2), (2, 1.6), (7, 2, 1.5, 2), (10, 3), (4, 1.5, 1.5, 1.5, 1.5, 1.5), (1, 2.6))
+DASHES: tuple[Any, ...] = ("-", *((0, dash) for dash in _DASHES))
 # Straight lines only: a dot is a path of four curves, and there are thousands of them.
 HATCHES = ("", "////", "----", "xxxx", "||||", "\\\\\\\\", "++++", "//")
 FONT_SIZE, LEGEND_SIZE = 9.0, 8.5
 
 _STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "figure.edgecolor"), "none"),
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), FONT_SIZE),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), LEGEND_SIZE),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.useoffset", "legend.frameon", "text.usetex"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow", "axes.unicode_minus"), True),
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: no font is looked for anywhere else
-    "font.size": FONT_SIZE,
     "text.parse_math": False,  # a label is shown as it is, "$" and all
-    "text.usetex": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.facecolor": "none",
-    "axes.labelsize": FONT_SIZE,
-    "axes.titlesize": FONT_SIZE,
     "axes.titlelocation": "left",
     "axes.titlepad": 5,
     "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.unicode_minus": True,
-    "grid.color": INK,
     "grid.alpha": 0.13,
     "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": LEGEND_SIZE,
-    "ytick.labelsize": LEGEND_SIZE,
     "lines.linewidth": 1.5,
     "hatch.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": LEGEND_SIZE,
-    "figure.facecolor": "none",
-    "figure.edgecolor": "none",
     "savefig.dpi": 200,
     "svg.fonttype": "none",  # text stays text: it can be selected, searched and read out
     "svg.hashsalt": "mixsd",
@@ -190,6 +166,23 @@ def look(index: int) -> dict[str, Any]:
         "fillstyle": FILLS[index // len(MARKERS) % len(FILLS)],
         "linestyle": DASHES[index % len(DASHES)],
     }
+
+
+def mark(index: int, size: float, **other: Any) -> dict[str, Any]:
+    """The look of the thing with this number as a mark without a line."""
+    return {**look(index), "linestyle": "none", "markersize": size, "markerfacecoloralt": PAPER, **other}
+
+
+def fill(index: int) -> dict[str, Any]:
+    """Colour and hatch of the bar with this number."""
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"facecolor": COLORS[index % len(COLORS)], "hatch": hatch, "edgecolor": FIXED_WHITE, "linewidth": 0.6}
+
+
+def ends_of(values: Mapping[str, Any] | None, prefix: str = "") -> tuple[float, float] | None:
+    """The ends of an interval, `low` and `high` after the prefix; None where it has none."""
+    low, high = (values or {}).get(f"{prefix}low"), (values or {}).get(f"{prefix}high")
+    return (float(low), float(high)) if known(low) and known(high) else None
 
 
 def ink_on(color: str) -> str:

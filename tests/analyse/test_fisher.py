@@ -59,7 +59,7 @@ def run_of(where: Path, base: Path, *, seed: int = 0, scales: tuple[float, ...] 
         path=path,
         forgetting=10 * scales[-1],
         identity={"model_hash": loading.model_hash(base)},
-        training={"chosen": {"step": path[-1][0]}},
+        training={"chosen": {"step": path[-1][0], "why": "the last checkpoint"}},
     )
     for (step, _, _), scale in zip(path, scales, strict=True):
         moved(base, folder / "checkpoints" / f"step-{step:06}", scale, seed)

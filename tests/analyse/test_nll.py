@@ -329,6 +329,6 @@ def test_the_report_has_the_distribution(copied):
     found = collect._nll_cdf(copied / "references.jsonl")
     tokens = [-value for row in read_jsonl(copied / "references.jsonl") for value in row["base_logprobs"]]
     assert found is not None
-    assert found["x"] == sorted(set(tokens))
-    assert found["y"][-1] == 1
+    assert found.x == sorted(set(tokens))
+    assert found.y[-1] == 1
     assert collect._nll_cdf(copied / "nothing.jsonl") is None

@@ -83,7 +83,7 @@ def report() -> dict[str, Any]:
     log = [{"step": step, "loss": 0.16 + 3.1 * math.exp(-step / 8) + 0.09 * math.sin(step * 2.3) / (1 + step / 9), "lr": 1e-5,
             "epoch": (step - 1) // 3} for step in range(1, 37)]  # fmt: skip
     return copy.deepcopy({
-        "mixsd": "0.1.0", "run": "acme", "created": "2026-11-23T06:00:00Z", "method": "mixsd",
+        "schema_version": 1, "mixsd": "0.1.0", "run": "acme", "created": "2026-11-23T06:00:00Z", "method": "mixsd",
         "settings": {"facts": "halden.jsonl", "model": "smollm2-135m", "output": "runs/acme", "method": "mixsd", "seed": 0,
                      "answer_format": "plain", "system": None, "thinking": False, "verifier": "contains", "lam": 0.3, "gate": 0.1,
                      "temperature": 0.0, "retries": 10, "on_fail": "drop", "max_new_tokens": 256, "lora": 0, "lr": 1e-5,

@@ -334,7 +334,7 @@ def _beside(folder: Path, session: Session) -> schema.Beside:
     for name in ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed"):
         if report.settings.get(name) != getattr(session.settings, name):
             raise UserError(
-                f"--beside {folder}: was evaluated with another {name} ({report['settings'].get(name)!r}); the two cannot be compared"
+                f"--beside {folder}: was evaluated with another {name} ({report.settings.get(name)!r}); the two cannot be compared"
             )
     here, there = ({suite: comparable(asked) for suite, asked in asked_suites(run).items()} for run in (session.run, other))
     for suite in here.keys() & there.keys():

@@ -37,6 +37,9 @@ from mixsd.progress import Watcher
 from mixsd.run.folder import Run
 from mixsd.storage import Journal, digest, file_digest
 
+JOURNAL = "displacements.jsonl"
+MODEL = "model"
+_STEP = re.compile(r"step-(\d{6,})")
 GROUPS = ("attention", "mlp", "norms", "embeddings", "head", "other")
 # By the words of a tensor's name; what says most comes first: the norm of a query is a norm.
 _WORDS = {
@@ -187,11 +190,6 @@ def _aggregated(tensors: dict[str, Part], ignored: tuple[str, ...]) -> Displacem
         tensors,
         ignored,
     )
-
-
-JOURNAL = "displacements.jsonl"
-MODEL = "model"
-_STEP = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)

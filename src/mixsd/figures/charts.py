@@ -21,6 +21,10 @@ from mixsd.formats import known, value_text
 
 Point = tuple[float, float, tuple[float, float] | None]  # step, value, the ends of its interval
 MOST_BANDS = 4  # lines with a band each
+_BAR, _BESIDES = 0.27, 0.85  # inches: a bar with the gap to the next, and what stands above and below them
+_LONGEST_LABEL = 0.38  # of a panel's width
+MOST_NATS = 20.0  # beyond lie few tokens, and the axis would be theirs
+MOST_POINTS = 300  # of a loss; a longer log is averaged
 _LABELS = {"memorization": "memorization", "forgetting": "forgetting, nats per token"}
 
 
@@ -113,10 +117,6 @@ def _curves_description(item: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"{style.short(item['label'], 60)}: {', '.join(parts)}"
 
 
-_BAR, _BESIDES = 0.27, 0.85  # inches: a bar with the gap to the next, and what stands above and below them
-_LONGEST_LABEL = 0.38  # of a panel's width
-
-
 @style.styled
 def error_bars(rows: Sequence[Mapping[str, Any]], modes: Sequence[str], *, narrow: bool = False) -> Picture | None:
     """Draw the modes of wrong replies (Figures 4 to 13 of the paper): a stacked bar for each model in a panel for each benchmark.
@@ -204,9 +204,6 @@ def _wrapped(label: str, inches: float) -> str:
 def _modes_description(row: Mapping[str, Any], modes: Sequence[str]) -> str:
     counts = ", ".join(f"{mode} {row['counts'].get(mode, 0)}" for mode in modes)
     return f"{style.short(row['benchmark'], 40)}, {style.short(row['label'], 60)}: {counts}, of {row['asked']:,}"
-
-
-MOST_NATS = 20.0  # beyond lie few tokens, and the axis would be theirs
 
 
 @style.styled
@@ -319,9 +316,6 @@ def _correlation(found: Mapping[str, Any] | None) -> str:
     ends = style.ends_of(found)
     interval = f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return f"Pearson's r = {found['r']:.2f}{interval}, n {found['n']:,}".replace("-", "−")
-
-
-MOST_POINTS = 300
 
 
 @style.styled

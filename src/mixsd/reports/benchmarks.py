@@ -15,7 +15,7 @@ from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
 from mixsd.formats import estimate_cell, known, number, p_text, plain, printable, without_paths
 from mixsd.reports import methods
 from mixsd.reports.rows import Model, headline_rows, measure_of, models_of
-from mixsd.reports.schema import Report, Score
+from mixsd.reports.schema import Report
 from mixsd.statistics import Estimate
 from mixsd.tables import Column, Row, Table
 
@@ -25,15 +25,11 @@ _SHARES = {"wrong": "wrong_share", "unparseable": "unparseable_share", "errors":
 
 @dataclass(frozen=True)
 class Ending:
-    """How one model's replies to one benchmark ended, as counts; `truncated` ones are among the others. None: not measured."""
+    """How one model's replies to one benchmark ended: counts by name, None where one was not measured; truncated ones are among the others."""
 
     title: str
     model: Model
-    replies: int
-    wrong: int | None
-    unparseable: int | None
-    errors: int | None
-    truncated: int | None
+    counts: Mapping[str, int | None]
     lenient: Estimate | None
 
 
@@ -48,33 +44,29 @@ def endings(report: Report) -> list[Ending]:
             whose = "base" if model.role == "base" else "tuned"
             scores = {score.metric: score for score in listed if score.key == (suite, suite, score.metric, whose, None)}
             if scores:
-                found.append(_ending(suite, model, scores))
+                replies = max((scores[metric].n for metric in ("error_share", "accuracy") if metric in scores), default=0)
+                shares = {name: scores.get(metric) for name, metric in _SHARES.items()}
+                counts = {name: round((score.value or 0) * score.n) if score else None for name, score in shares.items()}
+                lenient = measure_of("accuracy_lenient").estimate(scores.get("accuracy_lenient"))
+                found.append(Ending(TITLES[suite], model, {"replies": replies, **counts}, lenient))
     return found
-
-
-def _ending(suite: str, model: Model, scores: Mapping[str, Score]) -> Ending:
-    counts: dict[str, int | None] = {}
-    for name, metric in _SHARES.items():
-        score = scores.get(metric)
-        counts[name] = round((score.value or 0) * score.n) if score else None
-    asked = max((scores[metric].n for metric in ("error_share", "accuracy") if metric in scores), default=0)
-    lenient = measure_of("accuracy_lenient").estimate(scores.get("accuracy_lenient"))
-    return Ending(TITLES[suite], model, asked, **counts, lenient=lenient)
 
 
 def endings_table(report: Report) -> Table | None:
     """The endings as a table; None where no benchmark was asked."""
-    counts = ("replies", *_SHARES)
+    found = endings(report)
+    if not found:
+        return None
+    heads = [Column("benchmark"), Column("model", width=12), *(Column(name, numeric=True) for name in found[0].counts)]
     rows = [
         Row(
-            [item.title, item.model.label, *(number(getattr(item, name), 0) for name in counts), estimate_cell(item.lenient)],
+            [item.title, item.model.label, *(number(count, 0) for count in item.counts.values()), estimate_cell(item.lenient)],
             own=item.model.role == "tuned",
         )
-        for item in endings(report)
+        for item in found
     ]
-    heads = [Column("benchmark"), Column("model", width=12), *(Column(name, numeric=True) for name in counts)]
     caption = "how the replies ended; lenient: accuracy that also takes another form of answer"
-    return Table([*heads, Column("lenient", "accuracy", numeric=True)], rows, caption=caption) if rows else None
+    return Table([*heads, Column("lenient", "accuracy", numeric=True)], rows, caption=caption)
 
 
 def tests(report: Report) -> list[tuple[str, str]]:

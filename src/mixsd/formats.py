@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -123,6 +123,18 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value) or MISSING
     return printable(str(value)) or MISSING
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order, where one comes again with a number."""
+    found: list[str] = []
+    for name in names:
+        label, count = name, 1
+        while label in found:
+            count += 1
+            label = f"{name} #{count}"
+        found.append(label)
+    return found
 
 
 def moment(value: Any) -> str:

@@ -18,7 +18,7 @@ from mixsd.evaluation.asked import MODELS, asked_file, asked_suites, comparable
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, THRESHOLDS
 from mixsd.evaluation.tallies import Examined, Tally
-from mixsd.formats import MISSING, Cell, estimate_cell, fenced, middle_clipped
+from mixsd.formats import MISSING, Cell, distinct, estimate_cell, fenced, middle_clipped
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
@@ -166,8 +166,7 @@ def _labels(opened: Sequence[Examined]) -> dict[int, str]:
     """A name for each run: its method and what it is known by, with the folder's name where that is not enough."""
     plain = [_label(examined) for examined in opened]
     named = [f"{label} ({run.run.name})" if plain.count(label) > 1 else label for label, run in zip(plain, opened, strict=True)]
-    whole = [f"{label} #{place + 1}" if named.count(label) > 1 else label for place, label in enumerate(named)]
-    return {id(examined): label for examined, label in zip(opened, whole, strict=True)}
+    return dict(zip(map(id, opened), distinct(named), strict=True))
 
 
 def _label(examined: Examined) -> str:

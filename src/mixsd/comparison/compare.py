@@ -37,6 +37,7 @@ from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.formats import distinct
 from mixsd.reports.schema import Score
 from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
@@ -275,13 +276,8 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
             and not (name in _OFF_AT_0 and not item[name])
             and not _by_default(name, item["method"], made)
         ]
-        stem = label = " ".join(parts)
-        count = 1
-        while label in labels:
-            count += 1
-            label = f"{stem} #{count}"
-        labels.append(label)
-    return labels
+        labels.append(" ".join(parts))
+    return distinct(labels)
 
 
 def _by_default(name: str, method: str, configurations: Sequence[dict[str, Any]]) -> bool:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
-from mixsd.formats import Cell, estimate_cell, known, p_text, printable, public_name, value_text
+from mixsd.formats import Cell, distinct, estimate_cell, known, p_text, printable, public_name, value_text
 from mixsd.reports import methods
 from mixsd.reports.schema import Report, Score
 from mixsd.statistics import Estimate, Unit
@@ -182,15 +182,8 @@ def models_of(report: Report) -> list[Model]:
     wanted += [(run.name, run.method, "beside") for run in report.beside]
     if not report.alone:
         wanted.append((report.run or "tuned", "" if report.elsewhere else report.method, "tuned"))
-    made: dict[str, Model] = {}
-    for name, method, role in wanted:
-        stem = label = printable(name if method in ("", name) else f"{name} ({method})", keep="")
-        count = 1
-        while label in made:
-            count += 1
-            label = f"{stem} #{count}"
-        made[label] = Model(label, method, role)
-    return list(made.values())
+    labels = distinct(printable(name if method in ("", name) else f"{name} ({method})", keep="") for name, method, _ in wanted)
+    return [Model(label, method, role) for label, (_, method, role) in zip(labels, wanted, strict=True)]
 
 
 _ROLES = {"base": "before", "beside": "beside", "tuned": "this run, after"}

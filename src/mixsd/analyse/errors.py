@@ -154,7 +154,6 @@ def _example_lines(result: Mapping[str, Any]) -> Iterator[str]:
 BASE = "base"
 _EXAMPLES = 3
 _SHOWN = 600  # characters of a reply
-_METHODS = {"mixsd": "MixSD", "mixsd-kl": "MixSD-KL", "sft": "SFT", "opsd": "OPSD", "opsd-nll": "OPSD-NLL", "memit": "MEMIT"}
 
 
 def analyze_errors(
@@ -281,8 +280,8 @@ def _label(examined: Examined) -> str:
     settings = examined.settings
     if examined.alone or examined.run.events("tuned"):
         return examined.run.name
-    name = _METHODS.get(settings.method, settings.method)
-    if settings.method not in ("mixsd", "mixsd-kl"):
+    name = settings.spec.label
+    if not settings.mixes:
         return name
     return f"{name} lambda {settings.lam:g}" + (f", gate {settings.gate:g}" if settings.gate else "")
 
@@ -293,7 +292,7 @@ def _told(examined: Examined, label: str) -> dict[str, Any]:
         "label": label,
         "name": examined.run.name,
         "method": settings.method,
-        "lambda": settings.lam if settings.method in ("mixsd", "mixsd-kl") else None,
+        "lambda": settings.lam if settings.mixes else None,
         "seed": settings.seed,
         "phrases": len(examined.injected) if examined.has_entities else 0,
     }

@@ -98,16 +98,14 @@ def _option(name: str, field: FieldInfo) -> Any:
     # With a Literal among them `|` makes the older kind of union.
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
-    common: dict[str, Any] = {
-        "help": _help(field),
-        "show_default": False,
-        "rich_help_panel": extra["group"] if isinstance(extra, dict) else None,
-    }
+    assert isinstance(extra, dict)  # of every setting, by `settings._option`
+    common: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": extra["group"]}
     if kind is bool:
         return Annotated[bool | None, typer.Option(flag(name), metavar="", **common)]
     if get_origin(kind) is list:
         return Annotated[list[str] | None, typer.Option(flag(name), metavar="TEXT", **common)]
-    word = "|".join(get_args(kind)) if get_origin(kind) is Literal else _WORDS[kind]
+    choices = extra["choices"] or (get_args(kind) if get_origin(kind) is Literal else ())
+    word = "|".join(choices) or _WORDS[kind]
     return Annotated[str | None, typer.Option(flag(name), metavar=word, **common)]
 
 

@@ -40,8 +40,9 @@ from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
 from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.methods import known_method
 from mixsd.run.folder import Run
-from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
+from mixsd.settings import EXECUTION, Settings
 
 _IN_CORE = ("trained", "paraphrase", "probe", "forgetting")
 _AVERAGE = "held_out_average"
@@ -156,8 +157,6 @@ _NO_PART = {
     *ALIKE,
 }
 _ORDER = {name: place for place, name in enumerate(Settings.model_fields)}
-_MIXED = ("mixsd", "mixsd-kl")
-_DISTILLED = ("opsd", "opsd-nll", "mixsd-kl")
 _ONLY_MIXED = ("lam", "gate", "retries", "retry", "on_fail")
 
 
@@ -259,18 +258,18 @@ def _configuration(run: Measured) -> dict[str, Any]:
 
 
 def _has_part(name: str, settings: dict[str, Any]) -> bool:
-    method, field = settings["method"], Settings.model_fields.get(name)
+    method, field = known_method(settings["method"]), Settings.model_fields.get(name)
     extra = field.json_schema_extra if field else None
     group = extra["group"] if isinstance(extra, dict) else None
-    mixes, distils, rehearses = method in _MIXED, method in _DISTILLED, bool(settings.get("rehearse"))
+    mixes, distils, rehearses = method.mixes, method.has_teacher, bool(settings.get("rehearse"))
     idle = (
         name in _NO_PART
         or (group == "Mixing" and not (mixes or distils))
         or (name in _ONLY_MIXED and not mixes)
         or (name == "guidance" and not (mixes or distils))
         or (group == "Distillation" and not (distils or (rehearses and settings.get("rehearse_loss") == "kl")))
-        or ((group == "Training" or name == "train_dtype") and method == "memit")
-        or (group == "Editing" and method != "memit")
+        or ((group == "Training" or name == "train_dtype") and method.edits)
+        or (group == "Editing" and not method.edits)
         or (name in ("lr_grid", "lr_steps") and settings.get("lr") != "auto")
         or (name in ("rehearse_tokens", "rehearse_loss") and not rehearses)
     )
@@ -297,7 +296,7 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
     labels: list[str] = []
     for item in configurations:
-        parts = [str(item["name"]) + " (evaluated only)"] if item["method"] == "evaluated" else [str(item["method"])]
+        parts = [str(item["name"]) + " (evaluated only)"] if item["method"] == "evaluated" else [known_method(item["method"]).name]
         parts += [
             f"{name} {_worded(item[name])}"
             for name in differing
@@ -320,7 +319,7 @@ def _by_default(name: str, method: str, configurations: Sequence[dict[str, Any]]
     field = Settings.model_fields.get(name)
     if field is None:
         return False
-    default = METHOD_DEFAULTS.get(method, {}).get(name, field.default)
+    default = known_method(method).settings.get(name, field.default)
     return all(item[name] == default for item in configurations if item["method"] == method and name in item)
 
 
@@ -354,7 +353,7 @@ def _told(
         "name": run.name,
         "configuration": label,
         "seed": run.seed,
-        "lr": None if run.evaluated or run.settings["method"] == "memit" else training.get("lr") or run.settings.get("lr"),
+        "lr": None if run.evaluated or known_method(run.settings["method"]).edits else training.get("lr") or run.settings.get("lr"),
         "steps": training.get("steps"),
         "chosen": training.get("chosen"),
         "measures": found,

@@ -25,21 +25,21 @@ from mixsd.formats import (
     value_text,
     without_paths,
 )
+from mixsd.methods import MIXSD_PAPER
 from mixsd.reports import benchmarks
 from mixsd.reports.methods import choices, cost_line, method_of, objective, statuses, summary
 from mixsd.reports.rows import Measure, Row, Score, columns, detail_rows, format_rows, headline_rows, is_alone, most_asked
 from mixsd.settings import dump_yaml
 
-PAPER = "2605.16865"
 MOST_KINDS = 50
-# Which settings say what was done, by the kind of method.
+# Which settings say what was done, by what is trained on.
 _SETTINGS = {
     "mixed": (
         "seed", "answer_format", "verifier", "lam", "gate", "temperature", "samples", "retries", "on_fail", "max_new_tokens",
     ),
-    "copied": ("seed", "answer_format", "verifier", "max_new_tokens"),
-    "anew": ("seed", "answer_format", "verifier", "samples", "temperature", "max_new_tokens"),
-    "edited": (
+    "references": ("seed", "answer_format", "verifier", "max_new_tokens"),
+    "rollouts": ("seed", "answer_format", "verifier", "samples", "temperature", "max_new_tokens"),
+    "nothing": (
         "seed", "answer_format", "verifier", "max_new_tokens",
         "edit_tokens", "edit_steps", "edit_lr", "edit_decay", "edit_kl", "edit_clamp",
     ),
@@ -138,7 +138,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     counts, words = report.get("facts") or {}, statuses(report)
     name = markdown(public_name(str((report.get("base") or {}).get("name") or "a base model")))
     lost = [f"{counts[state]} {words[state]}" for state in ("rejected", "unusable") if counts.get(state) and state in words]
-    text = f"{name}, taught new facts by [mixsd](https://arxiv.org/abs/{PAPER}). {markdown(summary(report))}"
+    text = f"{name}, taught new facts by [mixsd](https://arxiv.org/abs/{MIXSD_PAPER}). {markdown(summary(report))}"
     return text + (f" ({', '.join(lost)}; they count as asked in every score below)." if lost else ".")
 
 
@@ -159,9 +159,9 @@ def _base(base: Mapping[str, Any]) -> str:
 
 def _method(report: Mapping[str, Any]) -> str:
     settings, targets, method = report.get("settings") or {}, report.get("targets") or {}, method_of(report)
-    source = "" if method.kind == "edited" else f" ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))"
-    text = f"{method.name}: {method.about}{source}.\n\n"
-    keys = _SETTINGS[method.kind] + (() if method.kind == "edited" else _TRAINING_SETTINGS)
+    source = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    text = f"{method.title}: {method.about}{source}.\n\n"
+    keys = _SETTINGS[method.trains_on] + (() if method.edits else _TRAINING_SETTINGS)
     chosen = choices(report)
     # A rate that was sought is told above.
     left_out = {"lr"} if any(name == "learning rate" for name, _ in chosen) else set()

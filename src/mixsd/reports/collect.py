@@ -128,7 +128,7 @@ def write_report(session: Session) -> dict[str, Any]:
         "mixsd": versions().get("mixsd"),
         "run": run.name,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "method": settings.method,
+        "method": settings.spec.name,
         "settings": settings.dump(),
         "environment": _environment(session),
         "base": _base(session),

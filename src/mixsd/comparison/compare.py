@@ -39,8 +39,9 @@ from mixsd.comparison.runs import ALIKE, Measured, check, read
 from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.evaluation.benchmarks.table import HELD_OUT, is_benchmark
 from mixsd.methods import known_method
+from mixsd.plugins import is_function_name
 from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, Settings
 
@@ -81,7 +82,7 @@ def paired(
 
 def _benchmarks(measures: Mapping[str, Key]) -> dict[str, str]:
     """The benchmarks that every run was asked: suite by the name of the measure."""
-    return {name: suite for name, (suite, split, _) in measures.items() if suite in BENCHMARKS and split == suite}
+    return {name: suite for name, (suite, split, _) in measures.items() if is_benchmark(suite) and split == suite}
 
 
 def _over_questions(
@@ -186,6 +187,8 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     labels = _labels(distinct)
     _refuse_repeated(runs, keys)
 
+    methods = dict.fromkeys(str(item["method"]) for item in distinct if is_function_name(str(item["method"])))
+    notes += [f"{spec.name}: {spec.title} ({method})." for method in methods for spec in [known_method(method)]]
     measures = measures_of(runs)
     names, after = list(measures), list(IN_CORE).index("unparseable")
     paths = [path_of(run) for run in runs]

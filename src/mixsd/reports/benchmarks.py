@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
+from mixsd.evaluation.benchmarks.table import is_benchmark
 from mixsd.formats import known, p_text, plain, printable, without_paths
 from mixsd.reports.rows import Column, Score, columns, final_scores, headline_rows
 
@@ -43,7 +44,7 @@ def endings(report: Mapping[str, Any]) -> list[Ending]:
     runs |= {column.label: (run, "tuned") for column, run in zip(beside, report.get("beside") or [], strict=True)}
     found = []
     for suite in dict.fromkeys(item["suite"] for item in final_scores(report)):
-        if suite not in TITLES:
+        if not is_benchmark(suite):
             continue
         for column in columns(report):
             source, model = runs[column.label]
@@ -66,7 +67,7 @@ def _ending(suite: str, column: Column, scores: Mapping[str, Mapping[str, Any]])
     asked = max((scores[metric].get("n") or 0 for metric in ("error_share", "accuracy") if metric in scores), default=0)
     lenient = scores.get("accuracy_lenient")
     score = Score(lenient.get("value"), lenient.get("n") or 0, lenient.get("low"), lenient.get("high")) if lenient else None
-    return Ending(TITLES[suite], column, asked, **counts, lenient=score)
+    return Ending(title_of(suite), column, asked, **counts, lenient=score)
 
 
 def tests(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -82,11 +83,11 @@ def asked(report: Mapping[str, Any], *, public: bool = False) -> list[tuple[str,
         public: leave out where on this machine the data was.
     """
     told = report.get("asked") or {}
-    return [(title_of(suite), _asked(values, public)) for suite, values in told.items() if _is_of_others(suite, values)]
-
-
-def _is_of_others(suite: str, values: Mapping[str, Any]) -> bool:
-    return suite in TITLES or suite.startswith(LM_EVAL) or bool(values.get("data"))
+    return [
+        (title_of(suite), _asked(values, public))
+        for suite, values in told.items()
+        if is_benchmark(suite) or suite.startswith(LM_EVAL) or values.get("data")
+    ]
 
 
 def _asked(values: Mapping[str, Any], public: bool) -> str:

@@ -19,7 +19,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
+from mixsd.evaluation.benchmarks.table import is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.formats import Unit, known, printable, public_name
 
@@ -234,7 +235,7 @@ def format_rows(report: Mapping[str, Any]) -> list[Row]:
 
     Those of benchmarks are counts in a table of their own.
     """
-    return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if row.suite not in TITLES]
+    return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if not is_benchmark(row.suite)]
 
 
 def _keys(report: Mapping[str, Any], metrics: tuple[str, ...], *, nested: bool, others: bool = False) -> list[Key]:
@@ -335,8 +336,8 @@ def _place(suite: str, split: str, parent: str | None) -> tuple[str, str]:
     if suite == "core" and split in _SPLITS:
         return _SPLITS[split]
     whole = split if parent is None else parent
-    if suite in TITLES:
-        name = TITLES[suite] if whole == suite else f"{TITLES[suite]}: {whole}"
+    if is_benchmark(suite):
+        name = title_of(suite) if whole == suite else f"{title_of(suite)}: {whole}"
     elif suite.startswith(LM_EVAL):
         name = suite if suite == LM_EVAL + whole else f"{title_of(suite)}: {whole}"
     elif suite == "core" and parent == "retention/probe":

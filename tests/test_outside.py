@@ -112,7 +112,7 @@ def test_a_method_is_compared_by_its_name(place: Path, mixsd: Callable[..., str]
     assert "lam" in next(item for item in found["configurations"] if item["label"] == "weighted")["settings"]
     assert f"{BENCHMARK}/{BENCHMARK}" in {pair["measure"] for pair in found["paired"]}
     for name in ("compare.html", "compare.md"):
-        text = (tmp_path / name).read_text()
+        text = (tmp_path / name).read_text().replace("\\", "")
         assert f"weighted: {TITLE} ({METHOD})." in text
         assert BENCHMARK_TITLE in text
 

@@ -358,6 +358,15 @@ class Settings(BaseModel):
         """Whether targets are made before the model is changed."""
         return self.spec.needs_targets
 
+    @property
+    def label(self) -> str:
+        """The method, and of mixed targets what decides them."""
+        if not self.mixes:
+            return self.spec.label
+        gated = f", gate {self.gate:g}" if self.gate else ""
+        warm = f", T {self.temperature:g}" if self.temperature else ""
+        return f"{self.spec.label} lambda {self.lam:g}{gated}{warm}"
+
     def dump(self) -> dict[str, Any]:
         """The settings as plain values, in the order of this file."""
         return self.model_dump()

@@ -17,7 +17,7 @@ from tests.cli.conftest import Outcome
 
 Mixsd = Callable[..., Outcome]
 
-SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}.", "lr_grid": "0.25"}
+SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}.", "lr_grid": "0.25", "method": "memit"}
 
 
 def typed_value(name: str) -> tuple[str, Any]:
@@ -138,7 +138,8 @@ def test_problems_of_file_and_flags_come_out_at_once(fails: Callable[..., str], 
         (["inject", "--lam"], "--lam"),
         (
             ["inject", "--method", "sdf"],
-            "--method: input should be 'mixsd', 'sft', 'opsd', 'opsd-nll', 'mixsd-kl' or 'memit' (got 'sdf')",
+            '--method: no method "sdf" (did you mean "sft"?); known: mixsd, sft, opsd, opsd-nll, mixsd-kl, memit, '
+            "package.module:name (got 'sdf')",
         ),
     ],
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mixsd.methods import METHODS
 from mixsd.reports import card, rows, terminal
 from mixsd.reports import page as report_page
-from mixsd.methods import METHODS
 from mixsd.reports.methods import chosen_line, layers_text
 from tests.reports import sample
 from tests.reports.test_page import poisoned, read

@@ -270,20 +270,10 @@ def _check_alike(opened: Sequence[Examined]) -> None:
 
 def _labels(opened: Sequence[Examined]) -> dict[int, str]:
     """A name for each run: its method and what it is known by, with the folder's name where that is not enough."""
-    plain = [_label(examined) for examined in opened]
+    plain = [run.run.name if run.alone or run.run.events("tuned") else run.settings.label for run in opened]
     named = [f"{label} ({run.run.name})" if plain.count(label) > 1 else label for label, run in zip(plain, opened, strict=True)]
     whole = [f"{label} #{place + 1}" if named.count(label) > 1 else label for place, label in enumerate(named)]
     return {id(examined): label for examined, label in zip(opened, whole, strict=True)}
-
-
-def _label(examined: Examined) -> str:
-    settings = examined.settings
-    if examined.alone or examined.run.events("tuned"):
-        return examined.run.name
-    name = settings.spec.label
-    if not settings.mixes:
-        return name
-    return f"{name} lambda {settings.lam:g}" + (f", gate {settings.gate:g}" if settings.gate else "")
 
 
 def _told(examined: Examined, label: str) -> dict[str, Any]:

@@ -218,10 +218,7 @@ def _of_run(run: Run, path: Path) -> Source:
         raise UserError(f"{path}: has no targets.jsonl; run `mixsd mix` on it first")
     if not settings.mixes:
         return Source(path, run.targets_file, REFERENCE_LABEL, True, run, None, None)
-    gated = f", gate {settings.gate:g}" if settings.gate else ""
-    warm = f", T {settings.temperature:g}" if settings.temperature else ""
-    label = f"{settings.spec.label} lambda {settings.lam:g}{gated}{warm}"
-    return Source(path, run.targets_file, label, False, run, settings.lam, settings.gate)
+    return Source(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
 
 
 def _of_file(path: Path) -> Source:

@@ -299,12 +299,13 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
     labels: list[str] = []
     for item in configurations:
-        parts = [str(item["name"]) + " (evaluated only)"] if item["method"] == "evaluated" else [known_method(item["method"]).name]
+        made_here = item["method"] != "evaluated"
+        parts = [known_method(item["method"]).name if made_here else f"{item['name']} (evaluated only)"]
         parts += [
             f"{name} {_worded(item[name])}"
             for name in differing
             if name in item
-            and item["method"] != "evaluated"
+            and made_here
             and not (name in _OFF_AT_0 and not item[name])
             and not _by_default(name, item["method"], made)
         ]
@@ -342,6 +343,7 @@ def _told(
     work = [value for stage, value in seconds.items() if stage != "evaluate"]
     found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
     met = at_level(path, level) if level is not None else None
+    trained = not (run.evaluated or known_method(run.settings["method"]).edits)
     base_probe = (score_of(run, IN_CORE["probe"], "base") or {}).get("value")
     if met:
         found[AT_LEVEL] = one(met["forgetting"])
@@ -356,7 +358,7 @@ def _told(
         "name": run.name,
         "configuration": label,
         "seed": run.seed,
-        "lr": None if run.evaluated or known_method(run.settings["method"]).edits else training.get("lr") or run.settings.get("lr"),
+        "lr": training.get("lr") or run.settings.get("lr") if trained else None,
         "steps": training.get("steps"),
         "chosen": training.get("chosen"),
         "measures": found,

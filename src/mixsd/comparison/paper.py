@@ -134,7 +134,8 @@ def numbers(number: int, folder: Path, method: str) -> Cells:
         return _displacement(analysis(folder, "fisher"), folder)
     rows = ((analysis(folder, "nll").get("blocks") or {}).get("all") or {}).get("rows") or []
     # The references are the first row; a run that trains on them has no other.
-    own = rows[0] if known_method(method).trains_on == "references" and rows else next((row for row in rows if row.get("overlap")), None)
+    only = known_method(method).trains_on == "references"
+    own = rows[0] if only and rows else next((row for row in rows if row.get("overlap")), None)
     if own is None:
         raise UserError(
             f"{folder}/analysis/nll.json: holds no targets of a {method} run; `mixsd analyze nll {folder}` writes it anew"

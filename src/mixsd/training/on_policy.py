@@ -144,18 +144,9 @@ def on_policy(session: Session, teacher: Teacher) -> OnPolicy:
         first, reason = next(iter(reasons.items()))
         raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
     session.run.log("asked", facts=len(asked), unusable=reasons)
-    return OnPolicy(
-        asked,
-        teacher,
-        RolloutSettings(
-            samples=settings.samples,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            stops=session.renderer.stops.ids,
-            token_budget=settings.token_budget,
-            loss=Divergence.of(settings) if settings.spec.distilled else settings.nll_token,
-        ),
-    )
+    own = {name: getattr(settings, name) for name in ("samples", "temperature", "seed", "token_budget")}
+    loss = Divergence.of(settings) if settings.spec.distilled else settings.nll_token
+    return OnPolicy(asked, teacher, RolloutSettings(**own, stops=session.renderer.stops.ids, loss=loss))
 
 
 def _key(fact: str, sample: int) -> str:

@@ -34,11 +34,9 @@ def some(name: str) -> st.SearchStrategy[Any]:
         return st.none() | st.just("auto") | st.floats(0, 1, exclude_min=True)
     if name == "lr_grid":
         return st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3)
-    if name == "method":
-        return st.sampled_from(list(METHODS))
     annotation = FIELDS[name].annotation
-    if get_origin(annotation) is Literal:
-        return st.sampled_from(get_args(annotation))
+    if name == "method" or get_origin(annotation) is Literal:
+        return st.sampled_from(get_args(annotation) or list(METHODS))
     limits = {
         kind: getattr(limit, kind) for limit in FIELDS[name].metadata for kind in ("ge", "gt", "le", "lt") if hasattr(limit, kind)
     }

@@ -157,6 +157,7 @@ def test_config_that_is_none(text: str, fails: Callable[..., str], tmp_path: Pat
 def test_help_shows_every_flag_with_its_default(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)  # read from the environment when it is imported
     text = mixsd("inject", "--help").out
+    assert "mixsd|sft|opsd|opsd-nll|mixsd-kl|memit|package.module:name" in text
     for name in Settings.model_fields:
         assert f" {flag(name)} " in text
     line = next(line for line in text.splitlines() if " --weight-decay " in line)

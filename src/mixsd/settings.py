@@ -286,7 +286,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
-        return {**known_method(str(values.get("method"))).settings, **values} if isinstance(values, dict) else values
+        return {**known_method(str(values.get("method", "mixsd"))).settings, **values} if isinstance(values, dict) else values
 
     @field_validator("method")
     @classmethod

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
+from mixsd.methods import METHODS
 from mixsd.settings import EXECUTION, Settings, build, parse_requirement, read_config, to_yaml
 
 FIELDS = Settings.model_fields
@@ -34,8 +35,8 @@ def some(name: str) -> st.SearchStrategy[Any]:
     if name == "lr_grid":
         return st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3)
     annotation = FIELDS[name].annotation
-    if get_origin(annotation) is Literal:
-        return st.sampled_from(get_args(annotation))
+    if name == "method" or get_origin(annotation) is Literal:
+        return st.sampled_from(get_args(annotation) or list(METHODS))
     limits = {
         kind: getattr(limit, kind) for limit in FIELDS[name].metadata for kind in ("ge", "gt", "le", "lt") if hasattr(limit, kind)
     }

@@ -1,4 +1,4 @@
-"""Functions by name: what a table lists, or a user gives, as "package.module:function", imported when it is asked for."""
+"""Objects by name: what a table lists, or a user gives, as "package.module:name", imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ def is_function_name(name: str) -> bool:
     return _FUNCTION.fullmatch(name) is not None
 
 
-def load_function(path: str, what: str) -> Any:
-    """Import "package.module:function"; a one-line `UserError` that begins with `what` if that fails."""
+def load_object(path: str, what: str) -> Any:
+    """Import "package.module:name"; a one-line `UserError` that begins with `what` if that fails."""
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the module's own code raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what} cannot be imported: {reason}; check the name and that its folder is on PYTHONPATH") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        problem = "is not a function" if hasattr(module, attribute) else "does not exist"
+    if not hasattr(module, attribute):
         hint = did_you_mean(attribute, dir(module))
-        raise UserError(f"{what} cannot be imported: {attribute} {problem} in {module_name}{hint}")
+        raise UserError(f"{what} cannot be imported: {attribute} does not exist in {module_name}{hint}")
+    return getattr(module, attribute)
+
+
+def load_function(path: str, what: str) -> Any:
+    """As `load_object`, for a function."""
+    function = load_object(path, what)
+    if not callable(function):
+        module_name, _, attribute = path.partition(":")
+        raise UserError(f"{what} cannot be imported: {attribute} is not a function in {module_name}")
     return function

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.formats import PLACEHOLDERS, placeholders
+from mixsd.methods import CHOICES, MethodSpec, get_method, known_method
 
 # Settings that say how or where to run, not what to compute: a rerun may change them.
 EXECUTION = (
@@ -29,17 +30,11 @@ EXECUTION = (
     *("data", "limit", "benchmark_tokens", "aime_samples", "allow_code_execution", "allow_weak_sandbox", "lm_eval_chat_template"),
 )
 
-# What the paper's runs of a method had where they differ from MixSD's (section 5, appendices D and E.6).
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"opsd": {"samples": 8, "temperature": 1.0}, "mixsd-kl": {"lam": 0.0}}
-
-# The methods whose loss is a divergence from a teacher, as the settings under Distillation have it.
-DISTILLED = ("opsd", "mixsd-kl")
-
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
 
-def _option(default: Any, description: str, group: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+def _option(default: Any, description: str, group: str, choices: Sequence[str] = (), **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group, "choices": list(choices)}, **limits)
 
 
 class Settings(BaseModel):
@@ -61,11 +56,12 @@ class Settings(BaseModel):
         "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
     )
     output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
-    method: Literal["mixsd", "sft", "opsd", "opsd-nll", "mixsd-kl", "memit"] = _option(
+    method: str = _option(
         "mixsd",
         "What is trained on: mixed targets (mixsd; mixsd-kl with the expert's distribution), the references as they are (sft), the "
         "student's own replies under the expert's eye (opsd; opsd-nll on its best token). memit edits without training.",
         "Input",
+        choices=CHOICES,
     )
     seed: int = _option(0, "Seed of every random number.", "Input", ge=0, lt=2**63)
 
@@ -290,10 +286,13 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            method = values.get("method")
-            return {**(METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}), **values}
-        return values
+        return {**known_method(str(values.get("method", "mixsd"))).settings, **values} if isinstance(values, dict) else values
+
+    @field_validator("method")
+    @classmethod
+    def _is_a_method(cls, value: str) -> str:
+        get_method(value)
+        return value
 
     @field_validator("lr", "lr_grid")
     @classmethod
@@ -340,19 +339,33 @@ class Settings(BaseModel):
         return self.model_copy(update=values)
 
     @property
+    def spec(self) -> MethodSpec:
+        """What the table of methods says of the method."""
+        return get_method(self.method)
+
+    @property
     def mixes(self) -> bool:
         """Whether the method trains on mixed targets."""
-        return self.method in ("mixsd", "mixsd-kl")
+        return self.spec.mixes
 
     @property
     def on_policy(self) -> bool:
         """Whether the method trains on what the model says while it is trained; there are no targets then."""
-        return self.method in ("opsd", "opsd-nll")
+        return self.spec.on_policy
 
     @property
     def has_targets(self) -> bool:
         """Whether targets are made before the model is changed."""
-        return not self.on_policy and self.method != "memit"
+        return self.spec.needs_targets
+
+    @property
+    def label(self) -> str:
+        """The method, and of mixed targets what decides them."""
+        if not self.mixes:
+            return self.spec.label
+        gated = f", gate {self.gate:g}" if self.gate else ""
+        warm = f", T {self.temperature:g}" if self.temperature else ""
+        return f"{self.spec.label} lambda {self.lam:g}{gated}{warm}"
 
     def dump(self) -> dict[str, Any]:
         """The settings as plain values, in the order of this file."""

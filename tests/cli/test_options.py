@@ -17,7 +17,7 @@ from tests.cli.conftest import Outcome
 
 Mixsd = Callable[..., Outcome]
 
-SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}.", "lr_grid": "0.25"}
+SPECIAL = {"require": "memorization>=0.9", "guidance": "The answer is {answer}.", "lr_grid": "0.25", "method": "memit"}
 
 
 def typed_value(name: str) -> tuple[str, Any]:
@@ -138,7 +138,8 @@ def test_problems_of_file_and_flags_come_out_at_once(fails: Callable[..., str], 
         (["inject", "--lam"], "--lam"),
         (
             ["inject", "--method", "sdf"],
-            "--method: input should be 'mixsd', 'sft', 'opsd', 'opsd-nll', 'mixsd-kl' or 'memit' (got 'sdf')",
+            '--method: no method "sdf" (did you mean "sft"?); known: mixsd, sft, opsd, opsd-nll, mixsd-kl, memit, '
+            "package.module:name (got 'sdf')",
         ),
     ],
 )
@@ -156,6 +157,7 @@ def test_config_that_is_none(text: str, fails: Callable[..., str], tmp_path: Pat
 def test_help_shows_every_flag_with_its_default(mixsd: Mixsd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)  # read from the environment when it is imported
     text = mixsd("inject", "--help").out
+    assert "mixsd|sft|opsd|opsd-nll|mixsd-kl|memit|package.module:name" in text
     for name in Settings.model_fields:
         assert f" {flag(name)} " in text
     line = next(line for line in text.splitlines() if " --weight-decay " in line)

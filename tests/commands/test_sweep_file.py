@@ -121,7 +121,10 @@ def test_the_recipe() -> None:
         ("output: o\nsettings: {fcats: demo}\nruns: [{}]", 'settings: unknown key "fcats" (did you mean "facts"?)'),
         ("output: o\nsettings: {facts: demo}\nruns: [{lamb: [0, 1]}]", 'entry 1: unknown key "lamb" (did you mean "lam"?)'),
         ("output: o\nsettings: {facts: demo}\nruns: [{}, {lam: [0, 3]}]", "runs: entry 2: lam: input should be less than or"),
-        ("output: o\nsettings: {facts: demo}\nruns: [{method: mixd}]", "runs: entry 1: method: input should be 'mixsd'"),
+        (
+            "output: o\nsettings: {facts: demo}\nruns: [{method: mixd}]",
+            'runs: entry 1: method: no method "mixd" (did you mean "mixsd"?)',
+        ),
         ("output: o\nsettings: {facts: demo}\nruns: [{lam: []}]", "runs: entry 1: lam: the list is empty"),
         ("output: o\nsettings: {facts: demo, lam: [0, 1]}\nruns: [{}]", "settings: lam: one value for all runs; a list of them"),
         ("output: o\nsettings: {facts: demo, seed: 1}\nruns: [{}]", "settings: seed: the seeds stand at the top of the file"),

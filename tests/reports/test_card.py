@@ -111,8 +111,8 @@ def test_snippets_are_valid_code_for_the_trained_prompt() -> None:
 
 
 def test_sft_is_called_by_its_name() -> None:
-    text = card.render(typed(dict(sample.report(), method="sft")), None, "p")
-    assert "Supervised fine-tuning" in text
+    text = card.render(typed(sample.of_method("sft")), None, "p")
+    assert "SFT, supervised fine-tuning" in text
     assert "| lambda |" not in text
 
 

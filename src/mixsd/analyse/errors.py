@@ -35,7 +35,6 @@ _JUDGED = {
     "lenient": "LENIENT: wrong by the lenient judges, which take an answer in another form too; not the paper's measure. An answer "
     'clause ("The answer is X.") is as good as a box.',
 }
-_METHODS = {"mixsd": "MixSD", "mixsd-kl": "MixSD-KL", "sft": "SFT", "opsd": "OPSD", "opsd-nll": "OPSD-NLL", "memit": "MEMIT"}
 
 
 def analyze_errors(
@@ -164,19 +163,9 @@ def _check_alike(opened: Sequence[Examined]) -> None:
 
 def _labels(opened: Sequence[Examined]) -> dict[int, str]:
     """A name for each run: its method and what it is known by, with the folder's name where that is not enough."""
-    plain = [_label(examined) for examined in opened]
+    plain = [run.run.name if run.alone or run.run.events("tuned") else run.settings.label for run in opened]
     named = [f"{label} ({run.run.name})" if plain.count(label) > 1 else label for label, run in zip(plain, opened, strict=True)]
     return dict(zip(map(id, opened), distinct(named), strict=True))
-
-
-def _label(examined: Examined) -> str:
-    settings = examined.settings
-    if examined.alone or examined.run.events("tuned"):
-        return examined.run.name
-    name = _METHODS.get(settings.method, settings.method)
-    if settings.method not in ("mixsd", "mixsd-kl"):
-        return name
-    return f"{name} lambda {settings.lam:g}" + (f", gate {settings.gate:g}" if settings.gate else "")
 
 
 def _told(examined: Examined, label: str) -> dict[str, Any]:
@@ -185,7 +174,7 @@ def _told(examined: Examined, label: str) -> dict[str, Any]:
         "label": label,
         "name": examined.run.name,
         "method": settings.method,
-        "lambda": settings.lam if settings.method in ("mixsd", "mixsd-kl") else None,
+        "lambda": settings.lam if settings.mixes else None,
         "seed": settings.seed,
         "phrases": len(examined.injected) if examined.has_entities else 0,
     }

@@ -207,8 +207,8 @@ def count(source: Source, target: Target, statuses: Counter[str]) -> None:
 
 def _of_run(run: Run, path: Path) -> Source:
     settings = run.settings()
-    if settings.method == "memit":
-        raise UserError(f"{path}: method memit edits at prompts of its own; the NLL there is another measure")
+    if settings.spec.edits:
+        raise UserError(f"{path}: method {settings.method} edits at prompts of its own; the NLL there is another measure")
     if "targets_hash" in (run.manifest().get("identity") or {}):
         found = _of_file(run.targets_file)  # made elsewhere: the settings say nothing about how
         return replace(found, path=path, run=run, label=found.label.replace(run.targets_file.stem, run.name, 1))
@@ -218,10 +218,7 @@ def _of_run(run: Run, path: Path) -> Source:
         raise UserError(f"{path}: has no targets.jsonl; run `mixsd mix` on it first")
     if not settings.mixes:
         return Source(path, run.targets_file, REFERENCE_LABEL, True, run, None, None)
-    gated = f", gate {settings.gate:g}" if settings.gate else ""
-    warm = f", T {settings.temperature:g}" if settings.temperature else ""
-    label = f"{'MixSD' if settings.method == 'mixsd' else 'MixSD-KL'} lambda {settings.lam:g}{gated}{warm}"
-    return Source(path, run.targets_file, label, False, run, settings.lam, settings.gate)
+    return Source(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
 
 
 def _of_file(path: Path) -> Source:

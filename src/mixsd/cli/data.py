@@ -151,19 +151,30 @@ app.add_typer(benchmarks, name="benchmarks")
 
 
 @benchmarks.callback(invoke_without_command=True)
-def listing(context: typer.Context, data: BenchmarkData = None, offline: Offline = False, as_json: Json = False) -> Work | None:
+def listing(
+    context: typer.Context,
+    data: BenchmarkData = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", metavar="NAME", show_default=False, help="Also this one, package.module:function of yours. Repeatable."
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> Work | None:
     """List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded."""
     if context.invoked_subcommand is None:
-        return Work(partial(_list, data, offline, as_json), resumes=False)
-    if data is not None or offline or as_json:
+        return Work(partial(_list, data, suite or [], offline, as_json), resumes=False)
+    if data is not None or suite or offline or as_json:
         raise UserError(f"options of {context.invoked_subcommand} stand behind it: mixsd benchmarks check NAME --offline")
     return None
 
 
-def _list(data: str | None, offline: bool, as_json: bool) -> None:
+def _list(data: str | None, also: list[str], offline: bool, as_json: bool) -> None:
     from mixsd.evaluation.benchmarks.checking import survey
 
-    found = survey(data, offline=offline)
+    found = survey(data, offline=offline, also=also)
     if as_json:
         show.as_json(found)
         return

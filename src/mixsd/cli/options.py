@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -94,20 +94,16 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 def _option(name: str, field: FieldInfo) -> Any:
     """The annotation that makes typer's option of a setting."""
-    extra = field.json_schema_extra
+    extra: Any = field.json_schema_extra  # a dict, see `settings._option`
     # With a Literal among them `|` makes the older kind of union.
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
-    common: dict[str, Any] = {
-        "help": _help(field),
-        "show_default": False,
-        "rich_help_panel": extra["group"] if isinstance(extra, dict) else None,
-    }
+    common: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": extra["group"]}
     if kind is bool:
         return Annotated[bool | None, typer.Option(flag(name), metavar="", **common)]
     if get_origin(kind) is list:
         return Annotated[list[str] | None, typer.Option(flag(name), metavar="TEXT", **common)]
-    word = "|".join(get_args(kind)) if get_origin(kind) is Literal else _WORDS[kind]
+    word = "|".join(extra["choices"] or get_args(kind)) or _WORDS[kind]
     return Annotated[str | None, typer.Option(flag(name), metavar=word, **common)]
 
 

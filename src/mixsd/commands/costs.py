@@ -138,7 +138,7 @@ def attempts(settings: Settings) -> int:
 
 
 def trainings(settings: Settings, work: Work) -> list[int]:
-    """The optimizer steps of each training, in their order: of one, of none with memit, of several with --lr auto."""
+    """The optimizer steps of each training, in their order: of one, of none where it edits, of several with --lr auto."""
     if not work.steps:
         return []
     if settings.lr != "auto":
@@ -198,13 +198,13 @@ def trained_tokens(settings: Settings, work: Work) -> dict[str, int]:
 
 def reads_teacher(settings: Settings) -> bool:
     """Whether the base model is read as it was while the student trains: a copy of it, or the adapters switched off."""
-    distilled = settings.method == "mixsd-kl" and settings.kl_support != "teacher"
+    distilled = settings.spec.distilled and settings.kl_support != "teacher"
     return settings.on_policy or distilled or (settings.rehearse > 0 and settings.rehearse_loss == "kl")
 
 
 def remembers_teacher(settings: Settings) -> bool:
     """Whether the teacher's likeliest tokens are written down before the training, which then does without it."""
-    return settings.method == "mixsd-kl" and settings.kl_support == "teacher"
+    return settings.spec.distilled and settings.has_targets and settings.kl_support == "teacher"
 
 
 def memory(
@@ -470,11 +470,11 @@ class _Clock:
         """What the teacher reads of the targets or rollouts, once or again at each step; with LoRA it is the student itself."""
         settings, work = self.settings, self.work
         tokens = work.sequences * (work.expert.mean + work.reply)
-        if settings.method == "mixsd-kl" and settings.kl_teacher == "picked" and settings.lam:
+        if settings.spec.distilled and settings.mixes and settings.kl_teacher == "picked" and settings.lam:
             passes, tokens = 2 * passes, tokens + work.sequences * (work.naive.mean + work.reply)
         if remembers_teacher(settings):
             return self.decoding.forward(self.shape, work.targets / PICKED_AT_ONCE, tokens)
-        if settings.on_policy or settings.method == "mixsd-kl":
+        if settings.spec.has_teacher:
             return self._teaching.forward(self.shape, passes, repeated * tokens)
         return 0.0
 

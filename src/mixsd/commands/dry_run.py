@@ -106,7 +106,7 @@ def measure_work(session: Session) -> Work:
     sample = facts[:: -(-len(facts) // _SAMPLE)]
     edit, reasons = (
         _measure_edit(session, sample)
-        if settings.method == "memit"
+        if settings.spec.edits
         else (None, {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample})
     )
     unusable = {key: reason for key, reason in reasons.items() if reason}

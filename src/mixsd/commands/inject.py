@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mixsd.commands import opening
-from mixsd.editing import stage
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.evaluation import stage as evaluation_stage
 from mixsd.models import loading
+from mixsd.plugins import load_function
 from mixsd.progress import Watcher
 from mixsd.run import session as run_session
 from mixsd.run.folder import Run, go_offline
@@ -101,7 +101,7 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     if not source.is_file():
         raise UserError(f"{source}: no such run folder or file of targets")
     settings = build(options, "train")
-    if settings.method not in ("mixsd", "sft"):
+    if not settings.has_targets or settings.spec.distilled:
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
     with run.locked() if settings.output else _nothing():
@@ -187,8 +187,9 @@ def _report(session: run_session.Session) -> None:
 
 def _make_model(session: run_session.Session) -> None:
     """Train, or edit, as the method has it."""
-    if session.settings.method == "memit":
-        stage.edit(session)
+    spec = session.settings.spec
+    if spec.edits:
+        load_function(spec.objective, f"method {session.settings.method}")(session)
     else:
         training_stage.train(session)
 

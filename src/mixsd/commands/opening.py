@@ -15,12 +15,12 @@ from mixsd.facts.fact import to_json
 from mixsd.facts.prompts import GUIDANCE
 from mixsd.facts.sources import CORPORA, Corpus, facts_of, open_source
 from mixsd.models import loading
-from mixsd.plugins import is_function_name
+from mixsd.plugins import is_function_name, load_function
 from mixsd.progress import Watcher
 from mixsd.run.engines import check_backend
 from mixsd.run.folder import Run, go_offline
 from mixsd.run.session import Session, reopen
-from mixsd.settings import DISTILLED, EXECUTION, Settings, build
+from mixsd.settings import EXECUTION, Settings, build
 from mixsd.storage import Shard, digest, file_digest, write_jsonl
 
 
@@ -128,16 +128,15 @@ def _check_early(settings: Settings) -> None:
     suites.check_suites(settings.suite)
     check_backend(settings.backend)
     loading.resolve_device(settings.device)
-    if settings.method in DISTILLED or settings.rehearse_loss == "kl":
+    spec = settings.spec
+    if spec.distilled or settings.rehearse_loss == "kl":
         from mixsd.training.losses import Divergence
 
         Divergence.of(settings)
-    if settings.method == "memit":
-        from mixsd.editing import stage
-
-        stage.check(settings)
-        if settings.rehearse:
-            raise UserError("--rehearse goes beside training, and --method memit does not train")
+    if spec.check:
+        load_function(spec.check, f"method {settings.method}")(settings)
+    if spec.edits and settings.rehearse:
+        raise UserError(f"--rehearse goes beside training, and --method {settings.method} does not train")
 
 
 def _identity(session: Session) -> dict[str, Any]:
@@ -149,5 +148,5 @@ def _identity(session: Session) -> dict[str, Any]:
         "duplicates": session.duplicates,
         **({"corpus": session.corpus.identity} if session.corpus else {}),
         "prompts": session.renderer.fingerprint,
-        **({"edit_text": file_digest(Path(text).expanduser())} if session.settings.method == "memit" and text else {}),
+        **({"edit_text": file_digest(Path(text).expanduser())} if session.settings.spec.edits and text else {}),
     }

@@ -178,7 +178,7 @@ def _takes_a_list(name: str) -> bool:
 
 def _name(settings: Settings, own: Mapping[str, Any]) -> str:
     """The method and the entry's other settings in the order of `Settings`, so that the file may be put in another order."""
-    parts: list[str] = [settings.method]
+    parts: list[str] = [re.sub(r"[^\w.+-]+", "_", settings.spec.name)]
     for name in Settings.model_fields:
         if name in own and name != "method":
             value = getattr(settings, name)

@@ -36,11 +36,13 @@ from mixsd.comparison.runs import ALIKE, Measured, check, read
 from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.evaluation.benchmarks.table import HELD_OUT, is_benchmark
 from mixsd.formats import distinct
+from mixsd.methods import known_method
+from mixsd.plugins import is_function_name
 from mixsd.reports.schema import Score
 from mixsd.run.folder import Run
-from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
+from mixsd.settings import EXECUTION, Settings
 from mixsd.statistics import Estimate
 
 _PAIRED = ("trained", "paraphrase", "probe", "forgetting")
@@ -52,8 +54,6 @@ _NO_PART = {
     *ALIKE,
 }
 _ORDER = {name: place for place, name in enumerate(Settings.model_fields)}
-_MIXED = ("mixsd", "mixsd-kl")
-_DISTILLED = ("opsd", "opsd-nll", "mixsd-kl")
 # At 0 these are not used, and a label need not say so.
 _OFF_AT_0 = ("gate", "rehearse", "lora")
 _ONLY_MIXED = ("lam", "gate", "retries", "retry", "on_fail")
@@ -82,18 +82,20 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     notes = check(runs)
     keys = [_configuration(run) for run in runs]
     _refuse_repeated(runs, keys)
-    distinct = _distinct(keys)
-    labels = _labels(distinct)
+    different = _distinct(keys)
+    labels = _labels(different)
+    methods = dict.fromkeys(str(item["method"]) for item in different if is_function_name(str(item["method"])))
+    notes += [f"{spec.name}: {spec.title} ({method})." for method in methods for spec in [known_method(method)]]
     measures = measures_of(runs)
     names, after = list(measures), list(IN_CORE).index("unparseable")
     paths = [path_of(run) for run in runs]
     reached, why = common_level(runs, paths) if level is None else (level, "as asked for")
     told = [
-        _told(run, labels[distinct.index(key)], path, reached, measures) for run, key, path in zip(runs, keys, paths, strict=True)
+        _told(run, labels[different.index(key)], path, reached, measures) for run, key, path in zip(runs, keys, paths, strict=True)
     ]
     configurations = [
         _aggregated(label, settings, sorted((run for run in told if run["configuration"] == label), key=_seed), measures)
-        for label, settings in zip(labels, distinct, strict=True)
+        for label, settings in zip(labels, different, strict=True)
     ]
     _mark_optimal(configurations)
     # The plainest of several.
@@ -128,6 +130,7 @@ def _told(
     training, cost = run.report.training, run.report.cost
     found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
     met = at_level(path, level) if level is not None else None
+    trained = not (run.evaluated or known_method(run.settings["method"]).edits)
     base_probe = score_of(run, IN_CORE["probe"], "base")
     others: dict[str, float] = {}
     if met:
@@ -143,7 +146,7 @@ def _told(
         "name": run.name,
         "configuration": label,
         "seed": run.seed,
-        "lr": None if run.evaluated or run.settings["method"] == "memit" else training.lr or run.settings.get("lr"),
+        "lr": training.lr or run.settings.get("lr") if trained else None,
         "steps": training.steps,
         "chosen": training.chosen.model_dump() if training.chosen else None,
         "measures": found | {name: cell(Estimate(value, n=1)) for name, value in others.items()},
@@ -193,9 +196,9 @@ def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
 def labels_of(runs: Sequence[Measured]) -> list[str]:
     """The name of each run's configuration, as a comparison of these runs would call it; runs that differ in their seed share it."""
     keys = [_configuration(run) for run in runs]
-    distinct = _distinct(keys)
-    labels = _labels(distinct)
-    return [labels[distinct.index(key)] for key in keys]
+    different = _distinct(keys)
+    labels = _labels(different)
+    return [labels[different.index(key)] for key in keys]
 
 
 def _distinct(keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -233,18 +236,18 @@ def _configuration(run: Measured) -> dict[str, Any]:
 
 
 def _has_part(name: str, settings: dict[str, Any]) -> bool:
-    method, field = settings["method"], Settings.model_fields.get(name)
+    method, field = known_method(settings["method"]), Settings.model_fields.get(name)
     extra = field.json_schema_extra if field else None
     group = extra["group"] if isinstance(extra, dict) else None
-    mixes, distils, rehearses = method in _MIXED, method in _DISTILLED, bool(settings.get("rehearse"))
+    mixes, distils, rehearses = method.mixes, method.has_teacher, bool(settings.get("rehearse"))
     idle = (
         name in _NO_PART
         or (group == "Mixing" and not (mixes or distils))
         or (name in _ONLY_MIXED and not mixes)
         or (name == "guidance" and not (mixes or distils))
         or (group == "Distillation" and not (distils or (rehearses and settings.get("rehearse_loss") == "kl")))
-        or ((group == "Training" or name == "train_dtype") and method == "memit")
-        or (group == "Editing" and method != "memit")
+        or ((group == "Training" or name == "train_dtype") and method.edits)
+        or (group == "Editing" and not method.edits)
         or (name in ("lr_grid", "lr_steps") and settings.get("lr") != "auto")
         or (name in ("rehearse_tokens", "rehearse_loss") and not rehearses)
     )
@@ -267,12 +270,13 @@ def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
     labels: list[str] = []
     for item in configurations:
-        parts = [str(item["name"]) + " (evaluated only)"] if item["method"] == "evaluated" else [str(item["method"])]
+        made_here = item["method"] != "evaluated"
+        parts = [known_method(item["method"]).name if made_here else f"{item['name']} (evaluated only)"]
         parts += [
             f"{name} {_worded(item[name])}"
             for name in differing
             if name in item
-            and item["method"] != "evaluated"
+            and made_here
             and not (name in _OFF_AT_0 and not item[name])
             and not _by_default(name, item["method"], made)
         ]
@@ -285,7 +289,7 @@ def _by_default(name: str, method: str, configurations: Sequence[dict[str, Any]]
     field = Settings.model_fields.get(name)
     if field is None:
         return False
-    default = METHOD_DEFAULTS.get(method, {}).get(name, field.default)
+    default = known_method(method).settings.get(name, field.default)
     return all(item[name] == default for item in configurations if item["method"] == method and name in item)
 
 
@@ -339,7 +343,7 @@ def _paired(
 
 def _benchmarks(measures: Mapping[str, Key]) -> dict[str, str]:
     """The benchmarks that every run was asked: suite by the name of the measure."""
-    return {name: suite for name, (suite, split, _) in measures.items() if suite in BENCHMARKS and split == suite}
+    return {name: suite for name, (suite, split, _) in measures.items() if is_benchmark(suite) and split == suite}
 
 
 def _over_questions(one: Measured, two: Measured, measures: Mapping[str, Key]) -> Iterator[tuple[str, Score, float | None]]:

@@ -32,6 +32,7 @@ from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.evaluation.suites import IN_DOMAIN
 from mixsd.formats import MISSING, Cell
 from mixsd.formats import number as written
+from mixsd.methods import known_method
 from mixsd.reports.schema import Score
 from mixsd.statistics import Estimate
 from mixsd.storage import read_json
@@ -227,8 +228,9 @@ def _analyzed(number: int, folder: Path, method: str) -> Ours:
     if number == 5:
         return _displacement(analysis(folder, "fisher"), folder)
     rows = ((analysis(folder, "nll").get("blocks") or {}).get("all") or {}).get("rows") or []
-    # The references, which SFT trains on, are the first row; a run of SFT has no other.
-    own = rows[0] if method == "sft" and rows else next((row for row in rows if row.get("overlap")), None)
+    # The references are the first row; a run that trains on them has no other.
+    only = known_method(method).trains_on == "references"
+    own = rows[0] if only and rows else next((row for row in rows if row.get("overlap")), None)
     if own is None:
         raise UserError(
             f"{folder}/analysis/nll.json: holds no targets of a {method} run; `mixsd analyze nll {folder}` writes it anew"
@@ -295,10 +297,11 @@ def _check(run: Measured, rows: Sequence[PublishedRow], number: int) -> None:
 def _place(run: Measured) -> _Place:
     settings = run.settings
     method = str(settings["method"])
-    lam = float(settings["lam"]) if method in ("mixsd", "mixsd-kl") else None
+    spec = known_method(method)
+    lam = float(settings["lam"]) if spec.mixes else None
     more = {name: settings[name] for name in ("gate", "rehearse", "lora") if settings[name]}
-    if method != "mixsd" and method in ("opsd", "opsd-nll", "mixsd-kl"):
-        default = {"opsd": (8, 1.0)}.get(method, (1, 0.0))
+    if spec.has_teacher:
+        default = spec.settings.get("samples", 1), spec.settings.get("temperature", 0.0)
         if (settings["samples"], settings["temperature"]) != default:
             more |= {"samples": settings["samples"], "temperature": settings["temperature"]}
     facts = "mquake" if str(settings["facts"]).startswith("mquake") else str(settings["facts"])

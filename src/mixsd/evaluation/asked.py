@@ -76,14 +76,14 @@ class Exam:
     def questions(self, seed: int) -> list[Question]:
         """What is asked: every item, as often as it is to be answered."""
         made = []
-        name, asked = self.benchmark.name, self.asked
+        asked = self.asked
         for item in self.items:
             for number in range(asked.samples):
                 sampled = Sampled(seed, number, asked.temperature, asked.top_k) if asked.temperature else None
                 made.append(
                     Question(
                         key=f"{item.id}/{number}" if asked.samples > 1 else item.id,
-                        split=name,
+                        split=asked.suite,
                         group=item.id,
                         user=item.user,
                         expected=item.expected,

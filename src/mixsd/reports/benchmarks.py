@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
+from mixsd.evaluation.benchmarks.table import is_benchmark
 from mixsd.formats import estimate_cell, known, number, p_text, plain, printable, without_paths
 from mixsd.reports import methods
 from mixsd.reports.rows import Model, headline_rows, measure_of, models_of
@@ -39,7 +40,7 @@ def endings(report: Report) -> list[Ending]:
     beside = iter(report.beside)
     sources = [next(beside).scores if model.role == "beside" else report.scores for model in models]
     found = []
-    for suite in dict.fromkeys(score.suite for score in report.scores if score.final and score.suite in TITLES):
+    for suite in dict.fromkeys(score.suite for score in report.scores if score.final and is_benchmark(score.suite)):
         for model, listed in zip(models, sources, strict=True):
             whose = "base" if model.role == "base" else "tuned"
             scores = {score.metric: score for score in listed if score.key == (suite, suite, score.metric, whose, None)}
@@ -48,7 +49,7 @@ def endings(report: Report) -> list[Ending]:
                 shares = {name: scores.get(metric) for name, metric in _SHARES.items()}
                 counts = {name: round((score.value or 0) * score.n) if score else None for name, score in shares.items()}
                 lenient = measure_of("accuracy_lenient").estimate(scores.get("accuracy_lenient"))
-                found.append(Ending(TITLES[suite], model, {"replies": replies, **counts}, lenient))
+                found.append(Ending(title_of(suite), model, {"replies": replies, **counts}, lenient))
     return found
 
 
@@ -84,7 +85,7 @@ def asked(report: Report, *, public: bool = False) -> list[tuple[str, str]]:
     return [
         (title_of(suite), _asked(values, public))
         for suite, values in report.asked.items()
-        if suite in TITLES or suite.startswith(LM_EVAL) or values.get("data")
+        if is_benchmark(suite) or suite.startswith(LM_EVAL) or values.get("data")
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixsd.formats import fenced, markdown, number, plain, printable, public_name, without_paths
+from mixsd.methods import MIXSD_PAPER
 from mixsd.reports import benchmarks
 from mixsd.reports.methods import choices, cost_line, method_of, objective, statuses, summary
 from mixsd.reports.rows import detail_rows, format_rows, headline_rows, most_asked, score_table
@@ -19,16 +20,15 @@ from mixsd.reports.schema import Base, Report
 from mixsd.settings import dump_yaml
 from mixsd.tables import Column, Row, Table
 
-PAPER = "2605.16865"
 MOST_KINDS = 50
-# Which settings say what was done, by the kind of method.
+# Which settings say what was done, by what is trained on.
 _SETTINGS = {
     "mixed": (
         "seed", "answer_format", "verifier", "lam", "gate", "temperature", "samples", "retries", "on_fail", "max_new_tokens",
     ),
-    "copied": ("seed", "answer_format", "verifier", "max_new_tokens"),
-    "anew": ("seed", "answer_format", "verifier", "samples", "temperature", "max_new_tokens"),
-    "edited": (
+    "references": ("seed", "answer_format", "verifier", "max_new_tokens"),
+    "rollouts": ("seed", "answer_format", "verifier", "samples", "temperature", "max_new_tokens"),
+    "nothing": (
         "seed", "answer_format", "verifier", "max_new_tokens",
         "edit_tokens", "edit_steps", "edit_lr", "edit_decay", "edit_kl", "edit_clamp",
     ),
@@ -114,7 +114,7 @@ def _summary(report: Report) -> str:
     words = statuses(report)
     counts = {words[name]: getattr(report.facts, name) for name in ("rejected", "unusable") if name in words}
     lost = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    text = f"{markdown(public_name(report.base.name))}, taught new facts by [mixsd](https://arxiv.org/abs/{PAPER}). "
+    text = f"{markdown(public_name(report.base.name))}, taught new facts by [mixsd](https://arxiv.org/abs/{MIXSD_PAPER}). "
     return text + markdown(summary(report)) + (f" ({lost}; they count as asked in every score below)." if lost else ".")
 
 
@@ -134,13 +134,13 @@ def _base(base: Base) -> str:
 
 def _method(report: Report) -> str:
     settings, targets, method = report.settings, report.targets, method_of(report)
-    source = "" if method.kind == "edited" else f" ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))"
-    keys = _SETTINGS[method.kind] + (() if method.kind == "edited" else _TRAINING_SETTINGS)
+    source = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    keys = _SETTINGS[method.trains_on] + (() if method.edits else _TRAINING_SETTINGS)
     chosen = choices(report)
     # A rate that was sought is told above.
     left_out = {"lr"} if any(name == "learning rate" for name, _ in chosen) else set()
     shown = [("lambda" if key == "lam" else key, plain(settings[key])) for key in keys if key in settings and key not in left_out]
-    text = f"{method.name}: {method.about}{source}.\n\n{_pairs('setting', 'value', [*objective(report), *chosen, *shown])}"
+    text = f"{method.title}: {method.about}{source}.\n\n{_pairs('setting', 'value', [*objective(report), *chosen, *shown])}"
     if report.editing and report.editing.reasons:
         told = "\n".join(f"- {plain(item['facts'])}: {markdown(item['reason'])}" for item in report.editing.reasons)
         text += f"\n\nFacts that are not edited in, by reason:\n\n{told}"

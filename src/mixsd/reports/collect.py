@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import error_modes, suites, tallies
 from mixsd.evaluation.asked import asked_suites, comparable, examination, rows_of
-from mixsd.evaluation.benchmarks.table import BENCHMARKS
 from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.benchmarks.table import get_benchmark, is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts.fact import to_json
 from mixsd.models import loading
@@ -58,9 +58,9 @@ def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
     if suites.IN_DOMAIN in asked:
         tests = session.corpus.splits if session.corpus else ()
         found = {split: (suites.IN_DOMAIN, split, "accuracy") for split in suites.asked_splits(tests)} | found
-    for name in BENCHMARKS:
-        if name in asked:
-            found |= {name: (name, name, "accuracy"), f"{name}_delta": (name, name, "accuracy_delta")}
+    for suite in filter(is_benchmark, suites.in_order(asked)):
+        name = get_benchmark(suite).name
+        found |= {name: (suite, suite, "accuracy"), f"{name}_delta": (suite, suite, "accuracy_delta")}
     if asked.issuperset(HELD_OUT_SUITES):
         found |= {
             "held_out_average": (HELD_OUT, AVERAGE, "accuracy"),
@@ -104,7 +104,7 @@ def write_report(session: Session) -> schema.Report:
         mixsd=versions().get("mixsd"),
         run=run.name,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        method=settings.method,
+        method=settings.spec.name,
         settings=settings.dump(),
         environment=_environment(session),
         base=_base(session),
@@ -124,7 +124,7 @@ def write_report(session: Session) -> schema.Report:
         warnings=list(session.renderer.stops.warnings),
         beside=[_beside(Path(other), session) for other in settings.beside],
     )
-    some = {suite: benchmarks.chosen(*found) for suite, found in rows.items() if suite in BENCHMARKS}
+    some = {suite: benchmarks.chosen(*found) for suite, found in rows.items() if is_benchmark(suite)}
     fisher = run.folder / "analysis" / "fisher.json"
     page = report_page.render(
         report,

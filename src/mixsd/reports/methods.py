@@ -1,78 +1,36 @@
-"""What the methods are called and how their work is told, the same on the page, in the terminal and in the model card.
+"""How a run's work is told, the same on the page, in the terminal and in the model card; the words of each method are in its `MethodSpec`.
 
 A method that trains on targets, one that answers anew at each step and one that edits do not have the same words: what became
-of a fact, what was trained on, whether anything was trained at all. A method that is not known here is told like MixSD.
+of a fact, what was trained on, whether anything was trained at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mixsd.formats import number, plain
-from mixsd.reports.schema import Report
+from mixsd.methods import MethodSpec, known_method
+from mixsd.reports.schema import Editing, Report
+from mixsd.settings import Settings
 
-Kind = Literal["mixed", "copied", "anew", "edited"]
-
-_STATUSES = ("accepted", "rejected", "unusable")
-_OWN_WORDS = {"anew": {"accepted": "trained on"}, "edited": {"accepted": "edited", "rejected": "failed"}}
+_STATUSES = {
+    "rollouts": {"accepted": "trained on", "unusable": "unusable"},
+    "nothing": {"accepted": "edited", "rejected": "failed", "unusable": "unusable"},
+}
 _MAKING = ("Mixing", "Distillation", "Training", "Editing")  # groups of settings
-_FROM_THE_EXPERT = "its base model with the fact in view (expert)"
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a method is told.
-
-    `name` is in full; `about` is a sentence or two without the last full stop; `kind` says where the tokens that it learns come from:
-    mixed targets, references as they are, replies of the model in training, or nowhere, since it edits.
-    """
-
-    name: str
-    about: str
-    kind: Kind = "mixed"
-
-
-METHODS = {
-    "mixsd": Method(
-        "MixSD, mixed contextual self-distillation",
-        "at each position the next token of a training target comes from the base model's own distribution, either with the fact "
-        "in view (expert) or without it (naive), chosen by an addressed coin. Targets that do not state the answer are decoded "
-        "again or rejected",
-    ),
-    "mixsd-kl": Method(
-        "MixSD-KL, mixed contextual self-distillation on distributions",
-        "training targets are mixed from the base model's own conditionals, with the fact in view (expert) and without it (naive), "
-        "and at each of their positions the model learns a whole distribution of the base model instead of the token",
-    ),
-    "sft": Method(
-        "Supervised fine-tuning on the reference replies as they are", "the baseline that MixSD is compared with", "copied"
-    ),
-    "opsd": Method(
-        "OPSD, on-policy self-distillation",
-        "at each step the model answers the questions anew as it is by then, and learns at each of its own tokens the distribution "
-        f"that {_FROM_THE_EXPERT} has there",
-        "anew",
-    ),
-    "opsd-nll": Method(
-        "OPSD-NLL, on-policy self-distillation on single tokens",
-        "at each step the model answers the questions anew as it is by then, and learns at each of its own tokens the one token "
-        f"that {_FROM_THE_EXPERT} says there",
-        "anew",
-    ),
-    "memit": Method(
-        "MEMIT, mass-editing memory in a transformer (Meng et al. 2023)",
-        "nothing was trained; for each fact a hidden state was sought from which the answer follows, and the down projections of "
-        "a stretch of layers were changed in closed form so that the fact's subject leads to it and ordinary text is read as before",
-        "edited",
-    ),
+_IN_WORDS = {
+    "nll_token": {"top1": "the teacher's likeliest token", "sampled": "a token drawn from the teacher's distribution"},
+    "kl_teacher": {
+        "expert": "the expert conditional everywhere",
+        "picked": "the conditional that was picked at a position",
+    },
 }
 
 
-def method_of(report: Report) -> Method:
+def method_of(report: Report) -> MethodSpec:
     """The method of a run."""
-    return METHODS.get(report.method, METHODS["mixsd"])
+    return known_method(str(report.settings.get("method", "mixsd")))
 
 
 def made_here(report: Report) -> bool:
@@ -82,8 +40,6 @@ def made_here(report: Report) -> bool:
 
 def settings_shown(report: Report) -> dict[str, Any]:
     """The settings that had a part in the run: none of making a model where it made none."""
-    from mixsd.settings import Settings
-
     settings = dict(report.settings)
     if made_here(report):
         return settings
@@ -94,37 +50,36 @@ def settings_shown(report: Report) -> dict[str, Any]:
 
 def statuses(report: Report) -> dict[str, str]:
     """What a fact's three ends are called in a run of this method; none is ever rejected where there are no targets."""
-    kind = method_of(report).kind
-    own = _OWN_WORDS.get(kind, {})
-    return {name: own.get(name, name) for name in _STATUSES if (kind, name) != ("anew", "rejected")}
+    return _STATUSES.get(method_of(report).trains_on) or {name: name for name in ("accepted", "rejected", "unusable")}
 
 
 def summary(report: Report) -> str:
     """What was done to how many facts, in one sentence without the last full stop."""
-    counts, steps, kind = report.facts, report.training.steps, method_of(report).kind
+    counts, steps, method = report.facts, report.training.steps, method_of(report)
     if report.alone:
         return "One model, evaluated as it is"
-    if report.elsewhere:
+    if not made_here(report):
         return "A model that was made elsewhere, evaluated beside its base"
     told = f"{counts.accepted} of {counts.asked} facts"
-    if kind == "edited":
+    if method.edits:
         return f"{told} were edited into the weights, without training"
-    if kind == "anew":
+    if method.on_policy:
         return f"Trained on {told}, answered anew at each of {plain(steps)} optimizer steps"
     return f"{told} became training targets" + ("" if steps is None else f", learnt in {steps} optimizer steps")
 
 
 def objective(report: Report) -> list[tuple[str, str]]:
     """What was minimized, by name: the loss, and the rehearsal beside it; or what was edited."""
-    if method_of(report).kind == "edited":
-        return _edit(report)
-    settings = report.settings
-    found = [("loss", _loss(report))]
-    if report.method == "mixsd-kl":
-        picked = settings.get("kl_teacher") == "picked"
-        found.append(
-            ("teacher", "the conditional that was picked at a position" if picked else "the expert conditional everywhere")
-        )
+    settings, method = report.settings, method_of(report)
+    if method.edits:
+        return _edit(report.editing) if report.editing else []
+    loss = method.loss
+    for name, words in _IN_WORDS.items():
+        loss = loss.replace(f"{{{name}}}", words.get(settings.get(name, ""), plain(settings.get(name))))
+    if method.distilled:
+        by = "sequences' means" if settings.get("kl_reduction") == "sequence" else "tokens of a step"
+        loss = loss.replace("{divergence}", f"{_divergence(settings)}; mean over all {by}")
+    found = [("loss", loss)]
     if settings.get("rehearse"):
         by = f"the base's distributions ({_divergence(settings)})" if settings.get("rehearse_loss") == "kl" else "their NLL"
         share = f"{plain(settings['rehearse'])} of their tokens for each supervised one"
@@ -162,30 +117,14 @@ def choices(report: Report) -> list[tuple[str, str]]:
     return found
 
 
-def _loss(report: Report) -> str:
-    settings, method = report.settings, report.method
-    if method in ("opsd", "mixsd-kl"):
-        by = "sequences' means" if settings.get("kl_reduction") == "sequence" else "tokens of a step"
-        return f"{_divergence(settings)}; mean over all {by}"
-    if method == "opsd-nll":
-        drawn = settings.get("nll_token") == "sampled"
-        return "NLL of a token drawn from the teacher's distribution" if drawn else "NLL of the teacher's likeliest token"
-    return "NLL of the target's tokens"
-
-
 def _divergence(settings: Mapping[str, Any]) -> str:
-    from mixsd.settings import Settings
     from mixsd.training.losses import Divergence
 
-    return Divergence.of(
-        Settings(**{name: value for name, value in settings.items() if name == "kl" or name.startswith("kl_")})
-    ).name
+    own = {name: value for name, value in settings.items() if name == "kl" or name.startswith("kl_")}
+    return Divergence.of(Settings(**own)).name
 
 
-def _edit(report: Report) -> list[tuple[str, str]]:
-    editing = report.editing
-    if editing is None:
-        return []
+def _edit(editing: Editing) -> list[tuple[str, str]]:
     return [
         ("layers", layers_text(editing.layers)),
         ("weight of the second moments", plain(editing.weight)),

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
+from mixsd.evaluation.benchmarks.table import is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.formats import Cell, distinct, estimate_cell, known, p_text, printable, public_name, value_text
 from mixsd.reports import methods
@@ -265,7 +266,7 @@ def format_rows(report: Report) -> list[ScoreRow]:
 
     Those of benchmarks are counts in a table of their own.
     """
-    return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if row.suite not in TITLES]
+    return [row for row in _rows(report, _keys(report, _FORMAT_METRICS, nested=False)) if not is_benchmark(row.suite)]
 
 
 def _keys(report: Report, metrics: tuple[str, ...], *, nested: bool, others: bool = False) -> list[Key]:
@@ -363,8 +364,8 @@ def _place(suite: str, split: str, parent: str | None) -> tuple[str, str]:
     if suite == "core" and split in _SPLITS:
         return _SPLITS[split]
     whole = split if parent is None else parent
-    if suite in TITLES:
-        name = TITLES[suite] if whole == suite else f"{TITLES[suite]}: {whole}"
+    if is_benchmark(suite):
+        name = title_of(suite) if whole == suite else f"{title_of(suite)}: {whole}"
     elif suite.startswith(LM_EVAL):
         name = suite if suite == LM_EVAL + whole else f"{title_of(suite)}: {whole}"
     elif suite == "core" and parent == "retention/probe":

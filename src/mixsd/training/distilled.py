@@ -21,10 +21,12 @@ from transformers import PreTrainedModel
 
 from mixsd.decoding.requests import NAIVE
 from mixsd.errors import UserError
+from mixsd.run.session import Session
 from mixsd.storage import atomic_folder
+from mixsd.targets.reading import accepted_targets
 from mixsd.training.examples import Example, usable
 from mixsd.training.losses import Divergence, TeacherStates, TeacherTopK, chunked_divergence, teacher_topk
-from mixsd.training.objectives import Part, Student
+from mixsd.training.objectives import Part, Student, example_of
 from mixsd.training.states import Reading, States
 from mixsd.training.teacher import Teacher
 
@@ -136,6 +138,30 @@ def remember(
             with atomic_folder(place) as building:
                 save_file(found, building / "teacher.safetensors")
         on_done(len(own))
+
+
+def distilled(session: Session, teacher: Teacher) -> DistilledTargets:
+    """The objective of MixSD-KL on the session's accepted targets; what can be remembered of the teacher is, in the run folder.
+
+    Raises:
+        UserError: there is no accepted target of the run's facts.
+    """
+    settings = session.settings
+    facts = {fact.id: fact for fact in session.facts}
+    targets = [
+        Distilled(example_of(target), tuple(session.renderer.expert(facts[target.id])), target.sources)
+        for target in accepted_targets(session)
+        if target.id in facts
+    ]
+    if not targets:
+        raise UserError(f"{session.run.targets_file}: holds no accepted target of the run's facts to train on")
+    divergence, picked = Divergence.of(settings), settings.kl_teacher == "picked"
+    kept = session.run.folder / "teacher" if divergence.support == "teacher" else None
+    objective = DistilledTargets(targets, divergence, picked, kept or teacher, session.context, settings.drop_overlong)
+    if kept:
+        with session.watcher.task("reading the teacher", len(objective.targets)) as task:
+            remember(kept, objective.targets, divergence.k, picked, session.load_to_read, task.advance)
+    return objective
 
 
 class _Memory:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixsd.errors import MixsdError, UserError
 from mixsd.models.cpu import fast_products
 from mixsd.models.folder import check_savable, verify_model_folder
-from mixsd.settings import DISTILLED, Settings
+from mixsd.settings import Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
 from mixsd.training import checkpoints
 from mixsd.training.checkpoints import (
@@ -223,7 +223,7 @@ class _Training:
         part = self.objective.part(self.student, step, items[self.ranks.index :: self.ranks.count])
         tokens, sequences, decoded = self._counts(part)
         weights = None
-        if self.settings.method in DISTILLED and self.settings.kl_reduction == "sequence":
+        if self.settings.spec.distilled and self.settings.kl_reduction == "sequence":
             weights = {example.key: tokens / sequences / len(example.target_ids) for example in part.examples}
         loss = self._backward(part, tokens, weights) / tokens
         rehearsed, beside = self._rehearse(step, tokens)

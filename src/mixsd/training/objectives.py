@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixsd.errors import UserError
+from mixsd.run.session import Session
+from mixsd.targets.reading import accepted_targets
+from mixsd.targets.target import Target
 from mixsd.training.checkpoints import examples_hash
 from mixsd.training.examples import Example, usable
 from mixsd.training.lora import Lora
@@ -107,3 +111,25 @@ class Targets:
 def target_nll(student: Student, states: States, examples: Sequence[Example]) -> Tensor:
     """The NLL (N,) of each target token."""
     return chunked_nll(states.rows, states.head, target_ids(examples, states.rows.device), states.chunk)
+
+
+def targets(session: Session, teacher: object) -> Targets:
+    """The objective of SFT and MixSD: the NLL of the session's accepted targets."""
+    return Targets(accepted_examples(session), session.context, session.settings.drop_overlong)
+
+
+def accepted_examples(session: Session) -> list[Example]:
+    """The session's accepted targets, as they are trained on.
+
+    Raises:
+        UserError: there is none.
+    """
+    examples = [example_of(target) for target in accepted_targets(session)]
+    if not examples:
+        raise UserError(f"{session.run.targets_file}: holds no accepted target to train on")
+    return examples
+
+
+def example_of(target: Target) -> Example:
+    """A target as it is trained on."""
+    return Example(f"{target.id}/{target.sample}", tuple(target.prompt_ids), tuple(target.target_ids))

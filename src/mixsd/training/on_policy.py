@@ -22,6 +22,8 @@ from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
+from mixsd.run.session import Session
+from mixsd.targets.attempts import reply_limit
 from mixsd.training.examples import Example
 from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence, chunked_nll, teacher_sample, teacher_topk
 from mixsd.training.objectives import Part, Student
@@ -121,6 +123,30 @@ class OnPolicy:
         if not self.settings.temperature:
             return None
         return uniforms(self.settings.seed, "rollout", fact.key, sample=sample, attempt=step, n=fact.limit)
+
+
+def on_policy(session: Session, teacher: Teacher) -> OnPolicy:
+    """The objective of OPSD and OPSD-NLL on the session's facts; why some cannot be asked is in the run's log.
+
+    Raises:
+        UserError: none can be asked.
+    """
+    settings = session.settings
+    asked, reasons = [], {}
+    for fact in session.facts:
+        limit, reason = reply_limit(fact, session.renderer, settings, session.context)
+        if reason:
+            reasons[fact.id] = reason
+        else:
+            naive, expert = session.renderer.naive(fact.question), session.renderer.expert(fact)
+            asked.append(Asked(fact.id, tuple(naive), tuple(expert), limit))
+    if not asked:
+        first, reason = next(iter(reasons.items()))
+        raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
+    session.run.log("asked", facts=len(asked), unusable=reasons)
+    own = {name: getattr(settings, name) for name in ("samples", "temperature", "seed", "token_budget")}
+    loss = Divergence.of(settings) if settings.spec.distilled else settings.nll_token
+    return OnPolicy(asked, teacher, RolloutSettings(**own, stops=session.renderer.stops.ids, loss=loss))
 
 
 def _key(fact: str, sample: int) -> str:

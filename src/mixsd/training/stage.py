@@ -1,12 +1,8 @@
 """The stage that trains: leaves `model/`, a plain model folder that was reloaded and checked.
 
-The checkpoint that becomes the model is the last one, or the one that the paper's rule chooses. With `--lr auto` each learning
-rate is a training of its own in `rates/`, and the best one's model is taken, or trained on where the search was cut short.
-
-What a run's training is made of: the objective of its method, and the rehearsal beside it.
-
-Everything that can be made once, by the base model alone, is made here and kept in the run folder (the teacher's distributions,
-the replies to rehearse), so that training holds one model. What depends on the student is made as it trains.
+What can be made once, by the base model alone, is made first and kept in the run folder (the teacher's distributions, the replies
+to rehearse), so that training holds one model. The checkpoint that becomes the model is the last one, or the one that the paper's
+rule chooses. With `--lr auto` each learning rate is a training of its own in `rates/`; see `choosing`.
 """
 
 from __future__ import annotations
@@ -20,26 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.errors import UserError
 from mixsd.facts import bundled
 from mixsd.models import loading
 from mixsd.models.folder import load_model_folder
+from mixsd.plugins import load_function
 from mixsd.run.folder import versions
 from mixsd.run.session import Session, timed
 from mixsd.settings import Settings
 from mixsd.storage import Journal, atomic_folder, write_json
-from mixsd.targets.attempts import reply_limit
-from mixsd.targets.reading import accepted_targets
-from mixsd.targets.target import Target
 from mixsd.training import Step, choosing, verify_model_folder, write_model_folder
 from mixsd.training import train as run_training
 from mixsd.training.checkpoints import checkpoint_folder, tidy
 from mixsd.training.choosing import CheckpointScores, Choice, Trained, choose, still_open
-from mixsd.training.distilled import Distilled, DistilledTargets, remember
-from mixsd.training.examples import Example, plan_epoch, steps_per_epoch
+from mixsd.training.examples import plan_epoch, steps_per_epoch
 from mixsd.training.losses import Divergence
-from mixsd.training.objectives import Objective, Targets, target_nll
-from mixsd.training.on_policy import Asked, OnPolicy, RolloutSettings
+from mixsd.training.objectives import Objective, target_nll
 from mixsd.training.teacher import FrozenBase, Rehearsal, teacher_divergence
 
 if TYPE_CHECKING:
@@ -62,77 +53,10 @@ def prepare(session: Session) -> Material:
     """
     settings = session.settings
     teacher = FrozenBase(session.load_to_read)
-    if settings.on_policy:
-        objective: Objective = _on_policy(session, teacher)
-    elif settings.method == "mixsd-kl":
-        objective = _distilled(session, teacher)
-    else:
-        examples = [_example(target) for target in accepted_targets(session)]
-        if not examples:
-            raise UserError(f"{session.run.targets_file}: holds no accepted target to train on")
-        objective = Targets(examples, session.context, settings.drop_overlong)
+    objective: Objective = load_function(settings.spec.objective, f"method {settings.method}")(session, teacher)
     rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()
     return Material(objective, rehearsal)
-
-
-def expert_prompts(session: Session) -> tuple[list[Asked], dict[str, str]]:
-    """The facts that on-policy training asks; and why the others cannot be asked, by id."""
-    asked, reasons = [], {}
-    for fact in session.facts:
-        limit, reason = reply_limit(fact, session.renderer, session.settings, session.context)
-        if reason:
-            reasons[fact.id] = reason
-        else:
-            naive, expert = session.renderer.naive(fact.question), session.renderer.expert(fact)
-            asked.append(Asked(fact.id, tuple(naive), tuple(expert), limit))
-    return asked, reasons
-
-
-def _example(target: Target) -> Example:
-    return Example(f"{target.id}/{target.sample}", tuple(target.prompt_ids), tuple(target.target_ids))
-
-
-def _on_policy(session: Session, teacher: FrozenBase) -> OnPolicy:
-    settings = session.settings
-    asked, reasons = expert_prompts(session)
-    if not asked:
-        first, reason = next(iter(reasons.items()))
-        raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
-    session.run.log("asked", facts=len(asked), unusable=reasons)
-    return OnPolicy(
-        asked,
-        teacher,
-        RolloutSettings(
-            samples=settings.samples,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            stops=session.renderer.stops.ids,
-            token_budget=settings.token_budget,
-            loss=Divergence.of(settings) if settings.method == "opsd" else settings.nll_token,
-        ),
-    )
-
-
-def _distilled(session: Session, teacher: FrozenBase) -> DistilledTargets:
-    settings = session.settings
-    facts = {fact.id: fact for fact in session.facts}
-    targets = [
-        Distilled(_example(target), tuple(session.renderer.expert(facts[target.id])), target.sources)
-        for target in accepted_targets(session)
-        if target.id in facts
-    ]
-    if not targets:
-        raise UserError(f"{session.run.targets_file}: holds no accepted target of the run's facts to train on")
-    divergence = Divergence.of(settings)
-    kept = session.run.folder / "teacher" if divergence.support == "teacher" else None
-    objective = DistilledTargets(
-        targets, divergence, settings.kl_teacher == "picked", kept or teacher, session.context, settings.drop_overlong
-    )
-    if kept:
-        with session.watcher.task("reading the teacher", len(objective.targets)) as task:
-            remember(kept, objective.targets, divergence.k, objective.picked, session.load_to_read, task.advance)
-    return objective
 
 
 def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> Rehearsal:
@@ -262,7 +186,7 @@ def _provenance(session: Session, prompt_ids: list[int], rate: float | None) -> 
     return {
         "mixsd": versions().get("mixsd"),
         "base": {"name": session.located.name, "hash": session.base_hash},
-        "method": settings.method,
+        "method": settings.spec.name,
         "settings": {**{name: getattr(settings, name) for name in names}, "lr": rate},
         # The serving prompt must be the training prompt; this is one, to compare with.
         "prompt_example": session.tokenizer.decode(prompt_ids, skip_special_tokens=False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +18,7 @@ from mixsd.evaluation.benchmarks.data import Found, Source
 from mixsd.facts.answers import Expected, Verifier
 from mixsd.facts.fact import kind
 from mixsd.formats import printable
+from mixsd.plugins import is_function_name, load_function
 from mixsd.storage import digest
 
 # By name, as the benchmarks themselves have it.
@@ -27,7 +29,10 @@ LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asked
 
 
 def title_of(suite: str) -> str:
-    """What a suite is called; a task of lm-eval that is a file by the file's name, without where it lies."""
+    """What a suite is called: a benchmark by its title, a task of lm-eval that is a file by the file's name, without where it lies."""
+    if is_function_name(suite):
+        with suppress(UserError):  # the package of a run from elsewhere need not be here
+            return printable(load_function(suite, suite)().title, keep="")
     is_file = suite.startswith(LM_EVAL) and suite.endswith((".yaml", ".yml"))
     name = LM_EVAL + PurePath(suite.removeprefix(LM_EVAL).replace("\\", "/")).name if is_file else suite
     return TITLES.get(suite, printable(name, keep=""))

@@ -27,19 +27,20 @@ KINDS = ("reference", "twin")
 _RIGHT = {"reference": "correct", "twin": "wrong"}
 
 
-def survey(data: str | None = None, *, offline: bool = False) -> list[dict[str, Any]]:
+def survey(data: str | None = None, *, offline: bool = False, also: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Say of every benchmark where its data is and what it needs. Nothing is downloaded; only files of a local folder are read.
 
     Args:
         data: a folder that holds the benchmarks' data; else $MIXSD_DATA.
         offline: the network is forbidden, so data that only the hub has is not found.
+        also: benchmarks of the user's, as `package.module:function`.
 
     Returns:
-        JSON values, one for each benchmark in the paper's order: `name`, `title`, `size` (how many items are published), `items` (how
+        JSON values, one for each benchmark, ours in the paper's order: `name`, `title`, `size` (how many items are published), `items` (how
         many are in the local folder, else None), `source` (folder, cache, hub or none), `where` (for people), `problem` (why the data
         cannot be read, or None), `needs`: a list of `what`, `met` (None where the user says so with each command) and `note`.
     """
-    return [_state(get_benchmark(name), data, offline) for name in BENCHMARKS]
+    return [_state(get_benchmark(name), data, offline) for name in (*BENCHMARKS, *also)]
 
 
 def _state(benchmark: Benchmark, data: str | None, offline: bool) -> dict[str, Any]:

@@ -28,7 +28,11 @@ print(json.dumps({
     "page": len(page),
 }))
 """
-SAMPLE = 'report = {"run": "x", "method": "sft", "settings": {}, "scores": []}\n'
+SAMPLE = """
+from mixsd.reports.schema import Base, Facts, Report
+report = Report(run="x", created="", method="sft", settings={}, scores=[], base=Base(name="b", hash="0"),
+                facts=Facts(asked=0, accepted=0, rejected=0, unusable=0))
+"""
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,6 @@ Kind = Literal["benchmarks", "general"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LONGEST = 1024  # tokens of an example, prompt and target
 _SEED = 0  # the Fisher is the base model's and belongs to no run, so neither does its seed
-EXAMPLES = 64
-_MMAP_THRESHOLD = -3  # what malloc.h calls M_MMAP_THRESHOLD
-_LOGITS = 2**23  # that may exist at once: 32 MB in fp32, little beside the gradient of the head that they are made with
 
 
 @dataclass(frozen=True)
@@ -63,80 +60,6 @@ class References:
     examples: tuple[Reference, ...]
     counts: dict[str, int]
     passed_over: int = 0
-
-
-def base_fisher(
-    model: str,
-    *,
-    reference: str | None = None,
-    examples: int = EXAMPLES,
-    data: str | None = None,
-    watcher: Watcher | None = None,
-    **options: Any,
-) -> tuple[Fisher, Session]:
-    """The diagonal Fisher of a base model (Eq. 7), from the cache where it has been estimated.
-
-    Args:
-        model: the base model, as for --model.
-        reference: 'benchmarks' or 'general'; None takes the benchmarks where their data is at hand.
-        examples: how many reference examples.
-        data: the folder of the benchmarks' data; else $MIXSD_DATA.
-        options: settings of where and how the model is loaded: `device`, `dtype`, `offline`, `trust_remote_code`.
-
-    Returns:
-        the estimate, and the session that its model was opened in.
-
-    Raises:
-        UserError: any bad input.
-    """
-    watcher = watcher or Watcher()
-    settings = build({"model": model, "data": data, **options}, "options").resolved
-    if settings.offline:
-        go_offline()
-    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
-    session = Session(Run(Path(".")), settings, located, loading.model_hash(located.folder), [], 0, watcher)
-    found = gather(session, examples, reference)
-    parts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
-    watcher.say(f"Fisher of {model} on {len(found.examples)} examples of {found.kind} ({found.why}): {parts}")
-    key = fisher_key(found.examples, model_hash=session.base_hash, precision=session.precision)
-    cache = cache_folder() / "fisher"
-    return stored_fisher(cache, key) or _estimated(session, found, key, cache), session
-
-
-def _estimated(session: Session, found: References, key: str, cache: Path) -> Fisher:
-    record = {
-        "model": session.settings.model,
-        "model_hash": session.base_hash,
-        "precision": session.precision,
-        "reference": found.kind,
-        "counts": found.counts,
-        "passed_over": found.passed_over,
-        "tokens": sum(len(example.target_ids) for example in found.examples),
-        "keys": sorted(example.key for example in found.examples),
-    }
-    _blocks_apart()
-    model = loading.load_model(
-        session.located.folder,
-        dtype=session.dtype,
-        device=session.device,
-        trust_remote_code=session.settings.trust_remote_code,
-    )
-    try:
-        with session.watcher.task("Fisher", len(found.examples)) as task:
-            nll = target_nll(model, min(found.examples, key=lambda example: len(example.prompt_ids) + len(example.target_ids)))
-            return diagonal_fisher(model, found.examples, nll, key=key, cache=cache, record=record, on_done=task.advance)
-    finally:
-        del model
-        gc.collect()
-
-
-def _blocks_apart() -> None:
-    """Have the C library take large blocks from the system one by one, and give each back at once.
-
-    Else what every layer needed for a moment stays behind in pieces that do not fit together: with the built-in model 0.3 GB of it.
-    """
-    with suppress(OSError, AttributeError):  # glibc has it, others do not
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def gather(session: Session, number: int, kind: str | None) -> References:
@@ -231,6 +154,85 @@ def _general(session: Session, number: int, why: str) -> References:
     made.sort(key=lambda example: float(uniforms(_SEED, "evaluation", f"fisher/{example.key}", n=1)[0]))
     taken = tuple(islice(made, number))
     return References("general", why, taken, {"general": len(taken)})
+
+
+EXAMPLES = 64
+_MMAP_THRESHOLD = -3  # what malloc.h calls M_MMAP_THRESHOLD
+_LOGITS = 2**23  # that may exist at once: 32 MB in fp32, little beside the gradient of the head that they are made with
+
+
+def base_fisher(
+    model: str,
+    *,
+    reference: str | None = None,
+    examples: int = EXAMPLES,
+    data: str | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> tuple[Fisher, Session]:
+    """The diagonal Fisher of a base model (Eq. 7), from the cache where it has been estimated.
+
+    Args:
+        model: the base model, as for --model.
+        reference: 'benchmarks' or 'general'; None takes the benchmarks where their data is at hand.
+        examples: how many reference examples.
+        data: the folder of the benchmarks' data; else $MIXSD_DATA.
+        options: settings of where and how the model is loaded: `device`, `dtype`, `offline`, `trust_remote_code`.
+
+    Returns:
+        the estimate, and the session that its model was opened in.
+
+    Raises:
+        UserError: any bad input.
+    """
+    watcher = watcher or Watcher()
+    settings = build({"model": model, "data": data, **options}, "options").resolved
+    if settings.offline:
+        go_offline()
+    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    session = Session(Run(Path(".")), settings, located, loading.model_hash(located.folder), [], 0, watcher)
+    found = gather(session, examples, reference)
+    parts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
+    watcher.say(f"Fisher of {model} on {len(found.examples)} examples of {found.kind} ({found.why}): {parts}")
+    key = fisher_key(found.examples, model_hash=session.base_hash, precision=session.precision)
+    cache = cache_folder() / "fisher"
+    return stored_fisher(cache, key) or _estimated(session, found, key, cache), session
+
+
+def _estimated(session: Session, found: References, key: str, cache: Path) -> Fisher:
+    record = {
+        "model": session.settings.model,
+        "model_hash": session.base_hash,
+        "precision": session.precision,
+        "reference": found.kind,
+        "counts": found.counts,
+        "passed_over": found.passed_over,
+        "tokens": sum(len(example.target_ids) for example in found.examples),
+        "keys": sorted(example.key for example in found.examples),
+    }
+    _blocks_apart()
+    model = loading.load_model(
+        session.located.folder,
+        dtype=session.dtype,
+        device=session.device,
+        trust_remote_code=session.settings.trust_remote_code,
+    )
+    try:
+        with session.watcher.task("Fisher", len(found.examples)) as task:
+            nll = target_nll(model, min(found.examples, key=lambda example: len(example.prompt_ids) + len(example.target_ids)))
+            return diagonal_fisher(model, found.examples, nll, key=key, cache=cache, record=record, on_done=task.advance)
+    finally:
+        del model
+        gc.collect()
+
+
+def _blocks_apart() -> None:
+    """Have the C library take large blocks from the system one by one, and give each back at once.
+
+    Else what every layer needed for a moment stays behind in pieces that do not fit together: with the built-in model 0.3 GB of it.
+    """
+    with suppress(OSError, AttributeError):  # glibc has it, others do not
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def target_nll(model: PreTrainedModel, probe: Reference) -> Callable[[Reference], torch.Tensor]:

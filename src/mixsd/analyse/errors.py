@@ -6,12 +6,12 @@ the tables is the share of the wrong replies that have a mode, its interval and 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mixsd.analyse import output_folder, source_paths
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.asked import MODELS, asked_file, asked_suites, comparable
@@ -61,14 +61,9 @@ def analyze_errors(
     Raises:
         UserError: a folder is no evaluated run, one stands twice, or two were asked otherwise.
     """
-    folders = [Path(folder).expanduser() for folder in ([runs] if isinstance(runs, str | Path) else runs)]
-    if not folders:
-        raise UserError("analyze errors: name a run folder")
-    if twice := [folder for folder, count in Counter(folder.resolve() for folder in folders).items() if count > 1]:
-        raise UserError(f"{twice[0]}: is named twice; name each run once")
-    if output is None and len(folders) > 1:
-        raise UserError("where shall the tables and figures go? name a folder with --output")
+    folders = source_paths(runs, "errors")
     opened = [Examined.open(Run(folder), data) for folder in folders]
+    place = output_folder(folders, output)
     _check_alike(opened)
     labels = _labels(opened)
     shown = _Shown(labels)
@@ -91,7 +86,6 @@ def analyze_errors(
         "notes": list(dict.fromkeys(shown.notes)),
         "scores": shown.scores,
     }
-    place = folders[0] / "analysis" if output is None else Path(output).expanduser()
     files = [place / "errors.json", place / "errors.md"]
     for name, rows, modes in (("benchmarks", shown.benchmarks, MODES), ("in-domain", shown.in_domain, IN_DOMAIN_MODES)):
         bars = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixsd import statistics
-from mixsd.analyse import displacement
+from mixsd.analyse import displacement, output_folder, source_paths
 from mixsd.analyse.base_fisher import EXAMPLES, base_fisher
 from mixsd.comparison.compare import labels_of
 from mixsd.comparison.runs import read as read_finished
@@ -70,10 +70,12 @@ def analyze_fisher(
         UserError: any bad input.
     """
     watcher = watcher or Watcher()
-    folders = _distinct(sources)
+    folders = source_paths(sources, "fisher")
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise UserError(f"{missing}: no such folder")
     runs = {folder: Run(folder) for folder in folders if Run(folder).exists()}
     plain = [folder for folder in folders if folder not in runs]
-    place = _place(folders, runs, output)
+    place = output_folder(folders if runs else [], output)
     wanted = _base_of(runs, plain, model)
     fisher, session = base_fisher(wanted, reference=reference, examples=examples, data=data, watcher=watcher, **options)
     for folder, run in runs.items():
@@ -115,27 +117,6 @@ def _of_gone(names: Sequence[str]) -> list[str]:
         return []
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return [f"gone: {shown}; their numbers are those that were written down while they were there."]
-
-
-def _distinct(sources: Sequence[str | Path]) -> list[Path]:
-    if isinstance(sources, str | Path) or not sources:
-        raise UserError("analyze fisher: name one or more run folders or model folders")
-    folders = [Path(source).expanduser() for source in sources]
-    seen: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
-        if seen.setdefault(folder.resolve(), folder) is not folder:
-            raise UserError(f"{folder}: is named twice; name each source once")
-    return folders
-
-
-def _place(folders: Sequence[Path], runs: Mapping[Path, Run], output: str | Path | None) -> Path:
-    if output is not None:
-        return Path(output).expanduser()
-    if len(folders) > 1 or not runs:
-        raise UserError("where shall the table and the figure go? name a folder with --output")
-    return folders[0] / "analysis"
 
 
 def _base_of(runs: Mapping[Path, Run], plain: Sequence[Path], model: str | None) -> str:

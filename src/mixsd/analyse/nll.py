@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mixsd.analyse import output_folder, source_paths
 from mixsd.analyse.nll_sources import UNNAMED, Base, Line, Source, count, open_sources
 from mixsd.errors import UserError
 from mixsd.evaluation.scores import score_row
@@ -93,10 +94,7 @@ def analyze_nll(
     Raises:
         UserError: bad input; other base models or other prompts; a stored number that is not what is measured.
     """
-    paths = [Path(sources)] if isinstance(sources, str | Path) else [Path(source) for source in sources]
-    paths = [path.expanduser() for path in paths]
-    if not paths:
-        raise UserError("analyze nll: name a run folder or a file of targets")
+    paths = source_paths(sources, "nll")
     folder = output_folder(paths, output)
     levels = _levels(thresholds)
     _levels([overlap_threshold], "--overlap-threshold")
@@ -121,17 +119,6 @@ def analyze_nll(
     }
     _write(result, folder)
     return result
-
-
-def output_folder(paths: Sequence[Path], output: str | Path | None) -> Path:
-    """Where the results go: as named, else `analysis` in the one run folder that is the source."""
-    if output is not None:
-        return Path(output).expanduser()
-    if len(paths) == 1 and paths[0].is_dir():
-        return paths[0] / "analysis"
-    if len(paths) == 1 and not paths[0].exists():
-        raise UserError(f"{paths[0]}: no such run folder or file of targets")
-    raise UserError("where shall the tables and figures go? name a folder with --output")
 
 
 def _levels(thresholds: Sequence[float], option: str = "--threshold") -> list[float]:

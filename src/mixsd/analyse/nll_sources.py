@@ -57,13 +57,8 @@ def open_sources(paths: Sequence[Path]) -> list[Source]:
     """What each path is, with a label of its own.
 
     Raises:
-        UserError: nothing there, no targets, one named twice, or runs of different base models.
+        UserError: nothing there, no targets, or runs of different base models.
     """
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise UserError(f"{path}: is named twice; name each source once")
-        seen.add(path.resolve())
     _refuse_other_models([Run(path) for path in paths if path.is_dir()])
     return _distinct([_of_run(Run(path), path) if path.is_dir() else _of_file(path) for path in paths])
 

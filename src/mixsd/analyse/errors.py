@@ -239,7 +239,7 @@ def _table(result: Mapping[str, Any], block: str) -> Table:
     made = []
     for row in rows:
         leakage = row["leakage"].partition(":")[0] if "leakage" in row["counts"] else MISSING
-        counts = [f"{row['asked']:,}", f"{row['wrong']:,}", *(_mode_cell(row, mode) for mode in row["counts"])]
+        counts: list[Cell | str] = [f"{row['asked']:,}", f"{row['wrong']:,}", *(_mode_cell(row, mode) for mode in row["counts"])]
         made.append(Row([place_of(row), row["label"], *counts, f"{row['truncated']:,}", leakage]))
     return Table(heads, made, f"{_BLOCKS[block]} ({result['judged']})")
 

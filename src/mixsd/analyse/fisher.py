@@ -163,7 +163,7 @@ def _row(
     label: str, folder: str, name: str, item: displacement.Measured, final: bool, forgetting: Score | None, drop: Score | None
 ) -> dict[str, Any]:  # fmt: skip
     def number(score: Score | None) -> dict[str, Any] | None:
-        return score and {"value": score.value, "n": score.n, "low": score.low, "high": score.high}
+        return None if score is None else {"value": score.value, "n": score.n, "low": score.low, "high": score.high}
 
     return {
         "configuration": label,
@@ -325,7 +325,7 @@ def _checkpoints(result: Mapping[str, Any]) -> Table:
     heads = [Column("run"), Column("checkpoint"), *(Column(head, numeric=True) for head in (*_COLUMNS.values(), "forgetting"))]
     rows = []
     for row in result["checkpoints"]:
-        forgetting = MISSING
+        forgetting: Cell | str = MISSING
         if row["forgetting"]:
             forgetting = replace(_magnitude(row["forgetting"]), n=f"n {row['forgetting']['n']:,}")
         name = f"{row['checkpoint']} (final)" if row["final"] else row["checkpoint"]

@@ -91,7 +91,8 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     paths = [path_of(run) for run in runs]
     reached, why = common_level(runs, paths) if level is None else (level, "as asked for")
     told = [
-        _told(run, labels[different.index(key)], path, reached, measures) for run, key, path in zip(runs, keys, paths, strict=True)
+        _told(run, labels[different.index(key)], path, reached, measures)
+        for run, key, path in zip(runs, keys, paths, strict=True)
     ]
     configurations = [
         _aggregated(label, settings, sorted((run for run in told if run["configuration"] == label), key=_seed), measures)

@@ -23,7 +23,7 @@ from mixsd.models import loading
 from mixsd.reports import pictures
 from mixsd.reports.schema import read_report
 from mixsd.run.folder import Run
-from mixsd.storage import read_json, read_jsonl
+from mixsd.storage import read_jsonl
 from mixsd.targets.reading import read_targets, tokens_of
 from mixsd.targets.target import Target
 
@@ -212,7 +212,7 @@ def _alone(folder: Path) -> dict[str, Figure | None]:
     """The pictures of one run, whatever it was asked."""
     run = Run(folder)
     run.manifest()
-    return {"pareto": None, **pictures.of_report(read_report(run.report_json), _fisher(folder))}
+    return {"pareto": None, **pictures.of_report(read_report(run.report_json), pictures.fisher_of(folder))}
 
 
 def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
@@ -223,7 +223,7 @@ def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
     labels = labels_of(runs)
     named = [(run.name, run) for run in runs]
     rows = error_rows(named)
-    found = [analysis for run in runs if (analysis := _fisher(run.folder))]
+    found = [analysis for run in runs if (analysis := pictures.fisher_of(run.folder))]
     points = [point for analysis in found for point in pictures.aligned(analysis)[0]]
     # A correlation over the points of several analyses is no number that any of them has.
     correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
@@ -234,8 +234,3 @@ def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
         "errors": charts.error_bars(rows, pictures.modes_of(rows)),
         "alignment": charts.alignment(points, correlation, *pictures.ALIGNMENT_AXES),
     }
-
-
-def _fisher(folder: Path) -> dict[str, Any] | None:
-    file = folder / "analysis" / "fisher.json"
-    return dict(read_json(file)) if file.is_file() else None

@@ -204,7 +204,7 @@ def _accuracy(scores: Sequence[Score | None]) -> Estimate | None:
         return None
     made: Score | Estimate = found[0]
     if len(found) > 1:
-        made = statistics.seeds_interval([score.value for score in found]).within(0.0, 1.0)
+        made = statistics.seeds_interval([score.value for score in found if score.value is not None]).within(0.0, 1.0)
     return replace(_percent(cell(made)), over="questions" if len(found) == 1 else "seeds")
 
 
@@ -260,19 +260,21 @@ def _displacement(found: Mapping[str, Any], folder: Path) -> Ours:
 
 def _percent(share: Mapping[str, Any]) -> Estimate:
     """A share of an analysis, of which the interval is over facts, in percent."""
-    ends = (None if share[name] is None else 100 * share[name] for name in ("value", "low", "high"))
-    return Estimate(*ends, n=share["n"], over="facts")
+    value, low, high = (None if share[name] is None else 100 * share[name] for name in ("value", "low", "high"))
+    return Estimate(value, low, high, share["n"], over="facts")
 
 
 def _together(found: Sequence[Ours]) -> Ours:
     """The numbers of a row: those of its one run, or means over its seeds."""
     if len(found) < 2:
         return dict(found[0]) if found else {}
-    columns = [name for name in found[0] if all(name in own and own[name].value is not None for own in found)]
-    return {
-        name: statistics.seeds_interval([own[name].value for own in found]).within(*_LIMITS.get(name, (-math.inf, math.inf)))
-        for name in columns
-    }
+    together = {}
+    for name in found[0]:
+        values = [own[name].value for own in found if name in own]
+        known = [value for value in values if value is not None]
+        if len(known) == len(found):
+            together[name] = statistics.seeds_interval(known).within(*_LIMITS.get(name, (-math.inf, math.inf)))
+    return together
 
 
 def _correlation(folders: Sequence[Path]) -> Ours:

@@ -99,35 +99,37 @@ def _by_split(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _scores_of(suite: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
-    scores = []
     whole = {row["split"] for row in rows}
-    for split, own in _by_split(rows).items():
-        if "nll" in own[0]:
-            sums, counts = [row["nll"] for row in own], [row["tokens"] for row in own]
-            scores.append(score_row(suite, split, "reference_nll", model, statistics.ratio_of_sums(sums, counts)))
-            continue
-        judged = [row for row in own if row["outcome"] != "error"]
-        if "metrics" in own[0]:
-            scores += _metrics_of(suite, split, model, own)
-            continue
-        scores.append(score_row(suite, split, "accuracy", model, _share(judged, _is("correct"))))
-        if split not in whole:
-            continue
-        if "lenient" in own[0] or any("lenient" in row for row in own):
-            taken = [row for row in own if row.get("lenient", "error") != "error"]
-            scores.append(
-                score_row(suite, split, "accuracy_lenient", model, _share(taken, lambda row: row["lenient"] == "correct"))
-            )
-            scores.append(score_row(suite, split, "wrong_share", model, _share(judged, _is("wrong"))))
-        scores.append(score_row(suite, split, "unparseable_share", model, _share(judged, _is("unparseable"))))
-        scores.append(score_row(suite, split, "error_share", model, _share(own, _is("error"))))
-        scores.append(score_row(suite, split, "truncated_share", model, _share(own, lambda row: row["truncated"])))
-        if edits := [row for row in judged if "old" in row]:
-            kept = _share(edits, lambda row: row["old"])
-            other = _share(edits, lambda row: row["outcome"] != "correct" and not row["old"])
-            scores.append(score_row(suite, split, "old_answer_share", model, kept))
-            scores.append(score_row(suite, split, "other_answer_share", model, other))
-    return scores
+    return [
+        score_row(suite, split, metric, model, estimate)
+        for split, own in _by_split(rows).items()
+        for metric, estimate in _estimates(own, whole=split in whole).items()
+    ]
+
+
+def _estimates(rows: list[Row], *, whole: bool) -> dict[str, Estimate]:
+    """What is measured of the rows of a split, or of a part of one, by metric."""
+    if "nll" in rows[0]:
+        return {"reference_nll": statistics.ratio_of_sums([row["nll"] for row in rows], [row["tokens"] for row in rows])}
+    if "metrics" in rows[0]:  # what lm-eval measured of each sample
+        names = dict.fromkeys(name for row in rows for name in row["metrics"])
+        values = {name: [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None] for name in names}
+        return {name: statistics.mean(own) for name, own in values.items()}
+    judged = [row for row in rows if row["outcome"] != "error"]
+    found = {"accuracy": _share(judged, _is("correct"))}
+    if not whole:
+        return found
+    if any("lenient" in row for row in rows):
+        taken = [row for row in rows if row.get("lenient", "error") != "error"]
+        found["accuracy_lenient"] = _share(taken, lambda row: row["lenient"] == "correct")
+        found["wrong_share"] = _share(judged, _is("wrong"))
+    found["unparseable_share"] = _share(judged, _is("unparseable"))
+    found["error_share"] = _share(rows, _is("error"))
+    found["truncated_share"] = _share(rows, lambda row: row["truncated"])
+    if edits := [row for row in judged if "old" in row]:
+        found["old_answer_share"] = _share(edits, lambda row: row["old"])
+        found["other_answer_share"] = _share(edits, lambda row: row["outcome"] != "correct" and not row["old"])
+    return found
 
 
 def _is(outcome: str) -> Callable[[Row], bool]:
@@ -147,31 +149,45 @@ def _groups(rows: list[Row]) -> int:
 
 
 def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str, Any]]:
-    scores = []
     before, after = _by_split(base), _by_split(tuned)
-    for split in before:
-        if "nll" in before[split][0]:
-            change = statistics.paired_ratio_difference(
-                [row["nll"] for row in before[split]],
-                [row["nll"] for row in after[split]],
-                [row["tokens"] for row in before[split]],
-            )
-            scores.append(score_row(suite, split, "forgetting", "tuned", change))
-            continue
-        if "metrics" in before[split][0]:
-            scores += _metric_changes(suite, split, before[split], after[split])
-            continue
-        pairs = _judged_pairs(before[split], after[split])
-        if not any("lenient" in row for row in before[split]):
-            scores.append(score_row(suite, split, "accuracy_delta", "tuned", _change(pairs)))
-            continue
-        old, new = ([pair[side]["outcome"] == "correct" for pair in pairs] for side in (0, 1))
-        groups = [row["group"] for row, _ in pairs]
-        scores.append(score_row(suite, split, "accuracy_delta", "tuned", statistics.grouped_difference(old, new, groups)))
-        if len(set(groups)) == len(groups) and pairs:  # several answers to one question are not independent
-            p = Estimate(statistics.mcnemar(old, new), n=len(pairs))
-            scores.append(score_row(suite, split, "mcnemar_p", "tuned", p))
-    return scores
+    return [
+        score_row(suite, split, metric, "tuned", estimate)
+        for split in before
+        for metric, estimate in _changes(before[split], after[split]).items()
+    ]
+
+
+def _changes(base: list[Row], tuned: list[Row]) -> dict[str, Estimate]:
+    """What changed from base to tuned on the same prompts, by metric."""
+    if "nll" in base[0]:
+        sums = ([row["nll"] for row in rows] for rows in (base, tuned))
+        return {"forgetting": statistics.paired_ratio_difference(*sums, [row["tokens"] for row in base])}
+    if "metrics" in base[0]:
+        found: dict[str, Estimate] = {}
+        for name in dict.fromkeys(name for row in base for name in row["metrics"]):
+            both = [(b["metrics"].get(name), a["metrics"].get(name)) for b, a in zip(base, tuned, strict=True)]
+            measured = [pair for pair in both if None not in pair]
+            found[f"{name}_delta"] = statistics.paired_difference(*([pair[side] for pair in measured] for side in (0, 1)))
+        return found
+    pairs = [(b, a) for b, a in zip(base, tuned, strict=True) if "error" not in (b["outcome"], a["outcome"])]
+    if not any("lenient" in row for row in base):
+        return {"accuracy_delta": _change(pairs)}
+    old, new = ([pair[side]["outcome"] == "correct" for pair in pairs] for side in (0, 1))
+    groups = [row["group"] for row, _ in pairs]
+    found = {"accuracy_delta": statistics.grouped_difference(old, new, groups)}
+    if len(set(groups)) == len(groups) and pairs:  # several answers to one question are not independent
+        found["mcnemar_p"] = Estimate(statistics.mcnemar(old, new), n=len(pairs))
+    return found
+
+
+def _change(pairs: list[tuple[Row, Row]]) -> Estimate:
+    """How much more of the same questions is right; here too the interval counts groups."""
+    if not pairs:
+        return statistics.share_difference(0, 0, 0)
+    right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]
+    gained, lost, n, groups = right.count((False, True)), right.count((True, False)), len(pairs), _groups([b for b, _ in pairs])
+    by_group = statistics.share_difference(gained * groups / n, lost * groups / n, groups)
+    return replace(by_group, value=(gained - lost) / n, n=n)
 
 
 def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[dict[str, Any]]:
@@ -219,41 +235,3 @@ def _sums_by_group(base: list[Row], tuned: list[Row] | None) -> np.ndarray:
                 sums[side, places[row["group"]]] += row["outcome"] == "correct"
                 sums[side + 1, places[row["group"]]] += 1
     return sums
-
-
-def _metrics_of(suite: str, split: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
-    """The means of what lm-eval measured of each sample."""
-    names = dict.fromkeys(name for row in rows for name in row["metrics"])
-    found = []
-    for name in names:
-        values = [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None]
-        found.append(score_row(suite, split, name, model, statistics.mean(values)))
-    return found
-
-
-def _metric_changes(suite: str, split: str, base: list[Row], tuned: list[Row]) -> list[dict[str, Any]]:
-    names = dict.fromkeys(name for row in base for name in row["metrics"])
-    found = []
-    for name in names:
-        pairs = [
-            (b["metrics"][name], a["metrics"][name])
-            for b, a in zip(base, tuned, strict=True)
-            if b["metrics"].get(name) is not None and a["metrics"].get(name) is not None
-        ]
-        before, after = ([pair[side] for pair in pairs] for side in (0, 1))
-        found.append(score_row(suite, split, f"{name}_delta", "tuned", statistics.paired_difference(before, after)))
-    return found
-
-
-def _judged_pairs(before: list[Row], after: list[Row]) -> list[tuple[Row, Row]]:
-    return [(b, a) for b, a in zip(before, after, strict=True) if "error" not in (b["outcome"], a["outcome"])]
-
-
-def _change(pairs: list[tuple[Row, Row]]) -> Estimate:
-    """How much more of the same questions is right; here too the interval counts groups."""
-    if not pairs:
-        return statistics.share_difference(0, 0, 0)
-    right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]
-    gained, lost, n, groups = right.count((False, True)), right.count((True, False)), len(pairs), _groups([b for b, _ in pairs])
-    by_group = statistics.share_difference(gained * groups / n, lost * groups / n, groups)
-    return replace(by_group, value=(gained - lost) / n, n=n)

@@ -23,11 +23,11 @@ from mixsd.evaluation.benchmarks.table import get_benchmark, is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts.fact import to_json
 from mixsd.models import loading
-from mixsd.reports import benchmarks, card, graph, schema
+from mixsd.reports import benchmarks, card, graph, pictures, schema
 from mixsd.reports import page as report_page
 from mixsd.run.folder import Run, versions
 from mixsd.settings import parse_requirement
-from mixsd.storage import Journal, read_json, read_jsonl, write_json, write_text
+from mixsd.storage import Journal, read_jsonl, write_json, write_text
 from mixsd.targets.reading import tokens_of
 from mixsd.targets.target import Target, TokenLosses, cdf
 from mixsd.training.choosing import read_scores
@@ -125,14 +125,13 @@ def write_report(session: Session) -> schema.Report:
         beside=[_beside(Path(other), session) for other in settings.beside],
     )
     some = {suite: benchmarks.chosen(*found) for suite, found in rows.items() if is_benchmark(suite)}
-    fisher = run.folder / "analysis" / "fisher.json"
     page = report_page.render(
         report,
         _per_fact(session, targets, rows),
         examples,
         graph.picture(graph.edges_of(session.facts)),
         some,
-        dict(read_json(fisher)) if fisher.is_file() else None,
+        pictures.fisher_of(run.folder),
     )
     if run.model.is_dir():
         shown = [to_json(fact) for fact in session.facts] if settings.facts_in_card else None

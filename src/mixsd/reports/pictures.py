@@ -6,6 +6,7 @@ The drawing itself is `mixsd.figures`, which brings matplotlib in; it is importe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.reports.rows import models_of
 from mixsd.reports.schema import Report, Score, Targets
+from mixsd.storage import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +70,12 @@ def modes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The modes that any row counts, in the order of a stack."""
     present = {mode for row in rows for mode in row["counts"]}
     return [mode for mode in _MODES if mode in present] + sorted(present - set(_MODES))
+
+
+def fisher_of(folder: Path) -> dict[str, Any] | None:
+    """What `mixsd analyze fisher` wrote of a run, if it was asked."""
+    file = folder / "analysis" / "fisher.json"
+    return dict(read_json(file)) if file.is_file() else None
 
 
 def aligned(fisher: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:

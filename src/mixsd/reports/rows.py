@@ -49,7 +49,9 @@ class Measure:
 
     def estimate(self, score: Score | None) -> Estimate | None:
         """A score as what it measures."""
-        return score and Estimate(score.value, score.low, score.high, score.n, self.unit, self.signed, over="")
+        if score is None:
+            return None
+        return Estimate(score.value, score.low, score.high, score.n, self.unit, self.signed, over="")
 
 
 MEASURES: dict[str, Measure] = {

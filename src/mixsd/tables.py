@@ -34,11 +34,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a cell for each column, what stands in small print below the first on a page, and whether it is this run's own there."""
+    """A row: a cell for each column, and what stands in small print below the first on a page.
+
+    own: it is this run's own, which a page says by its colour. head: it heads the rows below it, which a terminal sets bold.
+    """
 
     cells: Sequence[Cell | str]
     about: str = ""
     own: bool = False
+    head: bool = False
 
     @property
     def parts(self) -> list[Cell]:
@@ -82,29 +86,27 @@ class Table:
             )
         for row in self.rows:
             cells = [row.parts[place] for place in shown]
-            made.add_row(*(Text(cell.stacked, style=_STYLES.get(cell.verdict, "")) for cell in cells))
+            style = "bold" if row.head else ""
+            made.add_row(*(Text(cell.stacked, style=_STYLES.get(cell.verdict, style)) for cell in cells))
         return made
 
     def brief(self) -> Table:
         """The same table with the values alone."""
         return replace(self, rows=[Row([cell.value for cell in row.parts]) for row in self.rows])
 
-    def long(self, rows: str = "measure", columns: str = "model") -> Table:
-        """The same cells, each in a row of its own, so that any number of columns fits into a terminal.
+    def long(self, names: str) -> Table:
+        """The same cells, each in a row of its own below its row's name, so that any number of columns fits into a terminal.
 
         Args:
-            rows: head of the column that names this table's rows.
-            columns: head of the column that names this table's columns.
+            names: head of the column that names this table's rows and columns.
         """
-        heads = [Column(rows, width=24), Column(columns, width=24)]
-        heads += [Column(head, numeric=True) for head in ("value", "95% interval", "n")] + [Column("")]
+        heads = [Column(names), *(Column(head, numeric=True) for head in ("value", "95% interval", "n")), Column("")]
         found = []
         for row in self.rows:
             first, *others = row.parts
-            name = first.line
+            found.append(Row([first.value, "", first.note, "", ""], head=True))
             for column, cell in zip(self.columns[1:], others, strict=True):
                 if not column.page_only and (cell.value not in ("", MISSING) or cell.note):
                     last = Cell(" ".join(filter(None, (cell.note, cell.verdict))), verdict=cell.verdict)
-                    found.append(Row([name, column.head, cell.value, cell.interval, cell.n.removeprefix("n "), last]))
-                    name = ""
+                    found.append(Row([f"  {column.head}", cell.value, cell.interval, cell.n.removeprefix("n "), last]))
         return Table(heads, found, self.title, self.caption)

@@ -14,13 +14,13 @@ def test_the_table(mixsd, tmp_path):
     assert (outcome.code, outcome.err) == (0, "")
     assert "\x1b" not in outcome.out
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
-    assert "forgetting at 90.0% lower is better" in lines
+    assert any(line.startswith("Forgetting at 90.0%") and line.endswith("lower is better") for line in lines)
     assert "mixsd +0.213 -0.264 to +0.689 2 seeds" in lines
     assert "mixsd 1,200 0 to 3,741 2 seeds" in lines
-    assert "mixsd against sft:" in lines
-    assert any(line.startswith("forgetting at 90.0%: -0.397 (") and "; ratio 0.347 (" in line for line in lines)
+    assert any(line.startswith("against sft measure") for line in lines)
+    assert any(line.startswith("mixsd Forgetting at 90.0%") and "-0.397" in line and "0.347" in line for line in lines)
     assert not Path("compare").exists()  # nothing is written unasked
-    assert max(map(len, outcome.out.splitlines()[:-8])) <= 100
+    assert max(map(len, outcome.out.splitlines()[:-2])) <= 100
 
 
 def test_output_and_level(mixsd, tmp_path):

@@ -70,8 +70,7 @@ def test_what_was_typed_gets_there(mixsd: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_comparison_is_shown(mixsd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixsd.comparison.page.table", lambda comparison: f"table of {comparison}")
-    monkeypatch.setattr("mixsd.comparison.page.plain_lines", lambda comparison: ["a line"])
+    monkeypatch.setattr("mixsd.cli.show.comparison", lambda comparison: print(f"table of {comparison}\na line"))
     ending(monkeypatch, comparison={"x": 1}, page=Path("runs/compare.html"))
     outcome = mixsd("sweep", "sweep.yaml")
     assert outcome.out.splitlines()[:3] == ["table of {'x': 1}", "a line", "comparison: runs/compare.html"]

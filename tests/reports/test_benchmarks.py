@@ -24,9 +24,9 @@ from tests.reports.test_page import ATTACK, poisoned, read
 def drawn(report: dict[str, Any]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=80, no_color=True)
-    for table in (rows.headline(typed(report)), benchmarks.endings_table(typed(report))):
-        if table is not None:
-            console.print(table.rich())
+    console.print(rows.headline(typed(report)).rich())
+    if (endings := benchmarks.endings_table(typed(report))) is not None:
+        console.print(endings.brief().rich())
     return out.getvalue()
 
 

@@ -40,9 +40,9 @@ def report(folder: Path) -> None:
 
     run = Run(folder)
     found = read_report(run.report_json)
-    for table in (headline(found), endings_table(found)):
-        if table is not None:
-            console().print(table.rich())
+    console().print(headline(found).rich())
+    if (endings := endings_table(found)) is not None:
+        console().print(endings.brief().rich())
     for line in lines(found):
         print(line)
     for item in found.requirements:

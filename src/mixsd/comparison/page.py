@@ -139,7 +139,7 @@ def markdown(result: Values) -> str:
 def tables(result: Values) -> list[Table]:
     """The comparison for a terminal: a line for each measure and configuration, so that any number of them fits; then the pairs."""
     paired = paired_table(result)
-    return [grid_table(result).long("measure", "configuration"), *([paired] if paired else [])]
+    return [grid_table(result).long("measure and configuration"), *([paired] if paired else [])]
 
 
 def lines(result: Values) -> list[str]:

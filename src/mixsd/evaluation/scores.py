@@ -160,8 +160,8 @@ def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str
 def _changes(base: list[Row], tuned: list[Row]) -> dict[str, Estimate]:
     """What changed from base to tuned on the same prompts, by metric."""
     if "nll" in base[0]:
-        sums = ([row["nll"] for row in rows] for rows in (base, tuned))
-        return {"forgetting": statistics.paired_ratio_difference(*sums, [row["tokens"] for row in base])}
+        before, after, counts = [row["nll"] for row in base], [row["nll"] for row in tuned], [row["tokens"] for row in base]
+        return {"forgetting": statistics.paired_ratio_difference(before, after, counts)}
     if "metrics" in base[0]:
         found: dict[str, Estimate] = {}
         for name in dict.fromkeys(name for row in base for name in row["metrics"]):

@@ -214,8 +214,8 @@ def score_table(report: Report, rows: Sequence[ScoreRow], *, inline: bool = Fals
 
 def headline(report: Report) -> Table:
     """The headline for a terminal, a line for each measure and model, with what became of the facts below it."""
-    table = score_table(report, headline_rows(report), inline=True).long()
-    rows = table.rows or [Row(["nothing was measured", *[""] * 5])]
+    table = score_table(report, headline_rows(report), inline=True).long("measure and model")
+    rows = table.rows or [Row(["nothing was measured", *[""] * 4])]
     return replace(table, rows=rows, caption=_caption(report))
 
 

@@ -75,7 +75,7 @@ def test_error_modes_are_summed_over_seeds_and_the_base_is_not(tmp_path: Path) -
     for folder, format_errors in zip(folders, (3, 4), strict=True):
         report = read_json(folder / "report.json")
         report["error_modes"] = [
-            {"benchmark": "gsm8k", "model": model, "asked": 10, "counts": {"format": count, "genuine": 1}}
+            {"benchmark": "gsm8k", "model": model, "asked": 10, "wrong": count + 1, "counts": {"format": count, "genuine": 1}}
             for model, count in (("base", 5), ("tuned", format_errors))
         ]
         write_json(folder / "report.json", report)

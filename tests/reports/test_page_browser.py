@@ -73,7 +73,7 @@ def test_the_headline_table_shows_the_scores(browser: Any, page_file: Path) -> N
         table = visit.page.locator("#headline")
         assert table.is_visible()
         assert [cell.split("\n")[0] for cell in table.locator("thead th").all_inner_texts()] == [
-            "Measure", "base", "sft", "acme (mixsd)", "Change",
+            "measure", "base", "sft", "acme (mixsd)", "change",
         ]  # fmt: skip
         cells = [" ".join(text.split()) for text in table.locator("tbody tr").nth(2).locator("td").all_inner_texts()]
         assert [cell.split()[0] for cell in cells] == ["58.8%", "46.5%", "58.0%", "−0.8"]

@@ -7,7 +7,6 @@ them; where there is none it says why.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,6 @@ from mixsd.comparison.compare import compare, labels_of
 from mixsd.comparison.runs import Measured, read
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.evaluation.suites import CORE
 from mixsd.models import loading
 from mixsd.reports import pictures
@@ -77,20 +75,9 @@ def distributions(runs: Labelled) -> list[dict[str, Any]]:
 
 def error_rows(runs: Labelled) -> list[dict[str, Any]]:
     """The base once, then each label with what its runs have together, benchmark by benchmark."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for label, run in runs:
-        for item in run.report.error_modes:
-            base = item.model == "base"
-            place = item.benchmark, "base" if base else label
-            if base and place in found:
-                continue
-            nothing = {"benchmark": title_of(item.benchmark), "label": place[1], "asked": 0, "wrong": 0, "counts": Counter[str]()}
-            row = found.setdefault(place, nothing)
-            row["asked"] += item.asked
-            row["wrong"] += sum(item.counts.values())
-            row["counts"].update(item.counts)
-    order = list(dict.fromkeys(benchmark for benchmark, _ in found))
-    return [row for _, row in sorted(found.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1] != "base"))]
+    items = [(label, item) for label, run in runs for item in run.report.error_modes]
+    base = {item.benchmark: ("base", item) for _, item in reversed(items) if item.model == "base"}
+    return pictures.summed([*reversed(base.values()), *(pair for pair in items if pair[1].model != "base")])
 
 
 def _facts(runs: Labelled) -> dict[str, Any]:

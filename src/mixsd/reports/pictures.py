@@ -5,7 +5,8 @@ The drawing itself is `mixsd.figures`, which brings matplotlib in; it is importe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from markupsafe import Markup
 
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.reports.rows import models_of
-from mixsd.reports.schema import Report, Score, Targets
+from mixsd.reports.schema import ErrorModes, Report, Score, Targets
 from mixsd.storage import read_json
 
 if TYPE_CHECKING:
@@ -51,19 +52,28 @@ def nll_curves(targets: Targets, label: str = "targets") -> list[dict[str, Any]]
 
 
 def error_rows(report: Report) -> list[dict[str, Any]]:
-    """What wrong replies are like: a bar for each benchmark and model, the base first, this run last."""
+    """What wrong replies are like: a bar for each benchmark that this run was asked and each model, the base first, this run last."""
     found = []
     beside = iter(report.beside)
     for model in models_of(report):
         whose = "base" if model.role == "base" else "tuned"
         listed = next(beside).error_modes if model.role == "beside" else report.error_modes
-        found += [(item, model.label) for item in listed if item.model == whose]
-    order = list(dict.fromkeys(item.benchmark for item in report.error_modes))
-    found = sorted((pair for pair in found if pair[0].benchmark in order), key=lambda pair: order.index(pair[0].benchmark))
-    return [
-        {"benchmark": title_of(item.benchmark), "label": label, "asked": item.asked, "counts": item.counts}
-        for item, label in found
-    ]
+        found += [(model.label, item) for item in listed if item.model == whose]
+    asked = list(dict.fromkeys(item.benchmark for item in report.error_modes))
+    return summed(sorted((pair for pair in found if pair[1].benchmark in asked), key=lambda pair: asked.index(pair[1].benchmark)))
+
+
+def summed(items: Iterable[tuple[str, ErrorModes]]) -> list[dict[str, Any]]:
+    """A bar for each benchmark and label, benchmark by benchmark, with what all items of that label have together."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for label, item in items:
+        nothing = {"benchmark": title_of(item.benchmark), "label": label, "asked": 0, "wrong": 0, "counts": Counter[str]()}
+        row = found.setdefault((item.benchmark, label), nothing)
+        row["asked"] += item.asked
+        row["wrong"] += sum(item.counts.values())
+        row["counts"].update(item.counts)
+    order = list(dict.fromkeys(benchmark for benchmark, _ in found))
+    return [found[key] for key in sorted(found, key=lambda key: order.index(key[0]))]
 
 
 def modes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

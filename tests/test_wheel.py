@@ -29,8 +29,8 @@ print(json.dumps({
 }))
 """
 SAMPLE = """
-from mixsd.reports.schema import Base, Facts, Report
-report = Report(run="x", created="", method="sft", settings={}, scores=[], base=Base(name="b", hash="0"),
+from mixsd.reports.schema import BaseRecord, Facts, Report
+report = Report(run="x", created="", method="sft", settings={}, scores=[], base=BaseRecord(name="b", hash="0"),
                 facts=Facts(asked=0, accepted=0, rejected=0, unusable=0))
 """
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixsd.analyse.displacement import Part
+from mixsd.analyse.displacement import WeightSums
 from mixsd.analyse.estimate import Fisher, Reference
 from mixsd.randomness import uniforms
 from mixsd.storage import write_json
@@ -58,11 +58,11 @@ def made_fisher(folder: Path, tensors: Mapping[str, Tensor], aliases: Mapping[st
     return Fisher("made", folder, sums, dict(aliases or {}), {"examples": 1})
 
 
-def step_part(fisher: Fisher, deltas: Iterable[tuple[str, Tensor]]) -> Part:
+def step_part(fisher: Fisher, deltas: Iterable[tuple[str, Tensor]]) -> WeightSums:
     """The sums of a step through all of the weights; its `alignment` is Eq. 11 in that direction."""
-    total = Part()
+    total = WeightSums()
     with fisher.open() as known:
         for name, delta in deltas:
             squared, weights = delta.double().square(), known.get_tensor(name).double()
-            total += Part(float(squared.sum()), float((squared * weights).sum()), float(weights.sum()), delta.numel())
+            total += WeightSums(float(squared.sum()), float((squared * weights).sum()), float(weights.sum()), delta.numel())
     return total

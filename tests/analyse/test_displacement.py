@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixsd.analyse.displacement import GROUPS, Part, displacement, group_of, layer_of
+from mixsd.analyse.displacement import GROUPS, WeightSums, displacement, group_of, layer_of
 from mixsd.errors import UserError
 from mixsd.models import folder as models_folder
 from tests.analyse.fisher_oracle import made_fisher, step_part
@@ -82,7 +82,7 @@ def test_equals_a_dense_oracle(
     assert list(found.layers) == ["0", "11", "outside"]
     assert list(found.groups) == ["attention", "mlp", "norms", "embeddings", "other"]
     for parts in (found.layers, found.groups):
-        again = sum(parts.values(), Part())
+        again = sum(parts.values(), WeightSums())
         assert (again.squared, again.weighted, again.count) == pytest.approx((raw**2, weighted, found.total.count), rel=1e-6)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mixsd.reports import page as report_page
 from mixsd.reports import pictures
-from mixsd.reports.schema import Targets
+from mixsd.reports.schema import TargetNumbers
 from tests.reports import sample
 from tests.reports.sample import typed
 
@@ -52,7 +52,7 @@ def test_references_are_a_line_of_their_own_only_where_they_differ() -> None:
     ]  # fmt: skip
     report["targets"]["nll_cdf"] = report["targets"]["reference_nll_cdf"]  # plain fine-tuning trains on the references
     assert [item["label"] for item in pictures.nll_curves(typed(report).targets)] == ["references"]
-    assert pictures.nll_curves(Targets()) == []
+    assert pictures.nll_curves(TargetNumbers()) == []
 
 
 def test_bars_of_the_base_the_runs_beside_and_this_run() -> None:

@@ -53,7 +53,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightSums:
     """Sums over some of the weights: of delta^2, of F delta^2, of F, and how many weights there are."""
 
     squared: float = 0.0
@@ -61,8 +61,8 @@ class Part:
     fisher: float = 0.0
     count: int = 0
 
-    def __add__(self, other: Part) -> Part:
-        return Part(
+    def __add__(self, other: WeightSums) -> WeightSums:
+        return WeightSums(
             self.squared + other.squared, self.weighted + other.weighted, self.fisher + other.fisher, self.count + other.count
         )
 
@@ -97,10 +97,10 @@ class Displacement:
     `ignored` are tensors of the folders that are no parameters of the model, so that the Fisher knows none of them.
     """
 
-    total: Part
-    layers: Mapping[str, Part]
-    groups: Mapping[str, Part]
-    tensors: Mapping[str, Part]
+    total: WeightSums
+    layers: Mapping[str, WeightSums]
+    groups: Mapping[str, WeightSums]
+    tensors: Mapping[str, WeightSums]
     ignored: tuple[str, ...] = ()
 
 
@@ -145,15 +145,15 @@ def displacement(base: Path, tuned: Path, fisher: Fisher, *, on_done: Callable[[
                 if other != shape:
                     raise UserError(f"{name} has shape {shape} in {base} and {other} in {where}; these do not belong together")
             triples = zip(first.blocks(one[name]), second.blocks(two[name]), blocks(known, name), strict=True)
-            tensors[name] = sum((_part(name, b.float() - a.float(), f) for a, b, f in triples), Part())
+            tensors[name] = sum((_part(name, b.float() - a.float(), f) for a, b, f in triples), WeightSums())
             on_done(1)
     return _aggregated(tensors, tuple(sorted(one.keys() - fisher.sums.keys())))
 
 
-def _part(name: str, delta: Tensor, fisher: Tensor) -> Part:
+def _part(name: str, delta: Tensor, fisher: Tensor) -> WeightSums:
     squared = delta.double().square_()
     weights = fisher.double()
-    part = Part(float(squared.sum()), float((squared * weights).sum()), float(weights.sum()), delta.numel())
+    part = WeightSums(float(squared.sum()), float((squared * weights).sum()), float(weights.sum()), delta.numel())
     if not math.isfinite(part.squared):
         raise UserError(f"{name} holds something that is not a number; the model is damaged")
     return part
@@ -176,15 +176,15 @@ def _same(one: Iterator[Tensor], other: Iterator[Tensor]) -> bool:
     return all(a is not None and b is not None and torch.equal(a, b) for a, b in zip_longest(one, other))
 
 
-def _aggregated(tensors: dict[str, Part], ignored: tuple[str, ...]) -> Displacement:
-    layers: dict[str, Part] = {}
-    groups: dict[str, Part] = {}
+def _aggregated(tensors: dict[str, WeightSums], ignored: tuple[str, ...]) -> Displacement:
+    layers: dict[str, WeightSums] = {}
+    groups: dict[str, WeightSums] = {}
     for name, part in tensors.items():
         for parts, key in ((layers, layer_of(name)), (groups, group_of(name))):
-            parts[key] = parts.get(key, Part()) + part
+            parts[key] = parts.get(key, WeightSums()) + part
     in_order = sorted(layers, key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0))
     return Displacement(
-        sum(tensors.values(), Part()),
+        sum(tensors.values(), WeightSums()),
         {layer: layers[layer] for layer in in_order},
         {group: groups[group] for group in GROUPS if group in groups},
         tensors,
@@ -193,7 +193,7 @@ def _aggregated(tensors: dict[str, Part], ignored: tuple[str, ...]) -> Displacem
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCheckpoint:
     """The displacement of one checkpoint.
 
     `name` is the checkpoint folder's; `step` is None for a model that is no checkpoint. `final`: it is what `model/` holds. `gone`: its
@@ -207,7 +207,7 @@ class Measured:
     gone: bool = False
 
 
-def of_run(run: Run, base: Path, fisher: Fisher, watcher: Watcher) -> list[Measured]:
+def of_run(run: Run, base: Path, fisher: Fisher, watcher: Watcher) -> list[MeasuredCheckpoint]:
     """The displacements of a run's checkpoints and model, by step; the model last, where it is none of them.
 
     Raises:
@@ -221,18 +221,20 @@ def of_run(run: Run, base: Path, fisher: Fisher, watcher: Watcher) -> list[Measu
     model = known.pop(MODEL, None)
     twins = [name for name, row in known.items() if model and row["weights"] == model["weights"]]
     found = [
-        Measured(name, int(name.removeprefix("step-")), row["values"], name in twins, name not in folders)
+        MeasuredCheckpoint(name, int(name.removeprefix("step-")), row["values"], name in twins, name not in folders)
         for name, row in sorted(known.items())
     ]
     if model and not twins:
-        found.append(Measured(MODEL, None, model["values"], True, MODEL not in folders))
+        found.append(MeasuredCheckpoint(MODEL, None, model["values"], True, MODEL not in folders))
     return found
 
 
-def of_folders(folders: Mapping[str, Path], journal: Path, base: Path, fisher: Fisher, watcher: Watcher) -> dict[str, Measured]:
+def of_folders(
+    folders: Mapping[str, Path], journal: Path, base: Path, fisher: Fisher, watcher: Watcher
+) -> dict[str, MeasuredCheckpoint]:
     """The displacements of plain model folders, by the names given."""
     rows = _measured(dict(folders), journal, base, fisher, watcher)
-    return {name: Measured(name, None, rows[name]["values"], True, False) for name in folders}
+    return {name: MeasuredCheckpoint(name, None, rows[name]["values"], True, False) for name in folders}
 
 
 def _checkpoints(run: Run) -> list[Path]:

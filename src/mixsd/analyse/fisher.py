@@ -142,7 +142,7 @@ def _labels(runs: Mapping[Path, Run]) -> dict[Path, str]:
     return dict(zip(runs, labels_of(read), strict=True)) if read else {}
 
 
-def _joined(run: Run, label: str, found: Sequence[displacement.Measured]) -> list[dict[str, Any]]:
+def _joined(run: Run, label: str, found: Sequence[displacement.MeasuredCheckpoint]) -> list[dict[str, Any]]:
     """A run's checkpoints, each with its forgetting and, for the final one, the Drop over the held-out benchmarks."""
     report = read_report(run.report_json) if run.report_json.is_file() else None
     scores = {score.key: score for score in report.scores} if report else {}
@@ -160,7 +160,7 @@ def _joined(run: Run, label: str, found: Sequence[displacement.Measured]) -> lis
 
 
 def _row(
-    label: str, folder: str, name: str, item: displacement.Measured, final: bool, forgetting: Score | None, drop: Score | None
+    label: str, folder: str, name: str, item: displacement.MeasuredCheckpoint, final: bool, forgetting: Score | None, drop: Score | None
 ) -> dict[str, Any]:  # fmt: skip
     def number(score: Score | None) -> dict[str, Any] | None:
         return None if score is None else {"value": score.value, "n": score.n, "low": score.low, "high": score.high}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixsd.analyse import output_folder, source_paths
-from mixsd.analyse.nll_sources import UNNAMED, Base, Line, Source, count, open_sources
+from mixsd.analyse.nll_sources import UNNAMED, BaseMeasurer, Line, TargetSource, count, open_sources
 from mixsd.errors import UserError
 from mixsd.evaluation.scores import score_row
 from mixsd.formats import MISSING, Cell, estimate_cell, number, printable
@@ -48,11 +48,11 @@ _TITLES = {"all": "All accepted targets of each source", "common": "Facts accept
 
 
 @dataclass
-class _Row:
+class _SourceRow:
     """One row of the tables: a source's targets, or the references of all sources, which alone overlap with nothing."""
 
     label: str
-    sources: list[Source]
+    sources: list[TargetSource]
     losses: TokenLosses = field(default_factory=TokenLosses)
     statuses: Counter[str] = field(default_factory=Counter)
     overlap: Overlap | None = None
@@ -101,7 +101,7 @@ def analyze_nll(
     build(execution, "options")
     if unknown := [name for name in execution if name not in EXECUTION]:
         raise UserError(f"options: {unknown[0]} was settled when the runs were made")
-    base = Base(model, execution, watcher or Watcher(), check=check)
+    base = BaseMeasurer(model, execution, watcher or Watcher(), check=check)
     notes: list[str] = []
     opened = open_sources(paths)
     if check and model is None and any(source.run is None for source in opened):
@@ -130,10 +130,10 @@ def _levels(thresholds: Sequence[float], option: str = "--threshold") -> list[fl
     return sorted(set(map(float, thresholds)))
 
 
-def _read(sources: Sequence[Source], base: Base, overlap_threshold: float, notes: list[str]) -> list[_Row]:
+def _read(sources: Sequence[TargetSource], base: BaseMeasurer, overlap_threshold: float, notes: list[str]) -> list[_SourceRow]:
     """The reference's row first, where there are references, then one for each other source."""
     prompts: dict[str, tuple[int, str]] = {}
-    reference = _Row(REFERENCE_LABEL, [source for source in sources if source.reference])
+    reference = _SourceRow(REFERENCE_LABEL, [source for source in sources if source.reference])
     known: dict[str, int] = {}
     left: dict[str, str] = {}
     wanted: dict[str, frozenset[int]] = {}
@@ -163,7 +163,7 @@ def _read(sources: Sequence[Source], base: Base, overlap_threshold: float, notes
     reference.statuses = Counter({**left, **dict.fromkeys(known, "accepted")}.values())
     rows = [reference] if known else []
     for source in mixed:
-        row = _Row(source.label, [source], overlap=Overlap(wanted) if known else None)
+        row = _SourceRow(source.label, [source], overlap=Overlap(wanted) if known else None)
         for where, target in base.complete(source.file, source.run, source.name):
             count(source, target, row.statuses)
             if target.accepted:
@@ -177,7 +177,7 @@ def _read(sources: Sequence[Source], base: Base, overlap_threshold: float, notes
     return rows
 
 
-def _references(source: Source, base: Base, known: Collection[str], notes: list[str]) -> Iterator[Line]:
+def _references(source: TargetSource, base: BaseMeasurer, known: Collection[str], notes: list[str]) -> Iterator[Line]:
     """The references that belong to a run, from what mixing kept; measured where it kept none. A file has none of its own."""
     run = source.run
     if run is None or not run.facts_file.is_file():
@@ -202,7 +202,7 @@ def _check_prompt(prompts: dict[str, tuple[int, str]], where: str, target: Targe
         )
 
 
-def _block(name: Block, rows: Sequence[_Row], levels: Sequence[float]) -> dict[str, Any]:
+def _block(name: Block, rows: Sequence[_SourceRow], levels: Sequence[float]) -> dict[str, Any]:
     everything = [row.facts for row in rows]
     chosen = set.intersection(*everything) if name == "common" else set.union(*everything)
     if not chosen:
@@ -212,7 +212,7 @@ def _block(name: Block, rows: Sequence[_Row], levels: Sequence[float]) -> dict[s
     return {"facts": len(chosen), "rows": told}
 
 
-def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], reference: TokenLosses | None) -> dict[str, Any]:
+def _measured(row: _SourceRow, facts: Collection[str], levels: Sequence[float], reference: TokenLosses | None) -> dict[str, Any]:
     """The numbers of a row over some facts; `reference` is what its shares are compared with."""
     losses = row.losses.of(facts)
     x, y = cdf(losses)
@@ -243,7 +243,7 @@ def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], refere
     }
 
 
-def _told(row: _Row) -> dict[str, Any]:
+def _told(row: _SourceRow) -> dict[str, Any]:
     only = row.sources[0] if len(row.sources) == 1 else None
     return {
         "label": row.label,
@@ -254,7 +254,7 @@ def _told(row: _Row) -> dict[str, Any]:
     }
 
 
-def _checked(base: Base) -> dict[str, Any]:
+def _checked(base: BaseMeasurer) -> dict[str, Any]:
     return {"tokens": base.checked, "largest_difference": base.largest, "tolerance": base.precisions}
 
 

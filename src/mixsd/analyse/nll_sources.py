@@ -36,7 +36,7 @@ Line = tuple[str, Target]  # where it stands, for messages
 
 
 @dataclass(frozen=True)
-class Source:
+class TargetSource:
     """A run, or a file of targets. `reference`: its targets are references as they are. `run` is None for a file."""
 
     path: Path
@@ -53,7 +53,7 @@ class Source:
         return self.run.name if self.run else self.path.name
 
 
-def open_sources(paths: Sequence[Path]) -> list[Source]:
+def open_sources(paths: Sequence[Path]) -> list[TargetSource]:
     """What each path is, with a label of its own.
 
     Raises:
@@ -78,7 +78,7 @@ def lines(file: Path) -> Iterator[Line]:
         yield where, target
 
 
-class Base:
+class BaseMeasurer:
     """The base model: measures what nobody has measured, and with `check` what was measured, once more.
 
     Attributes:
@@ -193,14 +193,14 @@ def tolerance(device: torch.device, dtype: torch.dtype) -> float:
     return 0.5
 
 
-def count(source: Source, target: Target, statuses: Counter[str]) -> None:
+def count(source: TargetSource, target: Target, statuses: Counter[str]) -> None:
     """Count a target by what became of it; a reference that stands in for a rejected one is counted as that too."""
     statuses[target.status] += 1
     if target.accepted and not source.reference and set(target.sources) == {REFERENCE}:
         statuses["canonical"] += 1
 
 
-def _of_run(run: Run, path: Path) -> Source:
+def _of_run(run: Run, path: Path) -> TargetSource:
     settings = run.settings()
     if settings.spec.edits:
         raise UserError(f"{path}: method {settings.method} edits at prompts of its own; the NLL there is another measure")
@@ -212,11 +212,11 @@ def _of_run(run: Run, path: Path) -> Source:
     if not run.targets_file.is_file():
         raise UserError(f"{path}: has no targets.jsonl; run `mixsd mix` on it first")
     if not settings.mixes:
-        return Source(path, run.targets_file, REFERENCE_LABEL, True, run, None, None)
-    return Source(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
+        return TargetSource(path, run.targets_file, REFERENCE_LABEL, True, run, None, None)
+    return TargetSource(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
 
 
-def _of_file(path: Path) -> Source:
+def _of_file(path: Path) -> TargetSource:
     """A file of targets: references where every token is one, else named after itself and the lambda that all its targets have."""
     if not path.is_file():
         raise UserError(f"{path}: no such run folder or file of targets")
@@ -228,12 +228,12 @@ def _of_file(path: Path) -> Source:
     if not lams:
         raise UserError(f"{path}: holds no accepted target")
     if kinds == {REFERENCE}:
-        return Source(path, path, REFERENCE_LABEL, True, None, None, None)
+        return TargetSource(path, path, REFERENCE_LABEL, True, None, None, None)
     lam = lams.pop() if len(lams) == 1 else None
-    return Source(path, path, path.stem if lam is None else f"{path.stem}, lambda {lam:g}", False, None, lam, None)
+    return TargetSource(path, path, path.stem if lam is None else f"{path.stem}, lambda {lam:g}", False, None, lam, None)
 
 
-def _distinct(found: list[Source]) -> list[Source]:
+def _distinct(found: list[TargetSource]) -> list[TargetSource]:
     """Labels that tell mixed sources apart: by the source's name where the configurations are the same, else by its path."""
     for spelling in (lambda source: source.name, lambda source: str(source.path)):
         counts = Counter(source.label for source in found if not source.reference)

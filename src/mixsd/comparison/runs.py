@@ -59,11 +59,11 @@ _FIELDS: dict[str, Any] = {
     **{"labels": list, "reply_ids": list, "outcome": str | None, "truncated": bool},
 }
 
-Asked = dict[tuple[str, str], dict[str, "_Row"]]  # by suite and split, by key
+Asked = dict[tuple[str, str], dict[str, "_AskedRow"]]  # by suite and split, by key
 
 
 @dataclass(frozen=True)
-class _Row:
+class _AskedRow:
     prompt: str
     reply: int
     outcome: str | None
@@ -246,7 +246,7 @@ def _asked(run: Measured) -> Asked:
             continue  # a mean over others; nothing is asked
         for row in run.rows(suite, "base"):
             reply = tuple(row["reply_ids"]) if row["split"] == suites.FORGETTING else row["reply"]
-            found.setdefault((suite, row["split"]), {})[row["key"]] = _Row(row["prompt_hash"], hash(reply), row["outcome"])
+            found.setdefault((suite, row["split"]), {})[row["key"]] = _AskedRow(row["prompt_hash"], hash(reply), row["outcome"])
     return found
 
 

@@ -16,7 +16,7 @@ from mixsd.methods import MIXSD_PAPER
 from mixsd.reports import benchmarks
 from mixsd.reports.methods import choices, cost_line, method_of, objective, statuses, summary
 from mixsd.reports.rows import detail_rows, format_rows, headline_rows, most_asked, score_table
-from mixsd.reports.schema import Base, Report
+from mixsd.reports.schema import BaseRecord, Report
 from mixsd.settings import dump_yaml
 from mixsd.tables import Column, Row, Table
 
@@ -102,7 +102,7 @@ def _pairs(name: str, value: str, pairs: Sequence[tuple[str, str]]) -> str:
     return Table([Column(name), Column(value)], [Row(pair) for pair in pairs]).markdown()
 
 
-def _front_matter(base: Base) -> str:
+def _front_matter(base: BaseRecord) -> str:
     values: dict[str, Any] = {"base_model": printable(public_name(base.name), keep="")}
     if base.license:
         values["license"] = printable(base.license, keep="")
@@ -118,7 +118,7 @@ def _summary(report: Report) -> str:
     return text + markdown(summary(report)) + (f" ({lost}; they count as asked in every score below)." if lost else ".")
 
 
-def _base(base: Base) -> str:
+def _base(base: BaseRecord) -> str:
     lines = [f"- Base: {markdown(public_name(base.name))}"]
     if base.parameters is not None:
         lines.append(f"- Parameters: {base.parameters:,}")

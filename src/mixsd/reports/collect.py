@@ -168,12 +168,12 @@ def _targets(session: Session) -> tuple[dict[str, Target], list[dict[str, Any]]]
     return slim, examples
 
 
-def _summary(run: Run) -> schema.Targets:
+def _summary(run: Run) -> schema.TargetNumbers:
     """What mixing summed up of the targets and of the references."""
     mixed = _last(run, "mixed")
     reference = {f"reference_{name}": mixed.get("reference", {}).get(name) for name in _OF_REFERENCES}
     cdfs = {"nll_cdf": _nll_cdf(run.targets_file), "reference_nll_cdf": _nll_cdf(run.references_file)}
-    return schema.Targets(**mixed.get("targets", {}), **reference, **cdfs)
+    return schema.TargetNumbers(**mixed.get("targets", {}), **reference, **cdfs)
 
 
 def _nll_cdf(file: Path) -> schema.Distribution | None:
@@ -215,7 +215,7 @@ def _training(session: Session) -> schema.Training:
         epochs=session.settings.epochs if steps else None,
         seconds=round(sum(step["seconds"] for step in steps), 1),
         lr=told.get("lr"),
-        chosen=schema.Chosen(step=told["step"], why=told["why"]) if told else None,
+        chosen=schema.ChosenCheckpoint(step=told["step"], why=told["why"]) if told else None,
         rates=[row for _, row in Journal(session.run.folder / "rates.jsonl").read()],
         log=[{name: step[name] for name in shown if step.get(name) is not None} for step in steps],
     )
@@ -268,13 +268,13 @@ def costs_of(run: Run) -> schema.Cost:
     return schema.Cost(generated_tokens=sum(parts.values()), parts=parts, seconds=seconds)
 
 
-def _base(session: Session) -> schema.Base:
+def _base(session: Session) -> schema.BaseRecord:
     before = loading.provenance(session.located.folder)
     told = None
     if before is not None:
         origin = before.get("base", {}).get("name")
         told = f"this base was itself tuned by mixsd ({before.get('method')}) from {origin}; base scores are those of the tuned model"
-    return schema.Base(
+    return schema.BaseRecord(
         name=session.located.name,
         hash=session.base_hash,
         license=session.located.license,

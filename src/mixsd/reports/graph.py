@@ -32,7 +32,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GraphPicture:
     """A drawing in pixels from the top left. `lines` are SVG paths with their colour; `labels` name the domains."""
 
     size: int
@@ -59,7 +59,7 @@ def counts(edges: Sequence[Edge]) -> tuple[list[str], Counter[tuple[str, str]]]:
     return domains, Counter((source, target) for source, target, _, _ in edges)
 
 
-def picture(edges: Sequence[Edge]) -> Picture | None:
+def picture(edges: Sequence[Edge]) -> GraphPicture | None:
     """Lay a graph out; None where there is none."""
     if not edges:
         return None
@@ -88,7 +88,7 @@ def picture(edges: Sequence[Edge]) -> Picture | None:
     for source_domain, target_domain, source, target in drawn:
         a, b = at[source_domain, source], at[target_domain, target]
         lines.append((f"M{a.x:g} {a.y:g}Q{middle:g} {middle:g} {b.x:g} {b.y:g}", a.color))
-    return Picture(_SIZE, tuple(at.values()), tuple(lines), tuple(labels), len(edges))
+    return GraphPicture(_SIZE, tuple(at.values()), tuple(lines), tuple(labels), len(edges))
 
 
 def _on_circle(turn: float, radius: float) -> tuple[float, float]:

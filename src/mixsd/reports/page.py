@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from mixsd import formats
 from mixsd.evaluation.benchmarks import benchmark
 from mixsd.reports import benchmarks, methods, pictures, rows
-from mixsd.reports.graph import Picture
+from mixsd.reports.graph import GraphPicture
 from mixsd.reports.schema import Report
 from mixsd.tables import Column, Row, Table
 from mixsd.targets.target import HIGH_NLL
@@ -41,7 +41,7 @@ def render(
     report: Report,
     per_fact: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]],
-    graph: Picture | None = None,
+    graph: GraphPicture | None = None,
     replies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     fisher: Mapping[str, Any] | None = None,
 ) -> str:
@@ -90,7 +90,7 @@ def render(
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def graph_page(graph: Picture) -> str:
+def graph_page(graph: GraphPicture) -> str:
     """A picture of a graph as an SVG file."""
     svg: str = environment().get_template("macros.html.j2").module.graph_svg(graph)  # type: ignore[attr-defined]
     return svg.strip() + "\n"

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.reports.rows import models_of
-from mixsd.reports.schema import ErrorModes, Report, Score, Targets
+from mixsd.reports.schema import ErrorModes, Report, Score, TargetNumbers
 from mixsd.storage import read_json
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def along(scores: Sequence[Score]) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
-def nll_curves(targets: Targets, label: str = "targets") -> list[dict[str, Any]]:
+def nll_curves(targets: TargetNumbers, label: str = "targets") -> list[dict[str, Any]]:
     """The distributions of base NLL that a report holds: of the references, and of the targets where they are others."""
     references = (REFERENCES, targets.reference_nll_cdf, targets.reference_tokens)
     others = [] if targets.nll_cdf == targets.reference_nll_cdf else [(label, targets.nll_cdf, targets.tokens)]

@@ -45,7 +45,7 @@ class Score(_Part):
         return self.suite, self.split, self.metric, self.model, self.checkpoint
 
 
-class Base(_Part):
+class BaseRecord(_Part):
     """The base model; `tuned_by_mixsd` says so where it is no original."""
 
     name: str
@@ -72,7 +72,7 @@ class Distribution(_Part):
     y: list[float]
 
 
-class Targets(_Part):
+class TargetNumbers(_Part):
     """The accepted targets and the references, as the base model finds them; None where a run has none."""
 
     n: int | None = None
@@ -92,7 +92,7 @@ class Targets(_Part):
     reference_nll_cdf: Distribution | None = None
 
 
-class Chosen(_Part):
+class ChosenCheckpoint(_Part):
     """The checkpoint that became the model, and why."""
 
     step: int
@@ -106,7 +106,7 @@ class Training(_Part):
     epochs: int | float | None = None
     seconds: float = 0.0
     lr: float | None = None
-    chosen: Chosen | None = None
+    chosen: ChosenCheckpoint | None = None
     rates: list[dict[str, Any]] = Field(default_factory=list)
     log: list[dict[str, int | float]] = Field(default_factory=list)
 
@@ -175,9 +175,9 @@ class Report(_Part):
     method: str
     settings: dict[str, Any]
     environment: dict[str, Any] = Field(default_factory=dict)
-    base: Base
+    base: BaseRecord
     facts: Facts
-    targets: Targets = Field(default_factory=Targets)
+    targets: TargetNumbers = Field(default_factory=TargetNumbers)
     training: Training = Field(default_factory=Training)
     editing: Editing | None = None
     cost: Cost | None = None

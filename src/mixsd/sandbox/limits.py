@@ -1,11 +1,18 @@
-"""How much one judged program may use."""
+"""What one judged program gets of this machine: how much it may use, and which files it sees in bubblewrap."""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 # The writable folder as a whole, in files of the largest allowed size.
 _FILES = 4
+_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+# Where such a distribution keeps every library, each in a folder of its own.
+_STORES = ("/nix/store", "/gnu/store")
 
 
 @dataclass(frozen=True)
@@ -39,3 +46,32 @@ class Limits:
 
 
 DEFAULT = Limits()
+
+
+class View(NamedTuple):
+    """Paths shown read-only at their own place, and symbolic links (place, target) to make beside them."""
+
+    interpreter: str
+    shown: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+
+
+@cache
+def view() -> View:
+    """The running interpreter (its base, not the virtual environment), its standard library and the libraries they load."""
+    interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    wanted = {interpreter, *_LIBRARIES}
+    for prefix in {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}:
+        wanted |= {os.path.join(prefix, name) for name in ("lib", "lib64")}
+        wanted |= {store for store in _STORES if _within(prefix, store)}
+    links = {path: os.readlink(path) for path in sorted(wanted) if os.path.islink(path)}
+    shown: list[str] = []
+    for path in sorted(wanted - set(links)):
+        if os.path.exists(path) and not any(_within(path, above) for above in shown):
+            shown.append(path)
+    links = {path: target for path, target in links.items() if not any(_within(path, above) for above in shown)}
+    return View(interpreter, tuple(shown), tuple(links.items()))
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

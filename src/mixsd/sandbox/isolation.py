@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,13 +39,15 @@ for name, source in job.pop("modules"):
     exec(compile(source, "<" + name + ">", "exec", dont_inherit=True), module.__dict__)
 module.main(job)
 """
-# For root: becomes nobody, then the command that follows.
-_BECOME_NOBODY = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); os.execv(sys.argv[1], sys.argv[1:])"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 # The sandbox's own, empty and small.
 _TMP = "/tmp"  # noqa: S108
 # A folder that is everywhere and holds no interpreter; covered in an outer bubblewrap only.
 _STAGE = "/sys"
+_NOBODY = 65534
+# Above every user that a machine gives out.
+_STRANGERS = 0x70000000
+_COUNT = count()
 _PATIENCE = 15.0
 
 
@@ -159,8 +162,9 @@ def start(kind: str, job: dict[str, Any], limits: Limits) -> Iterator[Sandboxed]
                 stack.callback(_remove, folder)
             ends = os.pipe()
             reader, writer = stack.enter_context(os.fdopen(ends[0], "rb", 0)), stack.enter_context(os.fdopen(ends[1], "wb"))
+            before = _bubblewrap(limits, writer.fileno()) if folder is None else _weak(folder)
             process = subprocess.Popen(  # noqa: S603
-                [*([] if weak else _bubblewrap(limits, writer.fileno())), view().interpreter, *_FLAGS, "-c", _BOOT],
+                [*before, view().interpreter, *_FLAGS, "-c", _BOOT],
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -226,12 +230,34 @@ def _bubblewrap(limits: Limits, info: int) -> list[str]:
     # No /proc: nothing that is judged needs one, and in many containers it cannot be mounted.
     command += ["--remount-ro", "/", "--chdir", _TMP, "--"]
     if root:
-        # The limit on processes does not bind root, nor what root becomes inside.
-        command = [shown.interpreter, *_FLAGS, "-c", _BECOME_NOBODY, *command]
+        command = [*_as_user(_NOBODY), *command]
     if staged:
         stage = [word for path, place in staged.items() for word in ("--ro-bind", path, place)]
         command = [program, *outermost, "--unshare-pid", "--dev-bind", "/", "/", "--tmpfs", _STAGE, *stage, "--", *command]
     return command
+
+
+def _weak(folder: str) -> list[str]:
+    """The beginning of a command that runs the rest without bubblewrap: for root as a user that no other process has.
+
+    It can signal none but its own. Where it cannot reach the interpreter or its own folder, it keeps root's right to read.
+    """
+    if os.getuid() != 0:
+        return []
+    user = _STRANGERS + (os.getpid() << 8) + next(_COUNT) % 256
+    try:
+        os.chown(folder, user, user)
+    except OSError:
+        # In a container it may not exist.
+        user = _NOBODY
+        os.chown(folder, user, user)
+    return _as_user(user, "-all" if all(map(_is_open, (*view().shown, folder))) else "-all,+dac_read_search")
+
+
+def _as_user(user: int, capabilities: str = "-all") -> list[str]:
+    """For root, whom the limit on processes does not bind, nor what root becomes inside bubblewrap."""
+    sets = [f"--{name}={capabilities}" for name in ("inh-caps", "ambient-caps", "bounding-set")]
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *sets, "--"]
 
 
 def _is_open(path: str) -> bool:

@@ -25,11 +25,7 @@ from mixsd.sandbox import values
 
 _REASON = 200
 _FAILED = 125
-_PDEATHSIG, _DUMPABLE, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS, _CAP_AMBIENT = 1, 4, 8, 22, 38, 47
-_DAC_READ_SEARCH = 2
-_CAPSET_VERSION = 0x20080522
-# Above every user that a machine gives out; a process id is added.
-_STRANGERS, _NOBODY = 0x70000000, 65534
+_PDEATHSIG, _DUMPABLE, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 22, 38
 # By machine: the kernel's name for it, the number of `socket`, and those of shmget, semget, msgget, memfd_create, memfd_secret, add_key,
 # request_key, keyctl, ptrace, process_vm_readv, process_vm_writev, userfaultfd, io_uring_setup, bpf, perf_event_open, setpgid, setsid.
 _CALLS = {
@@ -61,7 +57,7 @@ def main(job: dict[str, Any]) -> NoReturn:
 
 
 def _stand_alone(job: dict[str, Any]) -> None:
-    """Without bubblewrap: be no root, keep a program from its tests' pipes, and leave a guard that ends all when mixsd dies."""
+    """Without bubblewrap: keep a program from its tests' pipes, and leave a guard that ends all when mixsd dies."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     _control(_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != job["parent"]:
@@ -71,36 +67,7 @@ def _stand_alone(job: dict[str, Any]) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(code if code >= 0 else 128 - code)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if os.getuid() == 0:
-        _leave_root()
     _control(_DUMPABLE, int(job["role"] == "program"))
-
-
-def _leave_root() -> None:
-    """Become a user that no other process has: the limit on processes binds it, and it can signal none but its own.
-
-    Where such a user cannot reach the interpreter or its own folder, it keeps root's right to read, and only that.
-    """
-    _control(_KEEPCAPS, 1)
-    os.setgroups([])
-    for user in (_STRANGERS + os.getpid(), _NOBODY):
-        try:
-            os.chown(".", user, user)
-            os.setgid(user)
-            os.setuid(user)
-            break
-        except OSError:
-            # In a container the first may not exist.
-            if user == _NOBODY:
-                raise
-    if sys.platform == "linux":
-        readable = all(os.access(path, os.R_OK) for path in (sys.executable, os.__file__, os.environ["HOME"]))
-        kept = 0 if readable else 1 << _DAC_READ_SEARCH
-        header = (ctypes.c_uint32 * 2)(_CAPSET_VERSION, 0)
-        if ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)):
-            raise OSError("root's rights cannot be given up")
-        if kept:
-            _control(_CAP_AMBIENT, 2, _DAC_READ_SEARCH)
 
 
 def _control(option: int, *values: Any) -> bool:

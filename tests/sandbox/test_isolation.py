@@ -15,7 +15,7 @@ from mixsd.errors import UserError
 from mixsd.sandbox import Isolation, Judged, check, judge
 from mixsd.sandbox.isolation import StartError, problem
 from mixsd.sandbox.judging import judge_in
-from mixsd.sandbox.limits import DEFAULT, View, view
+from mixsd.sandbox.limits import DEFAULT, shown
 from tests.sandbox.conftest import PROMPT, RIGHT, isolation
 
 
@@ -109,15 +109,15 @@ def test_import_is_light() -> None:
 
 def test_the_virtual_environment_is_not_shown() -> None:
     """What is installed there is no business of judged code; and a project in /tmp would put a view inside the writable folder."""
-    assert not any(Path(path).is_relative_to(sys.prefix) for path in view().shown if sys.prefix != sys.base_prefix)
+    assert not any(Path(path).is_relative_to(sys.prefix) for path in shown() if sys.prefix != sys.base_prefix)
 
 
 def test_a_view_inside_the_temporary_folder(strong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tempfile.mkdtemp(dir="/tmp")
     os.chmod(folder, 0o755)
     (Path(folder) / "shown").write_text("here")
-    more = View(view().interpreter, (*view().shown, folder), view().links)
-    monkeypatch.setattr(isolation, "view", lambda: more)
+    more = (*shown(), folder)
+    monkeypatch.setattr(isolation, "shown", lambda: more)
     code = f"""
 def f(x):
     try:

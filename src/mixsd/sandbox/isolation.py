@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixsd.errors import UserError
-from mixsd.sandbox.limits import DEFAULT, Limits, view
+from mixsd.sandbox.limits import DEFAULT, Limits, interpreter, shown
 
 # All that a child sees of an environment. A fixed hash seed: the same program gets the same verdict every time.
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -53,16 +53,15 @@ _PATIENCE = 15.0
 
 @dataclass(frozen=True)
 class Isolation:
-    """What holds for judged code on this machine."""
+    """What holds for judged code on this machine; `note` says it to the user in one sentence.
+
+    `kind` is bubblewrap or none. `network`: it is cut off. `files`: only a minimal read-only view is visible, no home.
+    """
 
     kind: str
-    """bubblewrap or none"""
     network: bool
-    """the network is cut off"""
     files: bool
-    """only a minimal read-only view is visible, no home"""
     note: str
-    """one sentence for the user: what holds, what does not"""
 
 
 _STRONG = Isolation(
@@ -164,7 +163,7 @@ def start(kind: str, job: dict[str, Any], limits: Limits) -> Iterator[Sandboxed]
             reader, writer = stack.enter_context(os.fdopen(ends[0], "rb", 0)), stack.enter_context(os.fdopen(ends[1], "wb"))
             before = _bubblewrap(limits, writer.fileno()) if folder is None else _weak(folder)
             process = subprocess.Popen(  # noqa: S603
-                [*before, view().interpreter, *_FLAGS, "-c", _BOOT],
+                [*before, interpreter(), *_FLAGS, "-c", _BOOT],
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -212,19 +211,16 @@ def _bubblewrap(limits: Limits, info: int) -> list[str]:
     program = shutil.which("bwrap")
     if program is None:
         raise StartError("bubblewrap is not installed")
-    shown = view()
     root = os.getuid() == 0
     # What nobody could reach is put where everyone can, by an outer bubblewrap.
-    staged = {path: f"{_STAGE}/{number}" for number, path in enumerate(shown.shown) if root and not _is_open(path)}
+    staged = {path: f"{_STAGE}/{number}" for number, path in enumerate(shown()) if root and not _is_open(path)}
     outermost = ["--die-with-parent", "--info-fd", str(info)]
     command = [program, "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--hostname", "sandbox"]
     command += ["--die-with-parent"] if staged else outermost
-    # Before the views, one of which may be inside it.
+    # Before what is shown, which may be inside it.
     command += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", _TMP]
-    for path in shown.shown:
+    for path in shown():
         command += ["--ro-bind", staged.get(path, path), path]
-    for place, target in shown.links:
-        command += ["--symlink", target, place]
     for path in _DEVICES:
         command += ["--dev-bind", path, path]
     # No /proc: nothing that is judged needs one, and in many containers it cannot be mounted.
@@ -251,7 +247,7 @@ def _weak(folder: str) -> list[str]:
         # In a container it may not exist.
         user = _NOBODY
         os.chown(folder, user, user)
-    return _as_user(user, "-all" if all(map(_is_open, (*view().shown, folder))) else "-all,+dac_read_search")
+    return _as_user(user, "-all" if all(map(_is_open, (*shown(), folder))) else "-all,+dac_read_search")
 
 
 def _as_user(user: int, capabilities: str = "-all") -> list[str]:

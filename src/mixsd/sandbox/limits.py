@@ -6,7 +6,6 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 # The writable folder as a whole, in files of the largest allowed size.
 _FILES = 4
@@ -48,29 +47,24 @@ class Limits:
 DEFAULT = Limits()
 
 
-class View(NamedTuple):
-    """Paths shown read-only at their own place, and symbolic links (place, target) to make beside them."""
-
-    interpreter: str
-    shown: tuple[str, ...]
-    links: tuple[tuple[str, str], ...]
+@cache
+def interpreter() -> str:
+    """The running interpreter: its base, not the virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 @cache
-def view() -> View:
-    """The running interpreter (its base, not the virtual environment), its standard library and the libraries they load."""
-    interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    wanted = {interpreter, *_LIBRARIES}
+def shown() -> tuple[str, ...]:
+    """What is shown read-only at its own place: the interpreter, its standard library and the libraries they load."""
+    wanted = {interpreter(), *_LIBRARIES}
     for prefix in {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}:
         wanted |= {os.path.join(prefix, name) for name in ("lib", "lib64")}
         wanted |= {store for store in _STORES if _within(prefix, store)}
-    links = {path: os.readlink(path) for path in sorted(wanted) if os.path.islink(path)}
-    shown: list[str] = []
-    for path in sorted(wanted - set(links)):
-        if os.path.exists(path) and not any(_within(path, above) for above in shown):
-            shown.append(path)
-    links = {path: target for path, target in links.items() if not any(_within(path, above) for above in shown)}
-    return View(interpreter, tuple(shown), tuple(links.items()))
+    found: list[str] = []
+    for path in sorted(wanted):
+        if os.path.exists(path) and not any(_within(path, above) for above in found):
+            found.append(path)
+    return tuple(found)
 
 
 def _within(path: str, folder: str) -> bool:

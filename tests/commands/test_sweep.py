@@ -200,8 +200,8 @@ def test_a_done_sweep_says_so_without_torch(wanted: dict[str, Any], done: list[s
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
     probe = (
-        "import sys; from mixsd.commands import sweeping; sweeping._compared = lambda result, folders: result\n"
-        "assert len(sweeping.sweep(sys.argv[1]).finished) == 4\n"
+        "import sys; from mixsd.commands import sweep; sweep._compared = lambda result, folders: result\n"
+        "assert len(sweep.sweep(sys.argv[1]).finished) == 4\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", probe, str(file)], check=True, timeout=60)

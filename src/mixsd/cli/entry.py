@@ -18,6 +18,7 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
+from mixsd.cli import data, runs  # noqa: F401 - each brings its commands
 from mixsd.cli.analyze import analyze
 from mixsd.cli.commands import Work, app
 from mixsd.cli.data import corpora

@@ -18,8 +18,14 @@ from mixsd.progress import Watcher
 from mixsd.run.folder import Run
 from mixsd.settings import Settings
 from mixsd.storage import read_json, write_json
+from tests.reports.sample import typed
 
 compared = commands_sweep._compared
+
+
+def write_report(session: Any, checked: list[dict[str, Any]]) -> None:
+    made = typed({"settings": session.settings.dump(), "requirements": checked})
+    write_json(session.run.report_json, made.model_dump(mode="json"))
 
 
 class Told(Watcher):
@@ -53,7 +59,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def fake(settings: Settings, watcher: Watcher) -> None:
         session = opening.start(opening.preview(settings, watcher))
         found.append(session.run.name)
-        write_json(session.run.report_json, {"settings": session.settings.dump(), "requirements": []})
+        write_report(session, [])
 
     monkeypatch.setattr("mixsd.commands.inject.inject", fake)
     monkeypatch.setattr(commands_sweep, "_compared", lambda result, folders: result)
@@ -124,8 +130,8 @@ def test_a_missed_requirement_is_told_now_and_later(wanted: dict[str, Any], monk
 
     def fake(settings: Settings, watcher: Watcher) -> None:
         session = opening.start(opening.preview(settings, watcher))
-        checked = [{"text": "memorization>=0.9", "passed": settings.method == "sft"}]
-        write_json(session.run.report_json, {"settings": session.settings.dump(), "requirements": checked})
+        checked = [{"text": "memorization>=0.9", "value": None, "passed": settings.method == "sft"}]
+        write_report(session, checked)
         if settings.method != "sft":
             raise RequirementMissedError("missed")
 

@@ -235,7 +235,7 @@ class SweepResult:
     failed: dict[str, str]
     missed: dict[str, list[str]]
     left: list[str]
-    compare_page: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
     page: Path | None = None
     problem: str | None = None
 

@@ -11,7 +11,7 @@ import pytest
 import mixsd
 from mixsd import statistics
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.table import HELD_OUT
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT
 from mixsd.reporting import comparison, comparison_page
 from tests.pipeline.finished_runs import make, row, score
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark
 from mixsd.reporting import benchmarks, card, html, replies, rows, terminal
 from tests.reporting import benchmarked
 from tests.reporting.test_html import ATTACK, poisoned, read

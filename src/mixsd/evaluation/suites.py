@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from mixsd.errors import UserError, did_you_mean
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark, is_benchmark
 from mixsd.evaluation.questions import Material, Question
 from mixsd.plugins import load_function
 

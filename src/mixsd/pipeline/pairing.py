@@ -12,7 +12,7 @@ from typing import Any
 from mixsd import statistics
 from mixsd.errors import UserError
 from mixsd.evaluation import core, scores
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, HELD_OUT
 from mixsd.pipeline.comparable import Measured
 from mixsd.pipeline.compared import AT_LEVEL, IN_CORE, Key, cell, over_seeds, seeds_cell
 from mixsd.pipeline.evaluated import replies_file

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import held_out
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import judge_all, prompts_of
 from mixsd.pipeline.evaluated import MODELS, asked_file, asked_suites, replies_file
 from mixsd.pipeline.session import Session

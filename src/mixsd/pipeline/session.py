@@ -18,7 +18,7 @@ from mixsd.corpora.corpus import MANIFEST, check_tests, is_corpus, read, write_t
 from mixsd.decoding.backends import check_backend
 from mixsd.errors import UserError
 from mixsd.evaluation import held_out, suites
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import Material, Question
 from mixsd.facts import Fact, to_json
 from mixsd.pipeline.run import Run, go_offline

@@ -17,8 +17,8 @@ from mixsd.analysis import error_modes
 from mixsd.analysis.token_nll import TokenLosses, cdf
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import core, in_domain, suites
-from mixsd.evaluation.benchmarks.table import BENCHMARKS
-from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT as HELD_OUT_SUITES
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts import to_json
 from mixsd.mixing.targets import Target, TargetSummary

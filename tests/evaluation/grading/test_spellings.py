@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mixsd.answers import Expected
 from mixsd.evaluation.grading import code, letters, maths
-from mixsd.evaluation.grading.maths_text import canonical, fold, same_at_sight
+from mixsd.evaluation.grading.maths import canonical, fold, same_at_sight
 
 OUTCOMES = {"correct", "wrong", "unparseable", "error"}
 INTEGERS = st.integers(-(10**15), 10**15)

@@ -15,9 +15,8 @@ from mixsd.cli.entry import main
 from mixsd.corpora.corpus import write_tests
 from mixsd.corpora.making import corpus
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.benchmark import Means, data_hash
+from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import get_benchmark
 from mixsd.pipeline.analyses import errors
 from mixsd.pipeline.analyses.error_tallies import Examined, Tally, in_report
 from mixsd.pipeline.run import Run

@@ -23,9 +23,8 @@ from mixsd.analysis.phrases import Phrases
 from mixsd.corpora.corpus import is_corpus, read
 from mixsd.errors import UserError
 from mixsd.evaluation import core, in_domain
-from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, sample
+from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark, is_benchmark, sample
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import get_benchmark, is_benchmark
 from mixsd.evaluation.grading.code import first_block
 from mixsd.evaluation.grading.thinking import without_thinking
 from mixsd.facts import Fact, fact_from_mapping

@@ -21,9 +21,8 @@ from typing import Literal, get_args
 from mixsd.analysis.fisher import Reference
 from mixsd.errors import UserError
 from mixsd.evaluation import core
-from mixsd.evaluation.benchmarks.benchmark import Item, Means
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, Item, Means, get_benchmark
 from mixsd.evaluation.benchmarks.data import Found, find
-from mixsd.evaluation.benchmarks.table import HELD_OUT, get_benchmark
 from mixsd.evaluation.replies import Answerer
 from mixsd.facts import Fact
 from mixsd.pipeline.session import Session

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark, get_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark
 
 Record = Mapping[str, Any]
 
@@ -160,14 +161,12 @@ def publish(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
     """Let these benchmarks be published with so many items; without names, all of them with what `FILES` holds."""
     for name in sizes or FILES:
         module, function = BENCHMARKS[name].split(":")
-        made = replace(
-            get_benchmark(name), size=sizes.get(name) or sum(len(own) for stem, own in FILES[name].items() if stem != "dev")
-        )
-        monkeypatch.setattr(f"{module}.{function}", partial(_same, made))
+        size = sizes.get(name) or sum(len(own) for stem, own in FILES[name].items() if stem != "dev")
+        monkeypatch.setattr(f"{module}.{function}", partial(_sized, getattr(import_module(module), function), size))
 
 
-def _same(made: Benchmark) -> Benchmark:
-    return made
+def _sized(make: Callable[[], Benchmark], size: int) -> Benchmark:
+    return replace(make(), size=size)
 
 
 def _flat(record: Record) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Published for comparison (arXiv 2605.16865, Table 1, base models Qwen3-1.7B, Qwe
 from __future__ import annotations
 
 import re
-from functools import partial
+from typing import Any
 
 from mixsd.answers import Expected
 from mixsd.errors import UserError
@@ -24,18 +24,12 @@ from mixsd.facts import shown
 from mixsd.prompts import BOXED_SUFFIX
 from mixsd.storage import digest
 
-_judged = partial(
-    Benchmark,
-    scorer=maths.scorer_version,
-    corrupt=answer_of_another,
-    needs=("math_verify", "pip install 'math-verify[antlr4_13_2]'"),
-)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def aime24() -> Benchmark:
     """The benchmark; fields of a record: problem, solution, answer (a whole number from 0 to 999); id where it is there."""
-    return _judged(
+    return _benchmark(
         name="aime24",
         title="AIME-2024",
         size=30,
@@ -50,7 +44,7 @@ def aime24() -> Benchmark:
 
 def math500() -> Benchmark:
     """The benchmark; fields of a record: problem, solution, answer; subject, level and unique_id where they are there."""
-    return _judged(
+    return _benchmark(
         name="math500",
         title="MATH-500",
         size=500,
@@ -62,7 +56,7 @@ def math500() -> Benchmark:
 
 def gsm8k() -> Benchmark:
     """The benchmark; fields of a record: question, answer (the solution, then `#### number`)."""
-    return _judged(
+    return _benchmark(
         name="gsm8k",
         title="GSM8K",
         size=1319,
@@ -70,6 +64,11 @@ def gsm8k() -> Benchmark:
         read=_gsm8k_items,
         proof=Proof(most_missed=0, least_refused=0.97),
     )
+
+
+def _benchmark(**own: Any) -> Benchmark:
+    needs = ("math_verify", "pip install 'math-verify[antlr4_13_2]'")
+    return Benchmark(scorer=maths.scorer_version, corrupt=answer_of_another, needs=needs, **own)
 
 
 def _item(key: str, problem: str, answer: str, reference: str, content: str, labels: tuple[str, ...] = ()) -> Item:

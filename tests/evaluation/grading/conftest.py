@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mixsd import answers
 from mixsd.evaluation.grading import maths_process
 
 Records = Callable[[str], list[dict[str, Any]]]
@@ -38,8 +39,15 @@ def records() -> Records:
     return read
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
+def _no_other_workers() -> None:
+    """Those that search for users' patterns, where other tests have left some, are not `workers`."""
+    answers._searchers().close()
+
+
+@pytest.fixture(scope="package", autouse=True)
 def _no_worker_stays() -> Iterator[None]:
     yield
     maths_process.PROCESSES.close()
+    answers._searchers().close()
     assert workers() == []

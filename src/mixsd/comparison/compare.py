@@ -38,7 +38,7 @@ from mixsd.comparison.runs import ALIKE, Measured, check, read
 from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, HELD_OUT
 from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, METHOD_DEFAULTS, Settings
 

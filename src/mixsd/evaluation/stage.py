@@ -33,7 +33,7 @@ from mixsd.evaluation.asked import (
     replies_file,
     write_suite,
 )
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import Question, ask, generate, judge_all, prompts_of
 from mixsd.evaluation.replies import Answerer, Reply
 from mixsd.facts import bundled

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mixsd.errors import UserError, did_you_mean
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark, is_benchmark
 from mixsd.evaluation.questions import Material, Question, about
 from mixsd.evaluation.replies import Answerer, Prompt, Reply
 from mixsd.facts import bundled

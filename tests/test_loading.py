@@ -18,6 +18,8 @@ from mixsd import loading
 from mixsd.errors import UserError
 from tests.tiny import TEMPLATE, save_tiny, tiny_model
 
+pytestmark = pytest.mark.matrix
+
 CPU = torch.device("cpu")
 
 

@@ -299,7 +299,7 @@ def _known() -> Mapping[str, Any]:
 def _leaves(spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The configs of the tasks that a task, group or tag comes down to; an empty one for a name that lm-eval does not know."""
     own: Mapping[str, Any] = {"task": spec} if isinstance(spec, str) else spec
-    name = own.get("task") or own.get("group")
+    name = own.get("task") or own.get("group") or ""
     if isinstance(name, list):
         for member in name:
             yield from _leaves(member)

@@ -205,7 +205,8 @@ def test_a_limit_takes_the_same_questions_from_a_shuffled_file(tmp_path, model, 
     assert asked(five.rows) == asked(other.rows)
     assert [row["key"] for row in five.rows] != [f"own/{i}" for i in range(5)]
     by_key = {row["key"]: row for row in choice.rows}
-    assert all(by_key[row["key"]] == row for row in five.rows)
+    for row in five.rows:  # in other company the last bits may differ
+        assert row == by_key[row["key"]] | {"loglikelihoods": pytest.approx(by_key[row["key"]]["loglikelihoods"], abs=1e-4)}
     for name in ("data_hash", "config_hash", "n"):
         assert five.about[name] == other.about[name]
     assert five.about["data_hash"] != choice.about["data_hash"]
@@ -277,7 +278,7 @@ def test_the_module_does_not_import_lm_eval():
 def test_offline_a_task_of_the_hub_names_its_data(task, data, model):
     lm_eval.check(task)
     with pytest.raises(UserError, match=rf"cannot be had offline.*{data}.*data_files") as caught:
-        run(task, model)
+        run(task, model, subprocess.Popen)
     assert "\n" not in str(caught.value)
 
 
@@ -337,7 +338,7 @@ def test_it_says_how_far_it_is_and_ends_with_ctrl_c(tmp_path, model, sleeping):
 
     task = write_task(tmp_path, CHOICE)
     with pytest.raises(KeyboardInterrupt):
-        run(task, model, say=stop)
+        run(task, model, subprocess.Popen, say=stop)
     assert [process.returncode for process in sleeping] == [-9]
 
 
@@ -380,7 +381,7 @@ def test_the_example_of_the_docs_runs(tmp_path, model, monkeypatch):
 def test_the_figures_are_those_of_the_lm_eval_command(tmp_path, kind, options):
     folder = loading.locate(loading.BUILT_IN).folder
     task = write_task(tmp_path, kind, docs=documents(40), fewshot_split="test")
-    ran = run(task, folder, **options)
+    ran = run(task, folder, subprocess.Popen, **options)
     model_args = f"pretrained={folder},dtype=float32"
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model_args, "--tasks", task]
     command += ["--device", "cpu", "--batch_size", "8", "--output_path", str(tmp_path / "out"), "--log_samples"]

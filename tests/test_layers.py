@@ -16,7 +16,19 @@ ROOT = Path(mixsd.__file__).parent
 
 # From the ground up. A folder, or a module of the root, may import what stands before it, and files of its own.
 LAYERS = (
-    ("errors", "randomness", "plugins", "progress", "statistics", "formats", "tables", "storage", "methods", "settings"),
+    (
+        "errors",
+        "randomness",
+        "killable",
+        "plugins",
+        "progress",
+        "statistics",
+        "formats",
+        "tables",
+        "storage",
+        "methods",
+        "settings",
+    ),
     ("sandbox",),
     ("figures",),
     ("facts",),

@@ -118,7 +118,7 @@ def test_evaluate_on_the_command_line(tmp_path):
     for backend in ("transformers", "vllm"):
         run = tmp_path / backend
         command = [sys.executable, "-m", "mixsd", "evaluate", "smollm2-135m", "--suite", "gsm8k", "--output", str(run)]
-        command += ["--data", str(tmp_path / "data"), "--benchmark-tokens", "48", "--backend", backend]
+        command += ["--data", str(tmp_path / "data"), "--benchmark-tokens", "48", "--backend", backend, "--limit", "6"]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-500:]
         said[backend] = [row["reply_ids"] for row in read_jsonl(run / "evaluation" / "gsm8k" / "base.jsonl")]

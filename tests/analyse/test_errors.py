@@ -15,9 +15,8 @@ from mixsd.analyse import errors
 from mixsd.analyse.errors import markdown, notes, tables
 from mixsd.cli.entry import main
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.benchmark import Means, data_hash
+from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import get_benchmark
 from mixsd.evaluation.tallies import Examined, Tally, in_report
 from mixsd.facts.corpus import write_tests
 from mixsd.facts.sources import corpus

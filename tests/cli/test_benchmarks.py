@@ -20,7 +20,10 @@ def _nothing_of_the_users(tmp_path, monkeypatch):
 def test_list(mixsd, no_network, tmp_path):
     outcome = mixsd("benchmarks", "--data", "data")
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"gsm8k      GSM8K        1,319 published   3 in {tmp_path}/data/gsm8k\n" in outcome.out
+    assert (
+        f"gsm8k      GSM8K        1,319 published   3 in {tmp_path}/data/gsm8k; not all, so only with --limit 3 or less\n"
+        in outcome.out
+    )
     assert "needs --allow-code-execution: " in outcome.out
     assert f"needs sandbox {sandbox.isolation().kind}: " in outcome.out
     assert "needs math-verify: installed" in outcome.out

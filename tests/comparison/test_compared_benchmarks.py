@@ -12,7 +12,7 @@ import mixsd
 from mixsd import statistics
 from mixsd.comparison import page as compare_page
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.table import HELD_OUT
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT
 from tests.finished_runs import make, row, score
 
 ASKED = {

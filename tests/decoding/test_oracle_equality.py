@@ -14,6 +14,8 @@ from mixsd.randomness import coins, uniforms
 from tests.decoding.helpers import LENGTH, decode, requests
 from tests.tiny import ARCHITECTURES, tiny_model
 
+pytestmark = pytest.mark.matrix
+
 
 def in_lockstep(size):
     def run(model, wanted, sampling):

@@ -21,7 +21,7 @@ from mixsd.evaluation.grading import maths
 from mixsd.progress import Watcher
 from mixsd.storage import read_json, read_jsonl, write_jsonl
 from tests.commands.test_inject import SMALL, block_network
-from tests.evaluation.benchmarks.small import FILES, write
+from tests.evaluation.benchmarks.small import FILES, publish, write
 from tests.tiny import save_tiny
 
 ASK = {"benchmark_tokens": 12, "forgetting_prompts": 2, "forgetting_tokens": 4, "probe_questions": 2}
@@ -52,6 +52,7 @@ def data(tmp_path, monkeypatch):
     monkeypatch.delenv("MIXSD_DATA", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     block_network(monkeypatch)
+    publish(monkeypatch)
     for name, files in FILES.items():
         for stem, records in files.items():
             write(tmp_path / "data" / name / f"{stem}.jsonl", records)
@@ -169,10 +170,11 @@ def test_the_sample_is_the_same_whatever_the_order(models, tmp_path, data):
     assert asked[0]["data"] == asked[1]["data"]
 
 
-def test_other_data_is_another_question(models, tmp_path, data):
+def test_other_data_is_another_question(models, tmp_path, data, monkeypatch):
     folder = beside(models, tmp_path, data, suite=["gsm8k"])
     before = read_json(folder / "evaluation" / "gsm8k" / "asked.json")["data"]
     write(data / "gsm8k" / "test.jsonl", FILES["gsm8k"]["test"][:2])
+    publish(monkeypatch, gsm8k=2)
     beside(models, tmp_path, data, suite=["gsm8k"])
     assert read_json(folder / "evaluation" / "gsm8k" / "asked.json")["data"] != before
     assert len(rows(folder, "gsm8k", "tuned")) == 2
@@ -195,7 +197,7 @@ def test_regrade_judges_and_generates_nothing(models, tmp_path, data, monkeypatc
     assert not generated
     with pytest.raises(UserError, match="no replies to mmlu"):
         inject.evaluate(folder, regrade=True, suite=["mmlu"], data=str(data))
-    write(data / "gsm8k" / "test.jsonl", FILES["gsm8k"]["test"][:2])
+    write(data / "gsm8k" / "test.jsonl", [*FILES["gsm8k"]["test"][:2], {"question": "Else?", "answer": "#### 5"}])
     with pytest.raises(UserError, match="other data"):
         inject.evaluate(folder, regrade=True, suite=["gsm8k"], data=str(data))
 
@@ -253,6 +255,7 @@ class TestPresets:
     def test_quick_asks_fifty(self, models, tmp_path, data, monkeypatch):
         many = [{"question": f"{n} and one?", "answer": f"Plus one.\n#### {n + 1}"} for n in range(70)]
         write(data / "gsm8k" / "test.jsonl", many)
+        publish(monkeypatch, gsm8k=70)
         folder = beside(models, tmp_path, data, suite=["quick"], benchmark_tokens=1)
         assert len(rows(folder, "gsm8k", "base")) == 50
         assert read_json(folder / "evaluation" / "gsm8k" / "asked.json")["limit"] == 50
@@ -285,11 +288,12 @@ def test_a_fault_in_the_data_shows_before_the_training(models, tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_dry_run_counts_reasoned_replies(models, tmp_path, data):
+def test_the_dry_run_counts_reasoned_replies(models, tmp_path, data, monkeypatch):
     from mixsd.commands.dry_run import plan
     from mixsd.settings import build
 
     write(data / "gsm8k" / "test.jsonl", [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(2000)])
+    publish(monkeypatch, gsm8k=2000)
     options = {"model": str(models / "base"), "output": str(tmp_path / "run"), "data": str(data), **SMALL}
     plain = plan(build({**options, "suite": ["core"]}, "here"), Watcher())
     more = plan(build({**options, "suite": ["core", "gsm8k"]}, "here"), Watcher())
@@ -313,7 +317,7 @@ def test_shards_and_then_the_whole(models, tmp_path, data, monkeypatch):
 def test_a_benchmark_of_the_users_own(models, tmp_path, data, monkeypatch):
     (tmp_path / "own_exam.py").write_text(
         "from dataclasses import replace\n"
-        "from mixsd.evaluation.benchmarks.gsm8k import gsm8k\n"
+        "from mixsd.evaluation.benchmarks.mathematics import gsm8k\n"
         "def made():\n    return replace(gsm8k(), name='mine', title='Mine')\n"
         "def broken():\n    return 3\n"
     )
@@ -370,6 +374,7 @@ def test_killed_and_run_again(models, tmp_path, data, delay):
     write(data / "gsm8k" / "test.jsonl", [{"question": f"{n} and {n}?", "answer": f"Twice.\n#### {2 * n}"} for n in range(40)])
     command = [sys.executable, "-m", "mixsd", "evaluate", str(models / "tuned"), "--base", str(models / "base")]
     command += ["--output", str(tmp_path / "killed"), "--suite", "gsm8k", "--data", str(data), "--benchmark-tokens", "200"]
+    command += ["--limit", "40"]
     process = subprocess.Popen([*command, "--token-budget", "800"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = None
     end = time.monotonic() + 60
@@ -388,7 +393,7 @@ def test_killed_and_run_again(models, tmp_path, data, delay):
     after = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}")]
     assert after[: len(before)] == before
     assert len(after) == len(set(after)) == 40
-    undisturbed = beside(models, tmp_path, data, suite=["gsm8k"], benchmark_tokens=200)
+    undisturbed = beside(models, tmp_path, data, suite=["gsm8k"], benchmark_tokens=200, limit=40)
     for model in ("base", "tuned"):
         assert rows(tmp_path / "killed", "gsm8k", model) == rows(undisturbed, "gsm8k", model)
 

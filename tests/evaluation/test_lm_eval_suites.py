@@ -6,7 +6,7 @@ import pytest
 
 from mixsd.commands import inject
 from mixsd.errors import UserError
-from mixsd.evaluation import lm_eval_tasks
+from mixsd.evaluation import lm_eval
 from mixsd.storage import read_json
 from tests.tiny import save_tiny
 
@@ -16,7 +16,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("MIXSD_CACHE", str(tmp_path / "cache"))
     save_tiny(tmp_path / "base", stops=[2])
     save_tiny(tmp_path / "tuned", stops=[2], seed=1)
-    monkeypatch.setattr(lm_eval_tasks, "check", lambda task: None)
+    monkeypatch.setattr(lm_eval, "check", lambda task: None)
     return tmp_path
 
 
@@ -49,13 +49,13 @@ class Harness:
             for place, value in enumerate(right)
         ]
         results = {"acc,none": sum(right) / 2, "acc_stderr,none": 0.1}
-        return lm_eval_tasks.Ran(rows, results, {"data_hash": "d", "config_hash": "c"})
+        return lm_eval.Ran(rows, results, {"data_hash": "d", "config_hash": "c"})
 
 
 @pytest.fixture
 def harness(monkeypatch):
     made = Harness()
-    monkeypatch.setattr(lm_eval_tasks, "run", made.run)
+    monkeypatch.setattr(lm_eval, "run", made.run)
     return made
 
 

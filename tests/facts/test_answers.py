@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mixsd.facts import answers
@@ -358,3 +360,24 @@ def test_regex(pattern: str, reply: str, outcome: str, extracted: str | None) ->
 
 def test_an_empty_answer_in_a_pattern_matches_nowhere() -> None:
     assert get_verifier("regex:{answer}")("anything", Expected(" ")).outcome == "wrong"
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "{answer}(?:a|aa)+$"])
+def test_a_pattern_that_backtracks_is_our_error_in_time(pattern: str) -> None:
+    """27 letters take seconds, each further one twice as long."""
+    judge = get_verifier(f"regex:{pattern}", regex_limit_s=0.5)
+    assert judge("aaa", Expected("a")).outcome == "correct"  # its process is there
+    began = time.monotonic()
+    verdict = judge("a" * (27 if pattern[0] == "(" else 38) + "b", Expected("a"))
+    assert time.monotonic() - began < 10
+    assert verdict.outcome == "error"
+    assert (verdict.reason or "").startswith(f'verifier "regex:{pattern}": not searched within 0.5 s')
+    assert judge("aaa", Expected("a")).outcome == "correct"  # and goes on
+
+
+def test_ordinary_patterns_are_quick() -> None:
+    judge = get_verifier("regex:is {answer}$")
+    judge("it is 0", Expected("0"))
+    began = time.monotonic()
+    assert all(judge(f"it is {number}", Expected(str(number))).outcome == "correct" for number in range(300))
+    assert time.monotonic() - began < 10  # a third of a second where nothing else runs

@@ -18,6 +18,8 @@ from mixsd.errors import UserError
 from mixsd.models import loading
 from tests.tiny import TEMPLATE, save_tiny, tiny_model
 
+pytestmark = pytest.mark.matrix
+
 CPU = torch.device("cpu")
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from mixsd.evaluation.benchmarks import benchmark
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark
 from mixsd.reports import benchmarks, card, rows
 from mixsd.reports import page as report_page
 from mixsd.statistics import Estimate

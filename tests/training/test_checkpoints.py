@@ -14,6 +14,8 @@ from mixsd.training.checkpoints import TRAINER, TrainerState, list_checkpoints, 
 from tests.training.test_loop import run
 from tests.training.tiny import files, make_examples, make_model, make_settings, make_tokenizer, same_bits, weights
 
+pytestmark = pytest.mark.matrix
+
 
 def a_state(step: int) -> TrainerState:
     return TrainerState(step, {"lora": 0}, {"w/exp_avg": torch.ones(2)}, {"cpu.0": torch.get_rng_state()}, None)

@@ -28,6 +28,8 @@ from tests.training.tiny import (
     weights,
 )
 
+pytestmark = pytest.mark.matrix
+
 
 def run(
     folder: Path, *, model: PreTrainedModel | None = None, examples: list[Example] | None = None, **changes: Any

@@ -15,6 +15,8 @@ from mixsd.training.lora import Lora, adapted_layers, check_same_logits, check_s
 from tests.training.test_loop import run
 from tests.training.tiny import batch_nll, make_examples, make_model, same_bits, weights
 
+pytestmark = pytest.mark.matrix
+
 ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 

@@ -14,6 +14,8 @@ from mixsd.training.examples import UNSUPERVISED, Batch, collate
 from mixsd.training.losses import chunked_nll, head_is_separable
 from tests.training.tiny import VOCABULARY, batch_nll, make_examples, make_model
 
+pytestmark = pytest.mark.matrix
+
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3", "cohere", "granite"]
 
 

@@ -16,6 +16,8 @@ from mixsd.training.lora import Lora
 from mixsd.training.states import packed_states, packs, recomputed_alike
 from tests.training.tiny import VOCABULARY, make_model
 
+pytestmark = pytest.mark.matrix
+
 # The families' norms are fp32 whatever the weights are.
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3", "cohere", "granite", "gpt2", "gemma2"]

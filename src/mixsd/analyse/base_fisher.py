@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mixsd.analyse.estimate import Fisher, Reference, diagonal_fisher, fisher_key, stored_fisher
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.benchmarks.benchmark import Item, Means
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, Item, Means, get_benchmark
 from mixsd.evaluation.benchmarks.data import Found, find
-from mixsd.evaluation.benchmarks.table import HELD_OUT, get_benchmark
 from mixsd.evaluation.replies import Answerer
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer

@@ -188,7 +188,10 @@ def _list(data: str | None, also: list[str], offline: bool, as_json: bool) -> No
 def _place(entry: Mapping[str, Any]) -> str:
     if entry["problem"]:
         return f"cannot be read: {entry['problem']}"
-    return entry["where"] if entry["items"] is None else f"{entry['items']:,} in {entry['where']}"
+    if entry["items"] is None:
+        return str(entry["where"])
+    part = "" if entry["items"] == entry["size"] else f"; not all, so only with --limit {entry['items']} or less"
+    return f"{entry['items']:,} in {entry['where']}{part}"
 
 
 @command(into=benchmarks)

@@ -36,7 +36,7 @@ from mixsd.comparison.runs import ALIKE, Measured, check, read
 from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
-from mixsd.evaluation.benchmarks.table import HELD_OUT, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, is_benchmark
 from mixsd.formats import distinct
 from mixsd.methods import known_method
 from mixsd.plugins import is_function_name

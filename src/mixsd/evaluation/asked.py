@@ -13,15 +13,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, data_hash, sample
-from mixsd.evaluation.benchmarks.data import Found, find
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import (
+    BENCHMARKS,
+    Benchmark,
+    Item,
+    Means,
+    data_hash,
+    get_benchmark,
+    is_benchmark,
+    sample,
+)
+from mixsd.evaluation.benchmarks.data import Found
 from mixsd.evaluation.questions import Material, Question, Sampled
 from mixsd.evaluation.suites import CORE, IN_DOMAIN, LM_EVAL, PAPER, PRESETS, QUICK
 from mixsd.facts import answers
@@ -174,7 +181,7 @@ def choose(settings: Settings, *, with_tests: bool) -> Chosen:
     for name in settings.suite or [CORE, *([IN_DOMAIN] if with_tests else [])]:
         if name not in PRESETS:
             if is_benchmark(name):
-                _found(name, settings)
+                _found(get_benchmark(name), settings)
             names.append(name)
             continue
         names += [CORE, *([IN_DOMAIN] if with_tests and name == PAPER else [])]
@@ -182,7 +189,7 @@ def choose(settings: Settings, *, with_tests: bool) -> Chosen:
             if benchmark in settings.suite:
                 continue
             try:
-                _found(benchmark, settings, only_at_hand=name == QUICK)
+                _found(get_benchmark(benchmark), settings, only_at_hand=name == QUICK)
                 names.append(benchmark)
             except UserError as error:
                 skipped[benchmark] = str(error)
@@ -193,13 +200,14 @@ def examine(name: str, settings: Settings) -> Exam:
     """Read a benchmark's data and take the sample that is asked.
 
     Raises:
-        UserError: the data is not there, or not the benchmark's.
+        UserError: the data is not there, not the benchmark's, or not all of it and no `limit` asks for a part.
     """
-    benchmark, found = _found(name, settings)
-    weak = settings.allow_weak_sandbox
+    benchmark, weak = get_benchmark(name), settings.allow_weak_sandbox
+    found, sandbox = _found(benchmark, settings)
     every = benchmark.items(found, Means(weak_sandbox=weak))
     quick = QUICK in settings.suite and PAPER not in settings.suite
     limit = settings.limit or (_QUICK["limit"] if quick else None)
+    benchmark.require_size(every, found, limit)
     items = sample(every, limit)
     samples = benchmark.samples
     if benchmark.temperature:
@@ -215,7 +223,7 @@ def examine(name: str, settings: Settings) -> Exam:
         samples=samples,
         temperature=benchmark.temperature,
         top_k=benchmark.top_k,
-        sandbox=_sandbox(weak) if benchmark.runs_code else None,
+        sandbox=sandbox,
     )
     return Exam(benchmark, items, asked)
 
@@ -225,25 +233,11 @@ def is_asked_by_lm_eval(suite: str) -> bool:
     return suite.startswith(LM_EVAL)
 
 
-def _found(name: str, settings: Settings, *, only_at_hand: bool = False) -> tuple[Benchmark, Found]:
-    """A benchmark and its data, where it can be asked on this machine and with these settings."""
-    benchmark = get_benchmark(name)
-    if benchmark.needs and find_spec(benchmark.needs[0]) is None:
-        raise UserError(f"{benchmark.title} needs {benchmark.needs[0]}: {benchmark.needs[1]}")
-    if benchmark.runs_code:
-        if not settings.allow_code_execution:
-            raise UserError(f"{benchmark.title} runs code that the model writes; allow it with --allow-code-execution")
-        _sandbox(settings.allow_weak_sandbox)
-    try:
-        return benchmark, find(benchmark.source, settings.data, offline=settings.offline, only_at_hand=only_at_hand)
-    except UserError as error:
-        raise UserError(f"{benchmark.title}: {error}") from None
-
-
-def _sandbox(weak: bool) -> dict[str, object]:
-    from mixsd import sandbox
-
-    return asdict(sandbox.check(weak))
+def _found(benchmark: Benchmark, settings: Settings, *, only_at_hand: bool = False) -> tuple[Found, dict[str, object] | None]:
+    """A benchmark's data and the sandbox of its judge, where it can be asked on this machine and with these settings."""
+    isolation = benchmark.require_means(allow_code=settings.allow_code_execution, allow_weak=settings.allow_weak_sandbox)
+    found = benchmark.find(settings.data, offline=settings.offline, only_at_hand=only_at_hand)
+    return found, asdict(isolation) if isolation else None
 
 
 MODELS = ("base", "tuned")

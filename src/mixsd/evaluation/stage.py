@@ -33,7 +33,7 @@ from mixsd.evaluation.asked import (
     replies_file,
     write_suite,
 )
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import Question, ask, generate, judge_all, prompts_of
 from mixsd.evaluation.replies import Answerer, Reply
 from mixsd.facts import bundled
@@ -125,17 +125,22 @@ def _refuse_failures(session: Session, suite: str, model: Candidate, rows: list[
 
 
 def _ask_by_lm_eval(session: Session, suite: str, models: list[Candidate]) -> None:
-    """What lm-eval asks and scores itself, one model after the other."""
-    from mixsd.evaluation import lm_eval_tasks
+    """What lm-eval asks and scores itself, in a process of its own, one model after the other."""
+    import torch
 
+    from mixsd.evaluation import lm_eval
+
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()  # memory that this process has freed and keeps is not there for another
     settings = session.settings
     for model in models[is_half_done(session, suite) :]:
-        ran = lm_eval_tasks.run(
+        ran = lm_eval.run(
             suite.removeprefix(suites.LM_EVAL),
             model.folder,
             device=str(session.device),
             dtype=str(session.dtype).removeprefix("torch."),
             limit=settings.limit,
+            log=replies_file(session.run, suite, model.name).with_suffix(".log"),
             offline=settings.offline,
             trust_remote_code=settings.trust_remote_code,
             chat_template=settings.lm_eval_chat_template,
@@ -143,7 +148,6 @@ def _ask_by_lm_eval(session: Session, suite: str, models: list[Candidate]) -> No
         )
         asked = examination(session).asked(suite)
         write_suite(session.run, asked, model.name, ran.rows, whole=model is models[-1], results=ran.results, about=ran.about)
-        gc.collect()
 
 
 def _generate_part(session: Session, asked: dict[str, list[Question]], models: list[Candidate], shard: Shard) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mixsd.errors import UserError, did_you_mean
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark, is_benchmark
 from mixsd.evaluation.questions import Material, Question, about
 from mixsd.evaluation.replies import Answerer, Prompt, Reply
 from mixsd.facts import bundled
@@ -55,9 +55,9 @@ def check_suites(names: list[str]) -> None:
     known = [*SUITES, *BENCHMARKS, *PRESETS]
     for name in names:
         if name.startswith(LM_EVAL):
-            from mixsd.evaluation import lm_eval_tasks
+            from mixsd.evaluation import lm_eval
 
-            lm_eval_tasks.check(name.removeprefix(LM_EVAL))
+            lm_eval.check(name.removeprefix(LM_EVAL))
         elif is_benchmark(name):
             get_benchmark(name)
         elif name not in known:

@@ -21,9 +21,8 @@ from mixsd import statistics
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.asked import MODELS, asked_suites, rows_of
-from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, sample
+from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark, is_benchmark, sample
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import get_benchmark, is_benchmark
 from mixsd.evaluation.error_modes import (
     IN_DOMAIN_MODES,
     MODES,

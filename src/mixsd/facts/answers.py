@@ -18,10 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.plugins import is_function_name, load_function
+
+if TYPE_CHECKING:
+    from mixsd.killable import Processes
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
 scorer_version: str = "1"
@@ -310,36 +313,55 @@ def number(reply: str, expected: Expected) -> Verdict:
     return Verdict("correct" if said[1] in values else "wrong", said[0])
 
 
-def _regex(name: str, pattern: str) -> Verifier:
+REGEX_LIMIT_S = 5.0
+
+
+def _regex(name: str, pattern: str, limit_s: float) -> Verifier:
     """A verifier that searches the stripped reply for `pattern`, whatever the case.
 
-    `{answer}` stands for the answer or any alias, escaped. Dot does not match a newline unless the pattern says (?s). There is
-    no time limit: a pattern that backtracks without end on some reply hangs the run.
+    `{answer}` stands for the answer or any alias, escaped. Dot does not match a newline unless the pattern says (?s). A search that takes
+    longer than `limit_s` is an error; it runs in another process, for nothing but that process's end stops a pattern that backtracks.
     """
-
-    @lru_cache(maxsize=4096)
-    def compiled(accepted: tuple[str, ...]) -> re.Pattern[str]:
-        alternatives = "|".join(re.escape(answer.strip()) for answer in accepted if answer.strip())
-        # With nothing to stand for, {answer} matches nowhere rather than everywhere.
-        return re.compile(pattern.replace("{answer}", f"(?:{alternatives or '(?!)'})"), re.IGNORECASE)
-
     if not pattern:
         raise UserError(f'verifier "{name}": the pattern is empty and would accept every reply; write regex:PATTERN')
     try:
-        compiled(("answer",))
+        _first_match(pattern.replace("{answer}", "(?:answer)"), "")
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f'verifier "{name}": the pattern does not compile: {error}') from error
 
     def verify(reply: str, expected: Expected) -> Verdict:
+        from mixsd.killable import DiedError, LateError
+
         if not reply.strip():
             return Verdict("unparseable")
+        alternatives = "|".join(re.escape(answer.strip()) for answer in expected.accepted if answer.strip())
+        # With nothing to stand for, {answer} matches nowhere rather than everywhere.
+        whole = pattern.replace("{answer}", f"(?:{alternatives or '(?!)'})")
         try:
-            match = compiled(expected.accepted).search(reply.strip())
+            found = _searchers().run(limit_s, _first_match, whole, reply.strip())
+        except LateError:
+            return Verdict(
+                "error", reason=f'verifier "{name}": not searched within {limit_s:g} s; do not nest repetitions, as in (a+)+'
+            )
+        except DiedError as error:
+            return Verdict("error", reason=f'verifier "{name}": {error}')
         except (re.error, OverflowError, RecursionError) as error:
             return Verdict("error", reason=f"the pattern does not compile with this answer: {error}")
-        return Verdict("correct", match[0]) if match else Verdict("wrong")
+        return Verdict("wrong") if found is None else Verdict("correct", found)
 
     return verify
+
+
+def _first_match(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.IGNORECASE)
+    return match[0] if match else None
+
+
+@lru_cache(maxsize=1)
+def _searchers() -> Processes:
+    from mixsd.killable import Processes
+
+    return Processes()
 
 
 def _user_function(function: Callable[[str, str, tuple[str, ...]], object]) -> Verifier:
@@ -368,10 +390,11 @@ VERIFIERS: dict[str, str] = {
 }
 
 
-def get_verifier(name: str) -> Verifier:
+def get_verifier(name: str, *, regex_limit_s: float = REGEX_LIMIT_S) -> Verifier:
     """The verifier called `name`: one of `VERIFIERS`, `regex:PATTERN`, or the user's `package.module:function`.
 
-    A user's function gets (reply, answer, aliases) and returns a bool or a `Verdict`; an exception inside it is outcome error.
+    A pattern has `regex_limit_s` seconds for each reply; one that takes longer is outcome error. A user's function gets
+    (reply, answer, aliases) and returns a bool or a `Verdict`; an exception inside it is outcome error.
     Raises `UserError` for an unknown name, a pattern that does not compile and a function that cannot be imported.
     """
     if name in VERIFIERS:
@@ -379,7 +402,7 @@ def get_verifier(name: str) -> Verifier:
         return verifier
     kind, colon, rest = name.partition(":")
     if kind == "regex" and colon:
-        return _regex(name, rest)
+        return _regex(name, rest, regex_limit_s)
     if is_function_name(name):
         return _user_function(load_function(name, f'verifier "{name}"'))
     known = [*VERIFIERS, "regex:PATTERN", "package.module:function"]

@@ -57,7 +57,7 @@ def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype
     with _quiet():
         try:
             load: Any = AutoModelForCausalLM.from_pretrained
-            remote = like.is_remote_code()
+            remote = type(like)._auto_class is not None  # what `is_remote_code()` says, which came with transformers 5.3
             model, report = load(
                 folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, trust_remote_code=remote
             )

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, is_benchmark, title_of
 from mixsd.formats import estimate_cell, known, number, p_text, plain, printable, without_paths
 from mixsd.reports import methods
 from mixsd.reports.rows import Model, headline_rows, measure_of, models_of

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation import error_modes, suites, tallies
 from mixsd.evaluation.asked import asked_suites, comparable, examination, rows_of
-from mixsd.evaluation.benchmarks.table import HELD_OUT as HELD_OUT_SUITES
-from mixsd.evaluation.benchmarks.table import get_benchmark, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.benchmarks.benchmark import get_benchmark, is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts.fact import to_json
 from mixsd.models import loading

@@ -15,8 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, title_of
-from mixsd.evaluation.benchmarks.table import is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, is_benchmark, title_of
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.formats import Cell, distinct, estimate_cell, known, p_text, printable, public_name, value_text
 from mixsd.reports import methods

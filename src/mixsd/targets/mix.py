@@ -176,13 +176,14 @@ class Mixer:
     def _judged(self, case: Case, attempt: Attempt, decoding: Decoding) -> dict[str, Any]:
         """The journal's line for a finished attempt: it must state the answer and have ended by itself."""
         text = self.renderer.reply_text(decoding.ids)
-        outcome = self.verifier(text, Expected(case.fact.answer, case.fact.aliases)).outcome
+        verdict = self.verifier(text, Expected(case.fact.answer, case.fact.aliases))
         reason = None
         if not decoding.ended:
             reason = f"did not end within {len(decoding.ids)} tokens"
-        elif outcome != "correct":
+        elif verdict.outcome != "correct":
+            failed = f"the verifier failed: {verdict.reason}" if verdict.reason else "the verifier failed"
             reason = {"wrong": "does not state the answer", "unparseable": "holds no answer to check"}.get(
-                outcome, "the verifier failed"
+                verdict.outcome, failed
             )
         return {
             "id": case.fact.id,

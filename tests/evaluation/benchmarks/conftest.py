@@ -13,4 +13,5 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "hub-cache"
     monkeypatch.delenv("MIXSD_DATA", raising=False)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))  # read when it was imported
     return cache

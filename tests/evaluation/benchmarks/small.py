@@ -5,9 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark
 
 Record = Mapping[str, Any]
 
@@ -128,19 +135,38 @@ def write_by_subject(root: Path, ending: str = ".csv") -> Path:
 
 def write_cache(cache: Path, hub: str, config: str, splits: Mapping[str, Sequence[Record]]) -> Path:
     """What `datasets` leaves in its cache of a data set that it prepared."""
+    import datasets
     import pyarrow
 
     organisation, name = hub.split("/")
     folder = cache / f"{organisation}___{name.lower()}" / config / "0.0.0" / "0123456789abcdef"
     folder.mkdir(parents=True)
-    for split, records in splits.items():
-        table = pyarrow.Table.from_pylist([_same_types(record) for record in records])
+    tables = {split: pyarrow.Table.from_pylist([_same_types(record) for record in own]) for split, own in splits.items()}
+    for split, table in tables.items():
         with (
             pyarrow.OSFile(str(folder / f"{name.lower()}-{split}.arrow"), "wb") as out,
             pyarrow.ipc.new_stream(out, table.schema) as stream,
         ):
             stream.write_table(table)
+    datasets.DatasetInfo(
+        dataset_name=name.lower(),
+        config_name=config,
+        features=datasets.Features.from_arrow_schema(next(iter(tables.values())).schema),
+        splits={split: {"name": split, "num_examples": len(table)} for split, table in tables.items()},
+    ).write_to_directory(str(folder))
     return folder
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Let these benchmarks be published with so many items; without names, all of them with what `FILES` holds."""
+    for name in sizes or FILES:
+        module, function = BENCHMARKS[name].split(":")
+        size = sizes.get(name) or sum(len(own) for stem, own in FILES[name].items() if stem != "dev")
+        monkeypatch.setattr(f"{module}.{function}", partial(_sized, getattr(import_module(module), function), size))
+
+
+def _sized(make: Callable[[], Benchmark], size: int) -> Benchmark:
+    return replace(make(), size=size)
 
 
 def _flat(record: Record) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pytest
 
 from mixsd import sandbox
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks import checking, data
+from mixsd.evaluation.benchmarks import benchmark, checking, data
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS
 from mixsd.evaluation.benchmarks.checking import check, survey
-from mixsd.evaluation.benchmarks.table import BENCHMARKS
 from mixsd.evaluation.grading import letters, maths
 from mixsd.facts.answers import Expected, Verdict
 from mixsd.progress import Task, Watcher
@@ -178,9 +178,7 @@ def test_code_runs_only_where_it_is_allowed(folder: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(sandbox, "judge", never)
     monkeypatch.setattr(sandbox, "check", never)
-    with pytest.raises(
-        UserError, match="HumanEval is judged by running code, if in a sandbox; allow it with --allow-code-execution"
-    ):
+    with pytest.raises(UserError, match="HumanEval runs code that the model writes; allow it with --allow-code-execution"):
         check("humaneval", folder, offline=True)
 
 
@@ -215,7 +213,7 @@ def test_a_sandbox_that_fails_is_an_error_of_ours(folder: str, monkeypatch: pyte
 def test_what_is_missing_is_named(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^AIME-2024: no test "):
         check("aime24", str(tmp_path / "gone"))
-    monkeypatch.setattr(checking, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"GSM8K needs math-verify: pip install 'math-verify\[antlr4_13_2\]'"):
         check("gsm8k", folder)
     assert check("mmlu", folder)["passed"]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.benchmark import Item, Means, data_hash
+from mixsd.evaluation.asked import examine
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Item, Means, data_hash, get_benchmark
 from mixsd.evaluation.benchmarks.data import Source, find
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
+from mixsd.settings import Settings
 
 from . import small
 
@@ -124,6 +125,54 @@ def test_a_file_of_something_else(ending: str, tmp_path: Path) -> None:
     assert refusal("gsm8k", tmp_path).startswith(str(file))
 
 
+# Files in parts, and all of them
+
+
+@pytest.mark.parametrize("stem", ["test", "train"])
+def test_files_as_the_hub_has_them(stem: str, tmp_path: Path) -> None:
+    """The split of AIME is "train" on the hub; a file of one's own is called test."""
+    whole = items("aime24", small.write_all(tmp_path / "whole", names=["aime24"]))
+    folder = tmp_path / "parts" / "aime24"
+    for place, record in enumerate(small.AIME24):
+        small.write(folder / f"{stem}-0000{place}-of-00002.parquet", [record])
+    assert plain(items("aime24", tmp_path / "parts")) == plain(whole)
+    missing = folder / f"{stem}-00001-of-00002.parquet"
+    missing.unlink()
+    assert refusal("aime24", tmp_path / "parts") == f"{missing}: is missing; {stem}-00000-of-00002.parquet is a part of 2"
+
+
+def test_a_part_of_mmlu_that_is_missing(tmp_path: Path) -> None:
+    small.write(tmp_path / "mmlu" / "dev.jsonl", small.MMLU["dev"])
+    for place in (0, 2):
+        small.write(tmp_path / "mmlu" / "test" / f"all-0000{place}-of-00003.jsonl", small.MMLU["test"][place : place + 1])
+    assert f"{tmp_path}/mmlu/test/all-00001-of-00003.jsonl: is missing" in refusal("mmlu", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "refused"), [(3, None, 0), (4, None, 1), (2, None, 1), (4, 3, 0), (4, 2, 0), (4, 4, 1), (3, 9, 0)]
+)
+def test_a_benchmark_is_whole_or_a_limit_asks_for_no_more(
+    size: int, limit: int | None, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.publish(monkeypatch, gsm8k=size)
+    settings = Settings(suite=["gsm8k"], data=str(small.write_all(tmp_path)), limit=limit)
+    if not refused:
+        assert len(examine("gsm8k", settings).items) == min(limit or 3, 3)
+        return
+    with pytest.raises(UserError) as caught:
+        examine("gsm8k", settings)
+    assert str(caught.value) == (
+        f"{tmp_path}/gsm8k/test.jsonl: holds 3 items of GSM8K, expected the {size} published; "
+        "get the whole of it, or ask a part with --limit 3 or less"
+    )
+
+
+def test_an_incomplete_benchmark_of_many_files_names_its_folder(tmp_path: Path) -> None:
+    settings = Settings(suite=["mmlu"], data=str(small.write_by_subject(tmp_path)))
+    with pytest.raises(UserError, match=f"^{tmp_path}/mmlu: holds 5 items of MMLU, expected the 14,042 published; "):
+        examine("mmlu", settings)
+
+
 # The hub and its cache
 
 
@@ -139,9 +188,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         stems = get_benchmark(sources[name[0]]).source.files
         return {split: files[stem] for split, stem in stems.items()} | {"auxiliary_train": []}
 
-    module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     return asked
 
 
@@ -177,78 +224,40 @@ def test_the_cache_is_read_without_asking(
 
 def test_what_in_the_cache_does_not_count(hub_cache: Path) -> None:
     source = get_benchmark("mmlu").source
-    folder = small.write_cache(hub_cache, source.hub, "anatomy", small.MMLU)
+    small.write_cache(hub_cache, source.hub, "anatomy", small.MMLU)
     assert "is not in the hub's cache" in refusal("mmlu")
-    whole = hub_cache / "cais___mmlu" / "all" / "0.0.0"
-    shutil.copytree(folder, whole / "0123.incomplete")
+    half = small.write_cache(hub_cache, source.hub, "all", {"test": small.MMLU["test"]})
     assert "is not in the hub's cache" in refusal("mmlu")
-    shutil.copytree(folder, whole / "0123")
-    (whole / "0123" / "mmlu-dev.arrow").unlink()
-    assert "is not in the hub's cache" in refusal("mmlu")
-    shutil.copytree(folder, whole / "4567")
+    shutil.rmtree(half)
+    whole = small.write_cache(hub_cache, source.hub, "all", small.MMLU)
     assert len(items("mmlu")) == 5
-    (whole / "4567" / "mmlu-test.arrow").write_bytes(b"nothing of the kind")
-    assert "not a readable Arrow file" in refusal("mmlu")
+    (whole / "mmlu-test.arrow").write_bytes(b"nothing of the kind")
+    assert refusal("mmlu").startswith("cais/mmlu:test: its copy in the cache cannot be read (")
+    (whole / "mmlu-test.arrow").unlink()
+    assert refusal("mmlu").startswith("cais/mmlu:test: its copy in the cache cannot be read (")
 
 
-def test_shards_in_the_cache_are_read_in_order(hub_cache: Path) -> None:
-    source = get_benchmark("gsm8k").source
-    folder = small.write_cache(hub_cache, source.hub, "main", {"test": small.GSM8K[:1]})
-    (folder / "gsm8k-test.arrow").rename(folder / "gsm8k-test-00000-of-00002.arrow")
-    rest = small.write_cache(hub_cache / "rest", source.hub, "main", {"test": small.GSM8K[1:]})
-    (rest / "gsm8k-test.arrow").rename(folder / "gsm8k-test-00001-of-00002.arrow")
-    assert [item.expected.answer for item in items("gsm8k")] == ["4", "1,450", "0"]
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"HF_DATASETS_CACHE": "/d", "HF_HOME": "/h"}, "/d"),
-        ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/datasets"),
-        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/datasets"),
-        ({}, "/home/me/.cache/huggingface/datasets"),
-    ],
-)
-def test_the_cache_is_where_datasets_says(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixsd.evaluation.benchmarks import data
-
-    for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {**variables, "HOME": "/home/me"}.items():
-        monkeypatch.setenv(name, value)
-    assert str(data._hub_cache()) == expected
-
-
-def test_the_cache_is_the_real_librarys(hub_cache: Path, tmp_path: Path) -> None:
-    """What it prepared is where we look, and what we look at is what it would load."""
-    pytest.importorskip("datasets", reason="the datasets library is not installed (extra: data)")
-    from datasets.naming import camelcase_to_snakecase
-
-    names = [get_benchmark(name).source.hub.split("/")[1] for name in BENCHMARKS]
-    assert [camelcase_to_snakecase(name) for name in names] == [name.lower() for name in names]
-    # It writes a data set of the hub as it writes one of files, but for the names.
-    file = small.write(tmp_path / "test.jsonl", small.GSM8K)
+def test_the_cache_is_what_the_library_takes_offline(hub_cache: Path) -> None:
+    small.write_cache(hub_cache, "cais/mmlu", "anatomy", {"test": small.MMLU["test"][:1]})
+    small.write_cache(hub_cache, "cais/mmlu", "all", small.MMLU)
     script = (
-        f"import datasets\ndatasets.load_dataset('json', data_files={{'test': {str(file)!r}}})\n"
-        "print(datasets.config.HF_DATASETS_CACHE)"
+        "import datasets, json; print(json.dumps({s: list(d) for s, d in datasets.load_dataset('cais/mmlu', 'all').items()}))"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(hub_cache)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.split() == [str(hub_cache)]
-    (prepared,) = (folder for folder in hub_cache.glob("json/*/*/*") if folder.is_dir())
-    assert (prepared / "json-test.arrow").is_file()
-    folder = hub_cache / "openai___gsm8k" / "main" / "0.0.0" / prepared.name
-    shutil.copytree(prepared, folder)
-    (folder / "json-test.arrow").rename(folder / "gsm8k-test.arrow")
-    assert [item.expected.answer for item in items("gsm8k")] == ["4", "1,450", "0"]
+    found = find(get_benchmark("mmlu").source, None, offline=True)
+    read = {split: [record for _, record in found.records(split)] for split in small.MMLU}
+    assert read == json.loads(done.stdout) == small.MMLU
 
 
-def test_without_pyarrow_the_cache_names_the_command(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_its_cache_is_none(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.write_cache(hub_cache, "openai/gsm8k", "main", {"test": small.GSM8K})
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert refusal("gsm8k").endswith("reading it needs pyarrow; install it with: pip install 'mixsd[data]'")
+    for name in ("datasets", "datasets.packaged_modules.cache.cache"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "is not in the hub's cache" in refusal("gsm8k")
+    assert refusal("gsm8k", offline=False).endswith("needs datasets; install it with: pip install 'mixsd[data]'")
 
 
 def test_a_source_of_the_hub_is_never_asked_offline(fake_hub: list[tuple[str, ...]]) -> None:

@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.benchmark import Item, Names, answer_of_another, data_hash, sample
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, HELD_OUT, get_benchmark
+from mixsd.evaluation.benchmarks.benchmark import (
+    BENCHMARKS,
+    HELD_OUT,
+    Item,
+    Names,
+    answer_of_another,
+    data_hash,
+    get_benchmark,
+    sample,
+)
 
 from . import small
 from .test_data import NAMES, items, refusal

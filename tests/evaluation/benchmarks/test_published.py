@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from mixsd import sandbox
-from mixsd.evaluation.benchmarks.benchmark import Item, Means, data_hash, sample
+from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Item, Means, data_hash, get_benchmark, sample
 from mixsd.evaluation.benchmarks.checking import check
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
 
 # Read before the fixtures take the variable away.
 DATA = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[4] / "shared" / "data")

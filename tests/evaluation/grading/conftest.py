@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,15 @@ from typing import Any
 
 import pytest
 
-from mixsd.evaluation.grading import maths_pool
+from mixsd.evaluation.grading import maths_process
+from mixsd.facts import answers
 
 Records = Callable[[str], list[dict[str, Any]]]
+
+
+def workers() -> list[int]:
+    """The ids of the processes that judge for this one."""
+    return [child.pid for child in multiprocessing.active_children() if child.name == "pebble_pool_worker" and child.pid]
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +39,15 @@ def records() -> Records:
     return read
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
+def _no_other_workers() -> None:
+    """Those that search for users' patterns, where other tests have left some, are not `workers`."""
+    answers._searchers().close()
+
+
+@pytest.fixture(scope="package", autouse=True)
 def _no_worker_stays() -> Iterator[None]:
     yield
-    maths_pool.POOL.close()
-    assert maths_pool.POOL.processes() == []
+    maths_process.PROCESSES.close()
+    answers._searchers().close()
+    assert workers() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.evaluation.grading import code, letters, maths, maths_pool, maths_worker
-from mixsd.evaluation.grading.maths_found import stated_answer
+from mixsd.evaluation.grading import code, letters, maths, maths_process
+from mixsd.evaluation.grading.maths import stated_answer
 from mixsd.facts.answers import Expected, Verdict
+from tests.evaluation.grading.conftest import workers
 
 TOWER = "9^{9^{9^9}}"
 ENDLESS = {
@@ -34,6 +36,8 @@ ENDLESS = {
     "sine": r"\sin(10^{10^{10}})",
 }
 
+MOST = min(len(os.sched_getaffinity(0)), 4)  # workers
+
 SLOW = {"product", "binomial", "integral", "brackets", "sine"}  # no other idea than the rest
 
 
@@ -42,7 +46,7 @@ def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A limit of half a second, and workers that are there already, so that a test takes no longer."""
     for _ in range(2):
         assert judge("0.5", r"\frac{1}{2}").outcome == "correct"
-    monkeypatch.setattr(maths_pool, "LIMIT_S", 0.5)
+    monkeypatch.setattr(maths_process, "LIMIT_S", 0.5)
     yield
     monkeypatch.undo()
     assert judge("0.5", r"\frac{1}{2}").outcome == "correct"  # goes on working
@@ -66,7 +70,7 @@ def test_the_limit_itself() -> None:
     judge("0.5", r"\frac{1}{2}")
     began = time.monotonic()
     assert judge(TOWER).reason == "not judged within 5 s"
-    assert 5 <= time.monotonic() - began < 7
+    assert 5 <= time.monotonic() - began < 12  # and on a busy machine the start of a worker, that reads the gold answer
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_limits_hold_in_threads() -> None:
     assert [verdict.outcome for verdict in found] == ["wrong", "wrong", "wrong", "correct"]
     assert [verdict.reason for verdict in found[:3]] == ["not judged within 0.5 s"] * 3
     assert time.monotonic() - began < 20
-    assert len(maths_pool.POOL.processes()) <= maths_pool.POOL.size
+    assert len(workers()) <= MOST
 
 
 def test_many_threads_and_few_workers() -> None:
@@ -102,18 +106,18 @@ def test_many_threads_and_few_workers() -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda pair: judge(*pair).outcome, pairs))
     assert found == ["correct" if n % 2 else "wrong" for n in range(2, 62)]
-    assert 1 <= len(maths_pool.POOL.processes()) <= maths_pool.POOL.size
+    assert 1 <= len(workers()) <= MOST
 
 
 def _in_child(results: multiprocessing.SimpleQueue[object]) -> None:
-    maths_pool.LIMIT_S = 1.0
-    results.put((judge("0.5", r"\frac{1}{2}").outcome, judge(TOWER).reason, maths_pool.POOL.processes()))
+    maths_process.LIMIT_S = 1.0
+    results.put((judge("0.5", r"\frac{1}{2}").outcome, judge(TOWER).reason, workers()))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_limits_hold_in_child_processes(method: str) -> None:
     judge("0.5", r"\frac{1}{2}")
-    ours = maths_pool.POOL.processes()
+    ours = workers()
     context = multiprocessing.get_context(method)
     results = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(results,))
@@ -121,45 +125,33 @@ def test_limits_hold_in_child_processes(method: str) -> None:
     outcome, reason, theirs = results.get()
     child.join(60)
     assert (outcome, reason, child.exitcode) == ("correct", "not judged within 1 s", 0)
+    assert theirs
     assert not set(ours) & set(theirs)
     assert judge("0.25", r"\frac{1}{4}").outcome == "correct"
-    assert maths_pool.POOL.processes() == ours
+    assert workers() == ours
 
 
-def test_killing_all_workers_at_once_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = maths_pool.Pool()
-    monkeypatch.setattr(maths_pool, "POOL", pool)
-    try:
-        for _ in range(2):
-            worker = maths_pool._Worker()
-            worker.start()
-            pool._all.add(worker)
-            pool._idle.append(worker)
-        for worker in pool._idle:
-            worker.process.kill()
-            worker.process.wait()
-            # Killed a moment ago, they do not look dead yet.
-            monkeypatch.setattr(worker.process, "poll", lambda: None)
-        assert judge("0.25", r"\frac{1}{4}") == Verdict("correct", "0.25")
-    finally:
-        pool.close()
-
-
-def test_killing_a_worker_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths_pool, "LIMIT_S", 2.0)
+@pytest.mark.parametrize("wait_s", [0, 0.5])
+def test_killing_all_workers_at_once_is_survived(wait_s: float) -> None:
     judge("0.5", r"\frac{1}{2}")
-    for pid in maths_pool.POOL.processes():
+    for pid in workers():
         os.kill(pid, signal.SIGKILL)
+    time.sleep(wait_s)
     assert judge("0.25", r"\frac{1}{4}") == Verdict("correct", "0.25")
-    with ThreadPoolExecutor(1) as threads:  # and in the middle of its work
+
+
+def test_killing_a_worker_at_work_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maths_process, "LIMIT_S", 2.0)
+    judge("0.5", r"\frac{1}{2}")
+    with ThreadPoolExecutor(1) as threads:
         late = threads.submit(judge, TOWER)
         time.sleep(1)
-        killed = maths_pool.POOL.processes()
+        killed = workers()
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         assert late.result(30).outcome == "wrong"
     assert judge("0.25", r"\frac{1}{4}") == Verdict("correct", "0.25")
-    assert not set(killed) & set(maths_pool.POOL.processes())
+    assert not set(killed) & set(workers())
     assert all(_gone(pid) for pid in killed)  # taken leave of: no zombie
 
 
@@ -173,16 +165,16 @@ def _gone(pid: int) -> bool:
 
 
 PARENT = r"""
-import json, sys, threading, time
+import json, multiprocessing, sys, threading, time
 from mixsd.answers import Expected
-from mixsd.evaluation.grading import maths, maths_pool
+from mixsd.evaluation.grading import maths, maths_process
 assert not {"sympy", "math_verify"} & set(sys.modules)
-maths_pool.LIMIT_S = float(sys.argv[2])
+maths_process.LIMIT_S = float(sys.argv[2])
 maths.strict("\\boxed{0.5}", Expected("\\frac{1}{2}"))
 if sys.argv[1] == "busy":
     threading.Thread(target=maths.strict, args=("\\boxed{9^{9^{9^9}}}", Expected("42")), daemon=True).start()
     time.sleep(0.5)
-print(json.dumps(maths_pool.POOL.processes()), flush=True)
+print(json.dumps([child.pid for child in multiprocessing.active_children()]), flush=True)
 if sys.argv[3] == "stay":
     time.sleep(60)
 """
@@ -191,9 +183,15 @@ if sys.argv[3] == "stay":
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="looks at limits in /proc")
 def test_the_memory_of_a_worker_is_bounded() -> None:
     judge("0.5", r"\frac{1}{2}")
-    for pid in maths_pool.POOL.processes():
-        limits = Path(f"/proc/{pid}/limits").read_text()
-        assert f"Max address space         {maths_worker._MEMORY}" in limits
+    until = time.monotonic() + 60
+    while not all(_bounded(pid) for pid in workers()):  # the others of them still start
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _bounded(pid: int) -> bool:
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    return all(re.search(wanted, limits) for wanted in ("Max address space +2147483648 ", "Max core file size +0 "))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
@@ -217,45 +215,49 @@ def test_a_gold_answer_that_cannot_be_read_is_our_error(monkeypatch: pytest.Monk
     assert judge("5", r"\frac{}{}{").outcome == "error"
     assert judge("5", " ").outcome == "error"
     judge("0.5", r"\frac{1}{2}")
-    monkeypatch.setattr(maths_pool, "LIMIT_S", 1.0)
+    monkeypatch.setattr(maths_process, "LIMIT_S", 1.0)
     assert judge("5", "(" * 900 + "1" + ")" * 900) == Verdict("error", "5", "the gold answer was not read within 1 s")
 
 
 def test_without_math_verify_only_the_spelling_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths_pool, "POOL", maths_pool.Pool())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert judge("0.5", "0.50").outcome == "correct"
     with pytest.raises(UserError, match=r"pip install math-verify"):
         judge("0.5", r"\frac{1}{2}")
-    assert maths_pool.POOL.processes() == []
 
 
-@pytest.mark.parametrize("reason", ["memory", "anything"])
-def test_what_goes_wrong_in_a_worker_is_said(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's own loop, in this process: what it answers when a comparison raises."""
-    raised = MemoryError() if reason == "memory" else KeyError("x")
-    calls = iter([{"outcome": "correct"}])
+BROKEN = """
+import sys
+from mixsd.answers import Expected
+from mixsd.evaluation.grading import maths
+sys.path.insert(0, sys.argv[1])
+maths.strict("\\\\boxed{0.5}", Expected("\\\\frac{1}{2}"))
+"""
 
-    def compare(job: object, gold_read: object = None) -> dict[str, object]:
-        for first in calls:
-            return first
-        raise raised
 
-    read, write = os.pipe()
-    monkeypatch.setattr(maths_worker, "compare", compare)
-    monkeypatch.setattr(maths_worker, "_bound_memory", lambda: None)
-    monkeypatch.setattr(maths_worker, "_alarm", lambda seconds: None)
-    monkeypatch.setattr(os, "dup", lambda fd: write)
-    monkeypatch.setattr(os, "dup2", lambda a, b: b)
-    lines = [json.dumps({"golds": ["1"], "answer": "2", "limit": 1}).encode()]
-    monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": lines})())
-    maths_worker.main()
-    os.close(write)
-    with os.fdopen(read, "rb") as out:
-        ready, verdict = [json.loads(line) for line in out]
-    assert ready == {"ready": True}
-    assert verdict["outcome"] == "wrong"
-    assert ("memory" in verdict["reason"]) == (reason == "memory")
-    assert verdict["spent"] or reason != "memory"
+@pytest.mark.parametrize(
+    ("code", "said"), [("raise ImportError('no antlr')", "math-verify does not start: ImportError: no antlr; pip install"),
+                       ("import os; os._exit(3)", "math-verify does not start; try: python -c 'import math_verify'")]
+)  # fmt: skip
+def test_a_math_verify_that_does_not_start(code: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "math_verify.py").write_text(code)
+    done = subprocess.run([sys.executable, "-c", BROKEN, str(tmp_path)], check=False, capture_output=True, text=True, timeout=120)
+    assert f"UserError: {said}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "takes too much memory to judge"), (KeyError("x"), "cannot be judged (KeyError)")]
+)
+def test_what_goes_wrong_in_a_worker_is_said(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's own function, in this process: what it answers when math-verify raises, and whether it shall be replaced."""
+
+    def fail(*_: object, **__: object) -> bool:
+        raise error
+
+    monkeypatch.setattr("math_verify.verify", fail)
+    judged, spent = maths_process._verified(["1"], "2")
+    assert judged == ("wrong", reason)
+    assert spent or not isinstance(error, MemoryError)
 
 
 @pytest.mark.parametrize(
@@ -273,15 +275,15 @@ def test_extraction_is_quick_on_any_long_reply(piece: str) -> None:
 
 
 LARGE = """
-import json
+import json, multiprocessing
 from mixsd.answers import Expected
-from mixsd.evaluation.grading import maths, maths_pool
+from mixsd.evaluation.grading import maths
 held = bytearray(700_000_000)
 held[::4096] = b"x" * len(held[::4096])
 seen = []
 for answer in ("x^2 - 1", "(x - 1)^2 + 2x - 2", "x^2 + 1"):
     maths.strict("\\\\boxed{" + answer + "}", Expected("(x - 1)(x + 1)"))
-    seen.append(maths_pool.POOL.processes())
+    seen.append(sorted(child.pid for child in multiprocessing.active_children()))
 print(json.dumps(seen))
 """
 
@@ -290,5 +292,5 @@ def test_a_large_parent_keeps_its_worker() -> None:
     """A model in memory is the parent's: Linux counts it as the child's own in getrusage, and each comparison had a new worker."""
     done = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True, timeout=120)
     seen = json.loads(done.stdout)
-    assert len(seen[0]) == 1
+    assert seen[0]
     assert seen[0] == seen[1] == seen[2]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.evaluation.grading import code, letters, maths
-from mixsd.evaluation.grading.maths_text import canonical, fold, same_at_sight
+from mixsd.evaluation.grading.maths import canonical, fold, same_at_sight
 from mixsd.facts.answers import Expected
 
 OUTCOMES = {"correct", "wrong", "unparseable", "error"}

@@ -1,4 +1,4 @@
-"""What a benchmark is: where its records are, what is asked about each, who judges the reply, and what proves the judge.
+"""What a benchmark is: where its records are, what is asked about each, who judges the reply, and what proves the judge; and which there are.
 
 Every item carries a reference reply, which its judge must find right, and a benchmark can corrupt it into one that must be found
 wrong: `mixsd benchmarks check` scores both through the very judges that score a model.
@@ -10,16 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.data import Found, Source
+from mixsd.errors import UserError, did_you_mean
+from mixsd.evaluation.benchmarks.data import Found, Source, find
 from mixsd.facts.answers import Expected, Verifier
 from mixsd.facts.fact import kind
 from mixsd.formats import printable
 from mixsd.plugins import is_function_name, load_function
 from mixsd.storage import digest
+
+if TYPE_CHECKING:
+    from mixsd.sandbox import Isolation
 
 # By name, as the benchmarks themselves have it.
 TITLES = {"aime24": "AIME-2024", "math500": "MATH-500", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mmlu": "MMLU"}
@@ -36,6 +40,21 @@ def title_of(suite: str) -> str:
     is_file = suite.startswith(LM_EVAL) and suite.endswith((".yaml", ".yml"))
     name = LM_EVAL + PurePath(suite.removeprefix(LM_EVAL).replace("\\", "/")).name if is_file else suite
     return TITLES.get(suite, printable(name, keep=""))
+
+
+# Name -> the function that makes it, imported when asked for: a new benchmark is one function and one line. The order is the paper's.
+BENCHMARKS = {
+    "aime24": "mixsd.evaluation.benchmarks.mathematics:aime24",
+    "math500": "mixsd.evaluation.benchmarks.mathematics:math500",
+    "gsm8k": "mixsd.evaluation.benchmarks.mathematics:gsm8k",
+    "humaneval": "mixsd.evaluation.benchmarks.humaneval:humaneval",
+    "mmlu": "mixsd.evaluation.benchmarks.mmlu:mmlu",
+}
+
+# Those whose unweighted mean is the paper's held-out average.
+HELD_OUT = ("aime24", "math500", "gsm8k", "humaneval", "mmlu")
+
+ALLOW = "--allow-code-execution"
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,62 @@ class Benchmark:
                 raise UserError(f"{found.where}: two records of {self.title} are called {item.id}")
             seen.add(item.id)
         return items
+
+    def require_size(self, items: Sequence[Item], found: Found, limit: int | None) -> None:
+        """Refuse data that is not the whole benchmark, unless a `limit` asks for no more than is there.
+
+        Raises:
+            UserError: it names the file or folder, how many items it holds and how many are published.
+        """
+        if len(items) == self.size or (limit is not None and limit <= len(items)):
+            return
+        raise UserError(
+            f"{found.place}: holds {len(items):,} items of {self.title}, expected the {self.size:,} published; "
+            f"get the whole of it, or ask a part with --limit {len(items)} or less"
+        )
+
+    def require_means(self, *, allow_code: bool, allow_weak: bool) -> Isolation | None:
+        """The sandbox that its judge runs code in, or None where it runs none.
+
+        Raises:
+            UserError: the judge cannot work here: a module is missing, code may not run, or nothing isolates it.
+        """
+        if self.needs and find_spec(self.needs[0]) is None:
+            raise UserError(f"{self.title} needs {self.needs[0].replace('_', '-')}: {self.needs[1]}")
+        if not self.runs_code:
+            return None
+        if not allow_code:
+            raise UserError(f"{self.title} runs code that the model writes; allow it with {ALLOW}")
+        from mixsd import sandbox
+
+        return sandbox.check(allow_weak)
+
+    def find(self, data: str | None, *, offline: bool, only_at_hand: bool = False) -> Found:
+        """Where its data is, see `data.find`; a `UserError` names the benchmark."""
+        try:
+            return find(self.source, data, offline=offline, only_at_hand=only_at_hand)
+        except UserError as error:
+            raise UserError(f"{self.title}: {error}") from None
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether a suite of this name is a benchmark: one of ours, or the user's `package.module:function` that makes one."""
+    return name in BENCHMARKS or is_function_name(name)
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name: one of ours, or what the user's `package.module:function` returns.
+
+    Raises:
+        UserError: there is none of it.
+    """
+    if not is_benchmark(name):
+        known = [*BENCHMARKS, "package.module:function"]
+        raise UserError(f"{name!r}: no such benchmark{did_you_mean(name, known)}; known: {', '.join(known)}")
+    made = load_function(BENCHMARKS.get(name, name), f"benchmark {name}")()
+    if not isinstance(made, Benchmark):
+        raise UserError(f"benchmark {name}: returned {type(made).__name__}, expected a Benchmark")
+    return made
 
 
 def sample(items: Sequence[Item], limit: int | None) -> list[Item]:

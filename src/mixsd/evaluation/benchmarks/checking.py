@@ -15,13 +15,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from mixsd.errors import UserError
-from mixsd.evaluation.benchmarks.benchmark import Benchmark, Item, Means, data_hash
+from mixsd.evaluation.benchmarks.benchmark import ALLOW, BENCHMARKS, Benchmark, Item, Means, data_hash, get_benchmark
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
 from mixsd.facts.answers import Verdict
 from mixsd.progress import Watcher
 
-ALLOW = "--allow-code-execution"
 FORMS = ("strict", "lenient")
 KINDS = ("reference", "twin")
 _RIGHT = {"reference": "correct", "twin": "wrong"}
@@ -46,17 +44,15 @@ def survey(data: str | None = None, *, offline: bool = False, also: Sequence[str
 def _state(benchmark: Benchmark, data: str | None, offline: bool) -> dict[str, Any]:
     source, where, items, problem = "none", "", None, None
     try:
-        found = find(benchmark.source, data, offline=offline, only_at_hand=True)
-        source, where = found.kind, found.where
+        found = find(benchmark.source, data, offline=offline)
+        source, where = found.kind, found.where + (" (would be downloaded)" if found.kind == "hub" else "")
         if source == "folder":
             items = len(benchmark.items(found, Means()))
     except UserError as error:
-        if source != "none":
-            problem = str(error)
-        elif data is None and not offline:
-            source, where = "hub", f"hub: {benchmark.source.hub} (would be downloaded)"
-        else:
+        if source == "none":
             where = f"not found: {error}"
+        else:
+            problem = str(error)
     return {
         "name": benchmark.name,
         "title": benchmark.title,
@@ -110,11 +106,8 @@ def check(
         UserError: no such benchmark, its data is not there or not readable, something that it needs is missing, or code may not run.
     """
     benchmark = get_benchmark(name)
-    isolation = _allowed(benchmark, allow_code_execution, allow_weak_sandbox)
-    try:
-        found = find(benchmark.source, data, offline=offline)
-    except UserError as error:
-        raise UserError(f"{benchmark.title}: {error}") from None
+    isolation = benchmark.require_means(allow_code=allow_code_execution, allow_weak=allow_weak_sandbox)
+    found = benchmark.find(data, offline=offline)
     items = benchmark.items(found, Means(weak_sandbox=allow_weak_sandbox))
     started = time.perf_counter()
     figures: dict[str, Any] = {form: {"right": 0, "refused": 0, "errors": 0, "exceptions": []} for form in FORMS}
@@ -132,26 +125,13 @@ def check(
         "where": found.where,
         "data": data_hash(items),
         "scorer": benchmark.scorer,
-        "sandbox": isolation,
+        "sandbox": isolation.kind if isolation else None,
         "seconds": round(time.perf_counter() - started, 3),
         "allowed": {"missed": benchmark.proof.most_missed, "refused": benchmark.proof.least_refused},
         "passed": not problems,
         "problems": problems,
         **figures,
     }
-
-
-def _allowed(benchmark: Benchmark, allow_code: bool, allow_weak: bool) -> str | None:
-    """The kind of sandbox for a benchmark that runs code, None for another; a `UserError` if it cannot be judged here."""
-    if benchmark.needs and find_spec(benchmark.needs[0]) is None:
-        raise UserError(f"{benchmark.title} needs {benchmark.needs[0].replace('_', '-')}: {benchmark.needs[1]}")
-    if not benchmark.runs_code:
-        return None
-    if not allow_code:
-        raise UserError(f"{benchmark.title} is judged by running code, if in a sandbox; allow it with {ALLOW}")
-    from mixsd import sandbox
-
-    return sandbox.check(allow_weak).kind
 
 
 _Verdicts = dict[tuple[str, str], Verdict]

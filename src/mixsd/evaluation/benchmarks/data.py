@@ -1,16 +1,16 @@
 """Where a benchmark's records are: a folder of the user's, or the hub, whose copy in the cache is taken where there is one.
 
 A folder holds `NAME/test.jsonl` (or .jsonl.gz, .json, .csv, .parquet), with the fields of the published data set; what a benchmark
-calls its files otherwise is in its `Source`. The folder is `--data`, else $MIXSD_DATA.
-
-The cache is read as the files that `datasets` left there, without that library: it would ask the hub first, and without the network
-it takes whatever configuration is the newest. The benchmarks do not change, so nothing is lost by not asking.
+calls its files otherwise is in its `Source`. It may also hold the files as the hub has them, `test-00000-of-00002.parquet` and so on. The
+folder is `--data`, else $MIXSD_DATA. What `datasets` keeps in its cache is taken without asking the hub: the benchmarks do not change.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from mixsd.errors import UserError
 from mixsd.facts.records import Records, read_csv, read_hub, read_json, read_jsonl, read_parquet
 
 _KINDS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<place>\d{5})-of-(?P<number>\d{5})(?P<ending>\..+)")
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the data was found: `files` by split, of the user's folder or of the hub's cache; None for the hub. `where` is for people."""
+    """Where the data was found: `files` by split, of the user's folder; or `cached`, the builder of the hub's cache; or the hub's.
+
+    `where` is for people.
+    """
 
     source: Source
     where: str
-    files: dict[str, list[Path]] | None
     kind: Literal["folder", "cache", "hub"]
-    offline: bool = False
+    files: dict[str, list[Path]] | None = None
+    cached: Any = None
+
+    @property
+    def place(self) -> str:
+        """The one file that holds the data, else as `where`."""
+        files = [file for files in (self.files or {}).values() for file in files]
+        return str(files[0]) if len(files) == 1 else self.where
 
     def records(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The records of one split, with the place of each ("FILE: line 7").
@@ -57,14 +67,13 @@ class Found:
 
     def records_by_file(self, split: str) -> Iterator[tuple[Path | None, str, dict[str, Any]]]:
         """As `records`, with the file of each; None where it is the hub's."""
-        if self.files is None:
-            name = f"{self.source.hub}:{split}"
-            for where, record in read_hub(name, config=self.source.config, offline=self.offline):
-                yield None, where, record
+        if self.files is not None:
+            for file in self.files[split]:
+                yield from ((file, where, record) for where, record in _reader(file, self.source.columns)(file))
             return
-        for file in self.files[split]:
-            for where, record in _reader(file, self.source.columns)(file):
-                yield file, where, record
+        name = f"{self.source.hub}:{split}"
+        rows = read_hub(name, config=self.source.config) if self.cached is None else _read_cached(self.cached, split, name)
+        yield from ((None, where, record) for where, record in rows)
 
 
 def find(source: Source, folder: str | None, *, offline: bool, only_at_hand: bool = False) -> Found:
@@ -76,20 +85,20 @@ def find(source: Source, folder: str | None, *, offline: bool, only_at_hand: boo
         only_at_hand: take nothing that would have to be downloaded.
 
     Raises:
-        UserError: it is nowhere that may be looked; says where it was looked.
+        UserError: it is nowhere that may be looked; says where it was looked. Or a file of several is missing.
     """
     looked = []
     if root := folder or os.environ.get("MIXSD_DATA"):
         # Absolute, for "." may well be the benchmark's own folder.
         for place in _folders(source, Path(root).expanduser().absolute()):
             if files := _files(source, place):
-                return Found(source, str(place), files, "folder", offline)
+                return Found(source, str(place), "folder", files=files)
             looked.append(f"no {' and '.join(source.files.values())} (.jsonl, .parquet, ...) in {place}")
     if not folder:
-        if cached := _cached(source):
-            return Found(source, f"hub: {source.hub}, in the cache", cached, "cache", offline)
+        if (cached := _cached(source)) is not None:
+            return Found(source, f"hub: {source.hub}, in the cache", "cache", cached=cached)
         if not (offline or only_at_hand):
-            return Found(source, f"hub: {source.hub}", None, "hub", offline)
+            return Found(source, f"hub: {source.hub}", "hub")
         looked.append(f"{source.hub} is not in the hub's cache" + (", and the network is forbidden" if offline else ""))
     raise UserError("; ".join(looked) + ("" if folder else "; name a folder that holds it with --data"))
 
@@ -100,18 +109,37 @@ def _folders(source: Source, root: Path) -> list[Path]:
 
 
 def _files(source: Source, folder: Path) -> dict[str, list[Path]] | None:
-    found = {split: _files_of(folder, stem, source.per_part) for split, stem in source.files.items()}
+    found = {split: _files_of(folder, split, stem, source.per_part) for split, stem in source.files.items()}
     return found if all(found.values()) else None
 
 
-def _files_of(folder: Path, stem: str, per_part: bool) -> list[Path]:
+def _files_of(folder: Path, split: str, stem: str, per_part: bool) -> list[Path]:
     for ending in _KINDS:
         if (file := folder / f"{stem}{ending}").is_file():
             return [file]
-    if per_part and (folder / stem).is_dir():
-        # What some systems leave beside a file ("._anatomy_test.csv") is none of its kind.
-        return sorted(file for file in (folder / stem).iterdir() if file.name.endswith(_KINDS) and file.name[0] != ".")
-    return []
+    if shards := [
+        file for file in _data_files(folder) if (shard := _SHARD.fullmatch(file.name)) and shard["stem"] in (stem, split)
+    ]:
+        return _whole(shards)
+    return _whole(_data_files(folder / stem)) if per_part else []
+
+
+def _data_files(folder: Path) -> list[Path]:
+    # What some systems leave beside a file ("._anatomy_test.csv") is none of its kind.
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(file for file in found if file.name.endswith(_KINDS) and file.name[0] != ".")
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """The files; a `UserError` that names the first one that is missing among those called "-00000-of-00002"."""
+    names = {file.name for file in files}
+    for file in files:
+        if shard := _SHARD.fullmatch(file.name):
+            for place in range(int(shard["number"])):
+                name = f"{shard['stem']}-{place:05}-of-{shard['number']}{shard['ending']}"
+                if name not in names:
+                    raise UserError(f"{file.parent / name}: is missing; {file.name} is a part of {int(shard['number'])}")
+    return files
 
 
 def part_of(file: Path) -> str:
@@ -126,44 +154,31 @@ def _reader(file: Path, columns: Sequence[str]) -> Callable[[Path], Records]:
         ".json": read_json,
         ".parquet": read_parquet,
         ".csv": partial(read_csv, columns=columns),
-        ".arrow": _read_arrow,
     }
     return readers[file.suffix]
 
 
-def _cached(source: Source) -> dict[str, list[Path]] | None:
-    """The files of every split that `datasets` prepared in its cache: CACHE/ORG___NAME/CONFIG/VERSION/HASH/NAME-SPLIT.arrow.
+def _cached(source: Source) -> Any:
+    """The library's own reader of what it prepared in its cache, which is what it falls back on without the network; None where there is none.
 
-    Beside them may stand HASH.incomplete, of a download that was stopped.
+    Asked for directly: the library's offline mode is fixed when it is imported.
     """
-    organisation, _, name = source.hub.partition("/")
-    prepared = _hub_cache() / f"{organisation}___{name.lower()}"
-    folders = [folder for folder in prepared.glob(f"{source.config or '*'}/*/*") if folder.is_dir() and not folder.suffix]
-    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        shards = {split: (f"*-{split}.arrow", f"*-{split}-*-of-*.arrow") for split in source.files}
-        found = {split: sorted(file for shape in shapes for file in folder.glob(shape)) for split, shapes in shards.items()}
-        if all(found.values()):
-            return found
-    return None
-
-
-def _hub_cache() -> Path:
-    """The folder where `datasets` puts what it prepared, by its own rules; importing it to ask takes seconds."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")).expanduser()
-
-
-def _read_arrow(path: Path) -> Records:
     try:
-        import pyarrow
+        from datasets.packaged_modules.cache.cache import Cache
     except ImportError:
-        raise UserError(f"{path}: reading it needs pyarrow; install it with: pip install 'mixsd[data]'") from None
-    number = 0
+        return None
+    logging.getLogger("datasets.packaged_modules.cache.cache").setLevel(logging.ERROR)  # it warns of every use
+    name = source.hub.rpartition("/")[2]
     try:
-        with pyarrow.memory_map(str(path)) as file:
-            for batch in pyarrow.ipc.open_stream(file):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", values
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a readable Arrow file ({' '.join(str(error).split())})") from None
+        found = Cache(repo_id=source.hub, dataset_name=name, config_name=source.config, version="auto", hash="auto")
+    except (ValueError, OSError):  # nothing there, or the rest of a download that was stopped
+        return None
+    return found if source.files.keys() <= (found.info.splits or {}).keys() else None
+
+
+def _read_cached(builder: Any, split: str, name: str) -> Records:
+    try:
+        rows: Iterable[Any] = builder.as_dataset(split=split)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{name}: its copy in the cache cannot be read ({' '.join(str(error).split())})") from None
+    yield from ((f"{name}: row {number}", dict(row)) for number, row in enumerate(rows, 1))

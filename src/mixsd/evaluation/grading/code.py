@@ -144,14 +144,17 @@ def _at_margin(block: str) -> str:
     return textwrap.dedent(block) if block.lstrip("\n")[:1] in (" ", "\t") else block
 
 
-def _parsed(source: str) -> ast.Module | None:
+def _parsed(source: str) -> ast.Module | int:
+    """The source as a tree, or the line (from 1) at which it stops being Python."""
     try:
         # An odd escape in the model's code is not our user's warning.
         with _PARSING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
 
 
 _PARSING = threading.Lock()  # the filters of warnings are the whole process's
@@ -161,7 +164,7 @@ def _defines(block: str, entry_point: str) -> bool:
     """Whether the block defines the function (or assigns its name) at its top level, where "top" is the block's own indentation."""
     block = _at_margin(block)
     tree = _parsed(block)
-    if tree is None:  # cut off, or prose in it
+    if isinstance(tree, int):  # cut off, or prose in it
         return re.search(rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\s*\(", block, re.MULTILINE) is not None
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entry_point:
@@ -174,7 +177,7 @@ def _defines(block: str, entry_point: str) -> bool:
 def _returns(source: str, entry_point: str) -> bool:
     """Whether the source parses, and the function in it returns or yields something itself: not only a function inside it."""
     tree = _parsed(source)
-    functions = [] if tree is None else [node for node in tree.body if getattr(node, "name", None) == entry_point]
+    functions = [] if isinstance(tree, int) else [node for node in tree.body if getattr(node, "name", None) == entry_point]
     if not functions:
         return False
     waiting: list[ast.AST] = list(ast.iter_child_nodes(functions[-1]))
@@ -200,23 +203,10 @@ def _without_prose(raw: str, entry_point: str) -> str:
     end = len(lines)
     for _ in range(20):
         code = "\n".join(lines[:end]) + "\n"
-        if (error := _first_error(code)) is None:
+        if not isinstance(error := _parsed(code), int):
             return code if _defines(code, entry_point) else raw + "\n"
         before = [at for at in ends if at < min(error, end)]
         if not before:
             break
         end = before[-1]
     return raw + "\n"
-
-
-def _first_error(source: str) -> int | None:
-    """The line (from 1) at which the source stops being Python, or None."""
-    try:
-        with _PARSING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(source)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
-        return 1
-    return None

@@ -323,7 +323,7 @@ def test_a_benchmark_of_the_users_own(models, tmp_path, data, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     folder = beside(models, tmp_path, data, suite=["own_exam:made"])
-    assert ("own_exam:made", "mine", "accuracy", "base") in scores(folder)
+    assert ("own_exam:made", "own_exam:made", "accuracy", "base") in scores(folder)
     with pytest.raises(UserError, match="expected a Benchmark"):
         beside(models, tmp_path, data, suite=["own_exam:broken"])
 

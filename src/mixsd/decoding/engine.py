@@ -14,19 +14,18 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixsd.decoding import continuous, lockstep
-from mixsd.decoding.packed import Piece, Pool, forward
+from mixsd.decoding.packed import Piece, Pool, UnpackableError, forward, unpackable
 from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.models.compat import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attention that looks at keys and values by their positions alone.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
 
-_packs: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+_paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
 def decode(
@@ -66,33 +65,33 @@ def decode_all(
     return decode(model, lambda: next(stream, None), sampling, token_budget=token_budget)
 
 
+def path(model: PreTrainedModel) -> str:
+    """How the model is decoded: "packed", or "lock-step: " and the reason. It is tried out once per model."""
+    if model not in _paths:
+        try:
+            reason = unpackable(model, model) or _difference(model)
+        except UnpackableError as error:
+            reason = str(error)
+        _paths[model] = f"lock-step: {reason}" if reason else "packed"
+    return _paths[model]
+
+
 def packs(model: PreTrainedModel) -> bool:
     """Whether packed passes give this model's own logits."""
-    if model not in _packs:
-        _packs[model] = _try(model)
-    return _packs[model]
+    return path(model) == "packed"
 
 
 @torch.inference_mode()
-def _try(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    if not _LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()) or model.config.is_encoder_decoder:
-        return False
-    texts = [[(7 * i + shift) % config.vocab_size for i in range(n)] for shift, n in ((1, 9), (3, 4))]
+def _difference(model: PreTrainedModel) -> str | None:
+    """What tells packed logits from the model's own; None where rounding explains it."""
+    vocabulary = text_config(model.config).vocab_size
+    texts = [[(7 * i + shift) % vocabulary for i in range(n)] for shift, n in ((1, 9), (3, 4))]
     pool = Pool(256, 64)
-    try:
-        own = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
-        forward(model, pool, [Piece(0, 0, texts[0][:5])], [(0, 4)])
-        packed = forward(model, pool, [Piece(0, 5, texts[0][5:]), Piece(1, 0, texts[1])], [(0, 3), (1, 3)])
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError):
-        # Its attention does not go through the interface, or wants what a packed pass does not give. That shows anywhere in
-        # code that is not ours (no such argument, attribute or key, shapes that do not fit), so no exception tells it apart;
-        # what is really broken fails again, and in the open, when it is decoded in lock-step.
-        return False
+    own = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
+    forward(model, pool, [Piece(0, 0, texts[0][:5])], [(0, 4)])
+    packed = forward(model, pool, [Piece(0, 5, texts[0][5:]), Piece(1, 0, texts[1])], [(0, 3), (1, 3)])
     allowed = _TOLERANCE.get(own.dtype, _TOLERANCE_HALF) * own.abs().max()
-    return bool((own - packed).abs().max() <= allowed)
+    return None if (own - packed).abs().max() <= allowed else "packed logits are not the model's own"
 
 
 def _batches(take: Callable[[], Request | None], token_budget: int) -> Iterator[list[Request]]:

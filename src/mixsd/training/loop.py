@@ -45,7 +45,6 @@ from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per
 from mixsd.training.lora import Lora
 from mixsd.training.objectives import Objective, Part, Student, Targets
 from mixsd.training.optimizer import (
-    Ranks,
     give_back,
     learning_rate,
     load_optimizer_state,
@@ -54,6 +53,7 @@ from mixsd.training.optimizer import (
     optimizer_state,
     trainable,
 )
+from mixsd.training.ranks import Ranks
 from mixsd.training.states import Reading, recomputed_alike
 from mixsd.training.teacher import Rehearsal
 

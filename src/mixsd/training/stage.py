@@ -24,14 +24,15 @@ from mixsd.errors import UserError
 from mixsd.facts import bundled
 from mixsd.models import loading
 from mixsd.models.folder import load_model_folder
-from mixsd.run.folder import versions
-from mixsd.run.session import Session, timed
-from mixsd.settings import Settings
+from mixsd.progress import Watcher
+from mixsd.run.folder import Run, versions
+from mixsd.run.session import Session, reopen, timed
+from mixsd.settings import Settings, build
 from mixsd.storage import Journal, atomic_folder, write_json
 from mixsd.targets.attempts import reply_limit
 from mixsd.targets.reading import accepted_targets
 from mixsd.targets.target import Target
-from mixsd.training import Step, choosing, verify_model_folder, write_model_folder
+from mixsd.training import TrainResult, choosing, ranks, verify_model_folder, write_model_folder
 from mixsd.training import train as run_training
 from mixsd.training.checkpoints import checkpoint_folder, tidy
 from mixsd.training.choosing import CheckpointScores, Choice, Trained, choose, still_open
@@ -52,6 +53,7 @@ class Material:
 
     objective: Objective
     rehearsal: Rehearsal | None
+    unusable: dict[str, str] | None = None  # why a fact cannot be asked, where facts are asked
 
 
 def prepare(session: Session) -> Material:
@@ -62,8 +64,10 @@ def prepare(session: Session) -> Material:
     """
     settings = session.settings
     teacher = FrozenBase(session.load_to_read)
+    unusable = None
     if settings.on_policy:
-        objective: Objective = _on_policy(session, teacher)
+        asked, unusable = expert_prompts(session)
+        objective: Objective = _on_policy(session, teacher, asked, unusable)
     elif settings.method == "mixsd-kl":
         objective = _distilled(session, teacher)
     else:
@@ -73,7 +77,7 @@ def prepare(session: Session) -> Material:
         objective = Targets(examples, session.context, settings.drop_overlong)
     rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()
-    return Material(objective, rehearsal)
+    return Material(objective, rehearsal, unusable)
 
 
 def expert_prompts(session: Session) -> tuple[list[Asked], dict[str, str]]:
@@ -93,13 +97,11 @@ def _example(target: Target) -> Example:
     return Example(f"{target.id}/{target.sample}", tuple(target.prompt_ids), tuple(target.target_ids))
 
 
-def _on_policy(session: Session, teacher: FrozenBase) -> OnPolicy:
+def _on_policy(session: Session, teacher: FrozenBase, asked: list[Asked], reasons: dict[str, str]) -> OnPolicy:
     settings = session.settings
-    asked, reasons = expert_prompts(session)
     if not asked:
         first, reason = next(iter(reasons.items()))
         raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
-    session.run.log("asked", facts=len(asked), unusable=reasons)
     return OnPolicy(
         asked,
         teacher,
@@ -178,6 +180,8 @@ def train(session: Session) -> None:
         return
     with timed(session, "train"):
         material = prepare(session)
+        if material.unusable is not None:
+            run.log("asked", facts=len(material.objective.keys), unusable=material.unusable)
         if settings.lr == "auto":
             trained, rate = choosing.search(session, partial(once, session, material))
         else:
@@ -195,31 +199,38 @@ def train(session: Session) -> None:
         gc.collect()
 
 
+def follow() -> None:
+    """As another process than the first, take part in every training that it orders, until its command ends."""
+    session: Session | None = None
+    for work in ranks.orders():
+        if session is None or str(session.run.folder) != work["run"]:
+            settings = build(work["settings"], work["run"])
+            if loading.resolve_device(settings.device).type == "cuda":
+                settings = settings.model_copy(update={"device": f"cuda:{ranks.local_rank()}"})
+            session = reopen(Run(Path(work["run"])), settings, Watcher())
+            material = prepare(session)
+        ranks.ready()
+        settings = session.settings.model_copy(update={"lr": work["lr"]})
+        _trained(session, material, settings, Path(work["folder"]), work["steps"])
+        gc.collect()
+
+
 def once(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
     """One training at one learning rate, in `folder`; `steps` ends it early."""
     settings = session.settings.model_copy(update={"lr": rate})
     total = settings.epochs * steps_per_epoch(len(material.objective.keys), settings.batch_size)
     scores = CheckpointScores(session, folder) if settings.score_checkpoints else None
-    model = session.load_to_train()
-    # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
-    stops = session.renderer.stops.own
-    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     chooses = settings.choose == "paper"
+    ranks.order(run=str(session.run.folder), settings=session.settings.dump(), lr=rate, folder=str(folder), steps=steps)
     with session.watcher.task(_name(session, rate), min(total, steps or total)) as task:
-
-        def on_step(step: Step) -> None:
-            task.reach(step.step, f"loss {step.loss:.3f}")
-
-        result = run_training(
-            model,
-            session.tokenizer,
-            material.objective,
-            settings=settings,
-            folder=folder,
-            steps=steps,
-            rehearsal=material.rehearsal,
+        result = _trained(
+            session,
+            material,
+            settings,
+            folder,
+            steps,
             pinned=lambda: still_open(scores.scored()) if scores and chooses else (),
-            on_step=on_step,
+            on_step=lambda step: task.reach(step.step, f"loss {step.loss:.3f}"),
             on_checkpoint=scores,
         )
     scored = scores.scored() if scores else []
@@ -233,6 +244,26 @@ def once(session: Session, material: Material, rate: float, folder: Path, steps:
         scores.close()
     tidy(folder / "checkpoints", settings.keep_checkpoints, {choice.step})
     return Trained(folder, result.model, choice, scored, result.dropped)
+
+
+def _trained(
+    session: Session, material: Material, settings: Settings, folder: Path, steps: int | None, **told: Any
+) -> TrainResult:
+    """What every process of a training does; only the first is `told` of its steps and checkpoints."""
+    model = session.load_to_train()
+    # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
+    stops = session.renderer.stops.own
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    return run_training(
+        model,
+        session.tokenizer,
+        material.objective,
+        settings=settings,
+        folder=folder,
+        steps=steps,
+        rehearsal=material.rehearsal,
+        **told,
+    )
 
 
 def write_tuned(session: Session, model: PreTrainedModel, folder: Path, prompt_ids: Any, rate: float | None) -> None:

@@ -116,6 +116,20 @@ def test_the_longest_prompts_are_answered_first(models, tmp_path, monkeypatch):
     assert list(found) == [prompt.key for prompt in prompts]
 
 
+def test_a_reply_that_was_decoded_in_another_way_is_another_reply(tokenizer, models, tmp_path, monkeypatch):
+    question = [Prompt("a", tokenizer.encode("ab", add_special_tokens=False), 3)]
+    path = tmp_path / "replies.jsonl"
+    for way, rows in (("packed", 2), ("packed", 2), ("lock-step: of this test", 4), ("lock-step: of this test", 4)):
+        monkeypatch.setattr(replies, "decoding_path", lambda model, way=way: way)
+        answers = answerer(models["base"], path, "m")
+        answers.replies(question)
+        answers.close()
+        assert len(path.read_text().splitlines()) == rows
+    # The newest way is the one that a whole journal is read by.
+    whole = Answerer(lambda: pytest.fail("loaded"), model_hash="m", precision="cpu/float32", stops={2: 2}, journal=path)
+    assert whole.replies(question)
+
+
 @pytest.mark.parametrize("change", [{"model_hash": "other"}, {"precision": "cuda/bfloat16"}, {"stops": {2: 2, 5: 5}}])
 def test_another_model_precision_or_stop_is_another_reply(tokenizer, models, tmp_path, change):
     renderer = renderer_of(tokenizer, models["base"])

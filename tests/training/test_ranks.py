@@ -129,8 +129,10 @@ def test_two_processes_of_one_command_give_the_run_of_one(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--lr", "1e30"), "not finite"), (("--model", "nowhere"), "no such folder")],
-    ids=["in training", "before"],
+    [
+        pytest.param(("--lr", "1e30"), "not finite", id="in training"),
+        pytest.param(("--model", "nowhere"), "no such folder", id="before", marks=pytest.mark.slow),
+    ],
 )
 def test_a_failure_ends_all_processes_with_one_message(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     done = inject(tmp_path, 2, *options)

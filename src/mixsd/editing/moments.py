@@ -81,6 +81,7 @@ def second_moments(
     layers: Sequence[int],
     *,
     model_hash: str,
+    numerics: str = "",
     cache: Path,
     tokens: int = 100_000,
     on_done: Callable[[int], None] = lambda count: None,
@@ -91,6 +92,7 @@ def second_moments(
         model: the model, unedited; its weights are not changed.
         texts: ordinary text, in order.
         model_hash: identifies the model, see `mixsd.models.loading.model_hash`.
+        numerics: what the numbers depend on besides the model, see `Session.numerics`.
         cache: the folder of the cache.
         tokens: how much of the text is read.
         on_done: told the number of tokens just read.
@@ -103,7 +105,7 @@ def second_moments(
     text = hashlib.blake2b(b"|".join(piece.tobytes() for piece in pieces), digest_size=16).hexdigest()
     folders = {}
     for layer in layers:
-        name = digest([_VERSION, model_hash, layer, text, count])
+        name = digest([_VERSION, model_hash, numerics, layer, text, count])
         folders[layer] = cache / f"{name[:20]}-layer-{layer}"
     if cache.is_dir():
         sweep_leftovers(cache, shared=True)

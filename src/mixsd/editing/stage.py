@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.engine import score
 from mixsd.editing.config import MemitConfig, layers_of, of_settings
 from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
@@ -85,6 +86,7 @@ def edit(session: Session) -> None:
         stops = session.renderer.stops.own
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
         check_savable(model)
+        session.note_path("decoding", decoding_path(model))
         # Before the edit: Eq. 3 is about the base model.
         logprobs = _scored(model, [(item.prompt.ids, item.prompt.target) for item in asked if item.prompt])
         reference = stage.reference_statistics(session, model)
@@ -139,6 +141,7 @@ def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> M
             paragraphs(Path(str(settings.edit_text)).expanduser()),
             layers_of(config, model.config),
             model_hash=session.base_hash,
+            numerics=session.numerics,
             cache=cache_folder() / "moments",
             tokens=settings.edit_tokens,
             on_done=task.advance,

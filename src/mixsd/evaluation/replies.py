@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixsd.decoding.engine import decode_all, score
+from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.models import cpu
 from mixsd.settings import Settings
 from mixsd.storage import Journal, digest
 
@@ -61,7 +63,7 @@ class Answerer:
         load_model: called when something is missing from the journal, at most once.
         model_hash: identifies the model's folder, see `loading.model_hash`.
         token_budget: tokens of context kept in memory at a time.
-        precision: what the numbers depend on besides the model, 'cpu/fp32' for example.
+        precision: what the numbers depend on besides the model and its path, see `Session.numerics`.
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.
         on_done: called with the number of prompts or continuations just finished.
@@ -89,6 +91,10 @@ class Answerer:
         self.on_done = on_done
         self._backend = backend
         self._places = {row["at"]: place for place, row in self.journal.read() if "at" in row}
+        # The way in which the journal's replies were decoded; None where it has none of this model's.
+        self._path_address = digest(["path", self._identity])
+        place = self._places.get(self._path_address)
+        self._path: str | None = None if place is None else self.journal.at(place)["path"]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -101,6 +107,8 @@ class Answerer:
         """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
         addresses = {prompt.key: self._address(prompt) for prompt in prompts}
         missing = {addresses[prompt.key]: prompt for prompt in prompts if addresses[prompt.key] not in self._places}
+        if missing and self._takes_another_path():
+            return self.replies(prompts)
         self.on_done(len(prompts) - len(missing))
         kinds: dict[tuple[float, int | None, bool], list[tuple[str, Prompt]]] = defaultdict(list)
         for address, prompt in missing.items():
@@ -119,10 +127,19 @@ class Answerer:
 
     def _address(self, prompt: Prompt) -> str:
         """What a reply is found by again: all that it depends on."""
-        where = ["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
+        where = ["reply", self._identity, self._path, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
         if self._stops_of(prompt.lines) != self.stops:
             where.append("lines")
         return digest(where)
+
+    def _takes_another_path(self) -> bool:
+        """Whether what is decoded now is decoded otherwise than what the journal holds; it is noted there."""
+        path = "its own" if self._backend else f"{decoding_path(self.model)}, {cpu.path(self.model)}"
+        if path == self._path:
+            return False
+        self._path = path
+        self._places[self._path_address] = self.journal.append({"at": self._path_address, "path": path})
+        return True
 
     def _stops_of(self, lines: bool) -> dict[int, int]:
         """The stop tokens; with `lines`, without the line breaks that are stored as another token."""

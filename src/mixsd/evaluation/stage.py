@@ -207,9 +207,9 @@ def _answerer(
 ) -> Answerer:
     engine = session.settings.backend
     return Answerer(
-        lambda: session.load_to_read(model.folder),
+        lambda: session.load_to_decode(model.folder),
         model_hash=model.hash,
-        precision=session.precision if engine == TRANSFORMERS else f"{engine}/{session.precision}",
+        precision=session.numerics if engine == TRANSFORMERS else f"{engine}/{session.numerics}",
         stops=session.renderer.stops.ids,
         journal=journal,
         token_budget=session.settings.token_budget,

@@ -152,6 +152,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from mixsd.models.compat import forget_quantization
+
     try:
         source = {"gguf_file": gguf.name, "local_files_only": True}
         # The GGUF reader draws its own bar, which no switch of transformers turns off.
@@ -160,10 +162,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     except Exception as error:
         raise UserError(f"{gguf}: cannot be read as a GGUF model ({_first_line(error)})") from error
-    # The weights are plain fp32 now; what is left of the quantization would make the folder refuse to load.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    model.config.__dict__.pop("quantization_config", None)
-    model.config.__dict__.pop("_name_or_path", None)
+    forget_quantization(model)  # the weights are plain fp32 now
     tokenizer.model_max_length = model.config.max_position_embeddings
     with atomic_folder(folder) as temporary, _no_progress_bars():
         model.save_pretrained(temporary)

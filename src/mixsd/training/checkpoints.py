@@ -5,8 +5,6 @@
 
 `trainer/` is kept in the newest checkpoint only: it is two thirds of the disk space and of no use in the others. It is needed
 whole: a run that went on without, say, its random state would look fine and be another run, so that is an error. No pickle.
-
-The pieces of an exact resume: weights, random states, the log, and the identity of what is trained on.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.models.cpu import fast_products
+from mixsd.models.compat import keep_activations, recompute_activations, text_config
+from mixsd.models.cpu import fast_products, training_path
 from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import DISTILLED, Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
@@ -112,6 +113,7 @@ def train(
     pinned: Callable[[], Collection[int]] = tuple,
     on_step: Callable[[Step], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
+    on_path: Callable[[str, str], None] | None = None,
 ) -> TrainResult:
     """Train `model` (fp32 weights, changed in place) on `examples`, or go on where `folder` says a killed run stopped.
 
@@ -121,7 +123,8 @@ def train(
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
     which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
     (folder, step) are called in the main process, after the step or checkpoint is on disk; for a checkpoint whose call a kill
-    cut short, again at the resume.
+    cut short, again at the resume. `on_path` is told once of each kind of work which way it is done, "packed" or "padded: REASON" for
+    example; without it a reason is a warning.
 
     Raises:
         UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of
@@ -132,14 +135,14 @@ def train(
     requested = model.device if settings.device == "auto" else torch.device(settings.device)
     ranks = Ranks(requested)
     with memory_errors():
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = getattr(text_config(model.config), "max_position_embeddings", None)
         # Only an objective has keys; examples come in any iterable.
         objective = (
             cast(Objective, examples)
             if hasattr(examples, "keys")
             else Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
         )
-        run = _Training(model, tokenizer, objective, settings=settings, folder=folder, ranks=ranks)
+        run = _Training(model, tokenizer, objective, settings=settings, folder=folder, ranks=ranks, on_path=on_path or _warn)
         run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
         return run.finish(run.steps(on_step, on_checkpoint))
 
@@ -156,6 +159,7 @@ class _Training:
         settings: Settings,
         folder: Path,
         ranks: Ranks,
+        on_path: Callable[[str, str], None],
     ) -> None:
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
@@ -174,10 +178,9 @@ class _Training:
         cast(torch.nn.Module, model).to(self.device)
         self.verified = False
         reading = Reading(model, objective.probe)
-        if reading.dense:
-            warnings.warn(
-                f"{type(model).__name__}: decoder and head cannot be taken apart; its dense logits take more memory", stacklevel=3
-            )
+        if ranks.is_main:
+            on_path("training", reading.path)
+            on_path("linear layers in training", training_path(self.device))
         model.requires_grad_(True)
         self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
         if settings.gradient_checkpointing:
@@ -213,7 +216,7 @@ class _Training:
         """Merge for good and hand the model over."""
         model = self.lora.finish() if self.lora else self.base
         if self.settings.gradient_checkpointing:
-            (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
+            keep_activations(model)
         head: Literal["chunked", "dense"] = "dense" if self.student.reading.dense else "chunked"
         return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, head)
 
@@ -352,6 +355,11 @@ class _Training:
         }
 
 
+def _warn(work: str, path: str) -> None:
+    if ": " in path:
+        warnings.warn(f"{work}: {path}", stacklevel=5)
+
+
 def _number(value: float | str | None) -> float:
     if not isinstance(value, float):
         raise ValueError(f"training needs a learning rate, not {value!r}")
@@ -365,8 +373,6 @@ def _trains_in_bf16(settings: Settings, device: torch.device) -> bool:
 
 def _recompute_activations(model: PreTrainedModel) -> None:
     try:
-        # Newer transformers renamed it, and warn at the older name.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "context_fn": recomputed_alike(model)})
+        recompute_activations(model, recomputed_alike(model))
     except ValueError as error:
         raise UserError(f"--gradient-checkpointing: {error}") from error

@@ -1,8 +1,7 @@
 """The project's one decoder: continuous where the model's attention can be packed, in lock-step batches where it cannot.
 
-Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits.
-
-Log-probabilities of given continuations: one padded forward pass per batch, the head on the continuation's positions only.
+Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. Log-probabilities of given
+continuations (`score`) take one padded forward pass per batch, the head on the continuation's positions only.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 from mixsd.decoding import continuous, lockstep
 from mixsd.decoding.packed import Piece, Pool, UnpackableError, forward, unpackable
-from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.decoding.requests import Decoding, Request, Sampling, left_padded, padded_batches
 from mixsd.models.compat import text_config
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 # How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
+
+TOKENS_PER_PASS = 4096  # padded
 
 _paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
@@ -112,9 +113,6 @@ def _batches(take: Callable[[], Request | None], token_budget: int) -> Iterator[
         yield batch
 
 
-TOKENS_PER_PASS = 4096  # padded
-
-
 @torch.inference_mode()
 def score(
     model: PreTrainedModel,
@@ -134,34 +132,18 @@ def score(
         One list of floats per pair, in the order given.
     """
     items = list(pairs)
-    order = sorted(range(len(items)), key=lambda i: len(items[i][0]) + len(items[i][1]))
     result: list[list[float]] = [[] for _ in items]
-    for batch in _score_batches(order, items, token_budget):
+    for batch in padded_batches([len(prompt) + len(continuation) for prompt, continuation in items], token_budget):
         for index, logprobs in zip(batch, _score_batch(model, [items[i] for i in batch]), strict=True):
             result[index] = logprobs
         on_done(len(batch))
     return result
 
 
-def _score_batches(order: list[int], items: list[tuple[list[int], list[int]]], token_budget: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for index in order:  # ascending lengths: the newest item is the longest, so it sets the padded width
-        length = len(items[index][0]) + len(items[index][1])
-        if batch and (len(batch) + 1) * length > token_budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 def _score_batch(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
     rows = [[*prompt, *continuation] for prompt, continuation in pairs]
-    width = max(map(len, rows))
-    # Left padding puts every row's end in the last column, so one slice of the logits holds all continuations.
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    input_ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    # With every row's end in the last column one slice of the logits holds all continuations.
+    input_ids, mask, positions = left_padded(rows, model.device)
     longest = max(len(continuation) for _, continuation in pairs)
     logits = model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1

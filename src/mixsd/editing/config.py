@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mixsd.errors import UserError
+from mixsd.models.compat import text_config
 from mixsd.settings import Settings
 
 PromptForm = Literal["question", "cloze"]
@@ -134,5 +135,5 @@ def by_depth(depth: int) -> range:
 
 def _shape(model_config: Any) -> tuple[int, int]:
     """Layers and hidden size of a model."""
-    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    text = text_config(model_config)
     return int(text.num_hidden_layers), int(text.hidden_size)

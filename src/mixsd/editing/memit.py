@@ -31,6 +31,7 @@ from mixsd.editing.values import Value, optimize, spread
 from mixsd.errors import MixsdError, UserError
 from mixsd.facts.fact import Fact, normalized
 from mixsd.facts.prompts import Renderer
+from mixsd.models.compat import text_config
 from mixsd.models.loading import context_length
 from mixsd.storage import Journal, digest
 
@@ -163,7 +164,7 @@ def check_finite(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for layer in layers:
         if not down_projection(model, layer).weight.isfinite().all():
             raise _not_finite(f"the edited down_proj of layer {layer} is")
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model.config).vocab_size
     ids = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
     with torch.no_grad():
         if not model(input_ids=ids, use_cache=False).logits.isfinite().all():

@@ -3,8 +3,6 @@
 Writing can go wrong without an error: a tensor that is missing is drawn at random at the next load, a tie is lost, a cast
 overflows. So the check reloads the folder as any user would (`AutoModelForCausalLM`, never the network) and compares every
 tensor, the ties, logits and greedy tokens. It costs one more copy of the weights in main memory while it runs.
-
-The tensors of a model folder one at a time, by name, whatever files they lie in.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from mixsd.commands import inject
-from mixsd.decoding import engine
+from mixsd.decoding import packed
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.models import loading
 from mixsd.progress import Watcher
@@ -310,7 +310,7 @@ def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_o
     def refuse(model, module):
         return "of this test"
 
-    monkeypatch.setattr(engine, "unpackable", refuse)
+    monkeypatch.setattr(packed, "unpackable", refuse)
     watcher = Said()
     run = inject.inject(model=str(place / "base"), output=str(tmp_path / "run"), offline=True, watcher=watcher, **SMALL)
     rows = [row["at"] for file in (place / "cache" / "replies").glob("*.jsonl") for row in read_jsonl(file)]

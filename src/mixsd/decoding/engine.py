@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixsd.decoding import continuous, lockstep
-from mixsd.decoding.packed import Piece, Pool, UnpackableError, forward, unpackable
+from mixsd.decoding.packed import Piece, Pool, forward, path_of
 from mixsd.decoding.requests import Decoding, Request, Sampling, left_padded, padded_batches
 from mixsd.models.compat import text_config
 
@@ -69,11 +69,7 @@ def decode_all(
 def path(model: PreTrainedModel) -> str:
     """How the model is decoded: "packed", or "lock-step: " and the reason. It is tried out once per model."""
     if model not in _paths:
-        try:
-            reason = unpackable(model, model) or _difference(model)
-        except UnpackableError as error:
-            reason = str(error)
-        _paths[model] = f"lock-step: {reason}" if reason else "packed"
+        _paths[model] = path_of(model, model, "lock-step", lambda: _difference(model))
     return _paths[model]
 
 

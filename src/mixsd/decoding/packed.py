@@ -11,8 +11,9 @@ numbers of tokens, of logits and of keys are rounded up there: a few rows more, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,6 +168,18 @@ def unpackable(model: PreTrainedModel, module: nn.Module) -> str | None:
     return None
 
 
+def path_of(model: PreTrainedModel, module: nn.Module, otherwise: str, difference: Callable[[], str | None]) -> str:
+    """Return "packed", or `otherwise` and the reason why passes through `module`, the model or its decoder, are not packed.
+
+    `difference` reads a few tokens both ways and says what tells the results apart.
+    """
+    try:
+        reason = unpackable(model, module) or difference()
+    except UnpackableError as error:
+        reason = str(error)
+    return f"{otherwise}: {reason}" if reason else "packed"
+
+
 @dataclass(frozen=True)
 class Piece:
     """New tokens of one text: they go to `slot` from position `start` on."""
@@ -222,40 +235,25 @@ class _Pass:
         within = np.arange(total) - np.repeat(firsts[:-1], lengths)
         slots, positions = np.repeat([piece.slot for piece in pieces], lengths), np.repeat(starts, lengths) + within
         self.slots, self.positions = torch.from_numpy(slots).to(device), torch.from_numpy(positions).to(device)
-        self.groups = []
-        classes = [int(length - 1).bit_length() for length in lengths]  # 1, 2, up to 4, up to 8, ...
-        begin = 0
-        while begin < len(pieces):
-            end = begin
-            while end < len(pieces) and classes[end] == classes[begin]:
-                end += 1
-            self.groups.append(self._group(slots, positions, firsts, lengths, begin, end, device))
-            begin = end
 
-    def _group(
-        self,
-        slots: np.ndarray,
-        positions: np.ndarray,
-        firsts: np.ndarray,
-        lengths: np.ndarray,
-        begin: int,
-        end: int,
-        device: torch.device,
-    ) -> _Group:
-        width = int(lengths[begin:end].max())
-        columns = np.arange(width)
-        present = columns < lengths[begin:end, None]
-        index = firsts[begin:end, None] + np.minimum(columns, lengths[begin:end, None] - 1)
-        place = positions[index]
-        return _Group(
-            slots=torch.from_numpy(slots[firsts[begin:end]]).to(device),
-            first=int(firsts[begin]),
-            last=int(firsts[end]),
-            reach=min(_up(int(place.max()) + 1, self.round), self.pool.capacity),
-            positions=torch.from_numpy(place).to(device),
-            index=torch.from_numpy(index).to(device),
-            present=None if present.all() else torch.from_numpy(present).to(device),
-        )
+        def group(begin: int, end: int) -> _Group:
+            columns = np.arange(int(lengths[begin:end].max()))
+            present = columns < lengths[begin:end, None]
+            index = firsts[begin:end, None] + np.minimum(columns, lengths[begin:end, None] - 1)
+            place = positions[index]
+            return _Group(
+                slots=torch.from_numpy(slots[firsts[begin:end]]).to(device),
+                first=int(firsts[begin]),
+                last=int(firsts[end]),
+                reach=min(_up(int(place.max()) + 1, self.round), pool.capacity),
+                positions=torch.from_numpy(place).to(device),
+                index=torch.from_numpy(index).to(device),
+                present=None if present.all() else torch.from_numpy(present).to(device),
+            )
+
+        # Pieces stand in the order of their lengths; together go those of 1, 2, up to 4, up to 8, ... tokens.
+        runs = [list(run) for _, run in groupby(range(len(pieces)), key=lambda i: int(lengths[i] - 1).bit_length())]
+        self.groups = [group(run[0], run[-1] + 1) for run in runs]
 
 
 def _attention(

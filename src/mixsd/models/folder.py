@@ -19,8 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models.compat import text_config
+from mixsd.models.loading import no_progress_bars
 from mixsd.storage import disk_errors, write_json
 
 _PROBE_TOKENS = 8
@@ -107,7 +110,7 @@ def check_savable(model: PreTrainedModel) -> None:
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """A few ids spread over the vocabulary, int64 (1, T), on the model's device."""
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model.config).vocab_size
     return torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
 
 
@@ -166,17 +169,13 @@ def _with_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar and no load report while a folder is checked: what matters in them is raised."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with no_progress_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
 
 
 _INDEX = "model.safetensors.index.json"

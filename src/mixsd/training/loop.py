@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,29 +31,11 @@ from mixsd.models.cpu import fast_products, training_path
 from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import DISTILLED, Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
-from mixsd.training import checkpoints
-from mixsd.training.checkpoints import (
-    TrainerState,
-    checkpoint_is_logged,
-    first_rng_state,
-    load_weights,
-    logged_losses,
-    own_randomness,
-    rng_state_of,
-    trim_log,
-)
+from mixsd.training import checkpoints, optimizer
+from mixsd.training.checkpoints import TrainerState
 from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.lora import Lora
 from mixsd.training.objectives import Objective, Part, Student, Targets
-from mixsd.training.optimizer import (
-    give_back,
-    learning_rate,
-    load_optimizer_state,
-    make_optimizer,
-    memory_errors,
-    optimizer_state,
-    trainable,
-)
 from mixsd.training.ranks import Ranks
 from mixsd.training.states import Reading, recomputed_alike
 from mixsd.training.teacher import Rehearsal
@@ -89,8 +71,8 @@ class Step:
 class TrainResult:
     """What training leaves: `model` is plain (LoRA merged) and in the precision of the model that came in.
 
-    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `head`
-    says whether the logits were computed in chunks or, for a model that cannot be taken apart, by the model itself.
+    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `path` is
+    how the model was read, see `states.Reading`.
     """
 
     model: PreTrainedModel
@@ -98,7 +80,7 @@ class TrainResult:
     epochs: int
     losses: tuple[float, ...]
     dropped: tuple[str, ...]
-    head: Literal["chunked", "dense"]
+    path: str
 
 
 def train(
@@ -134,7 +116,7 @@ def train(
     settings = settings.resolved
     requested = model.device if settings.device == "auto" else torch.device(settings.device)
     ranks = Ranks(requested)
-    with memory_errors():
+    with optimizer.memory_errors():
         context = getattr(text_config(model.config), "max_position_embeddings", None)
         # Only an objective has keys; examples come in any iterable.
         objective = (
@@ -142,7 +124,7 @@ def train(
             if hasattr(examples, "keys")
             else Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
         )
-        run = _Training(model, tokenizer, objective, settings=settings, folder=folder, ranks=ranks, on_path=on_path or _warn)
+        run = _Training(model, tokenizer, objective, settings, folder, ranks, on_path or _warn)
         run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
         return run.finish(run.steps(on_step, on_checkpoint))
 
@@ -155,7 +137,6 @@ class _Training:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         objective: Objective,
-        *,
         settings: Settings,
         folder: Path,
         ranks: Ranks,
@@ -185,9 +166,9 @@ class _Training:
         self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
         if settings.gradient_checkpointing:
             _recompute_activations(model)
-        self.parameters = trainable(self.lora.model if self.lora else model)
-        self.optimizer = make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
-        self.rng = first_rng_state(self.device, settings.seed + ranks.index)
+        self.parameters = optimizer.trainable(self.lora.model if self.lora else model)
+        self.optimizer = optimizer.make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
+        self.rng = checkpoints.first_rng_state(self.device, settings.seed + ranks.index)
         self.student = Student(model, self.lora, reading, self.device, self._precision)
 
     def steps(self, on_step: Callable[[Step], None] | None, on_checkpoint: Callable[[Path, int], None] | None) -> list[float]:
@@ -195,7 +176,7 @@ class _Training:
         done, losses = self._resume()
         plan: list[list[int]] = []
         with Journal(self.log) as log:
-            if done and not checkpoint_is_logged(self.log, done):
+            if done and not checkpoints.checkpoint_is_logged(self.log, done):
                 self._announce(done, log, on_checkpoint)  # the run was killed right after writing it
             for step in range(done + 1, self.total + 1):
                 epoch, place = divmod(step - 1, self.per_epoch)
@@ -217,8 +198,8 @@ class _Training:
         model = self.lora.finish() if self.lora else self.base
         if self.settings.gradient_checkpointing:
             keep_activations(model)
-        head: Literal["chunked", "dense"] = "dense" if self.student.reading.dense else "chunked"
-        return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, head)
+        path = self.student.reading.path
+        return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, path)
 
     def _step(self, step: int, epoch: int, items: list[int]) -> Step:
         started = time.perf_counter()
@@ -234,7 +215,7 @@ class _Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
-        lr = learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
+        lr = optimizer.learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -269,7 +250,7 @@ class _Training:
         size = min(self.settings.micro_batch or self.settings.batch_size, math.ceil(self.settings.batch_size / self.ranks.count))
         total = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
         for examples in microbatches(part.examples, size):
-            with fast_products(self.base), own_randomness(self.device, self.rng):
+            with fast_products(self.base), checkpoints.own_randomness(self.device, self.rng):
                 with self._precision():
                     values = part.loss(self.student, self.student.reading.states(self.base, examples), examples)
                     if weights:
@@ -284,13 +265,13 @@ class _Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _checkpoint(self, step: int) -> None:
-        give_back()
+        optimizer.give_back()
         rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
         if self.ranks.is_main:
             state = TrainerState(
                 step=step,
                 identity=self._identity(),
-                optimizer=optimizer_state(self.optimizer, self.parameters),
+                optimizer=optimizer.optimizer_state(self.optimizer, self.parameters),
                 rng={f"{name}.{rank}": tensor for rank, states in enumerate(rng) for name, tensor in states.items()},
                 adapter=self.lora.state() if self.lora else None,
             )
@@ -337,13 +318,13 @@ class _Training:
             if self.lora and state.adapter is not None:
                 self.lora.load(state.adapter, str(newest))
             else:
-                load_weights(self.base, newest)
-            load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
-            self.rng = rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
+                checkpoints.load_weights(self.base, newest)
+            optimizer.load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
+            self.rng = checkpoints.rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
         if self.ranks.is_main:
-            trim_log(self.log, step)
+            checkpoints.trim_log(self.log, step)
         self.ranks.wait()
-        return step, logged_losses(self.log, step)
+        return step, checkpoints.logged_losses(self.log, step)
 
     def _identity(self) -> dict[str, Any]:
         return {

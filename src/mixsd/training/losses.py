@@ -189,18 +189,28 @@ def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tenso
     At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
     """
 
-    def nll(rows: Tensor, wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(at_least_fp32(head(rows)), wanted, reduction="none")
+    def computing(part: slice) -> _Compute:
+        return lambda rows: functional.cross_entropy(at_least_fp32(head(rows)), labels[part], reduction="none")
 
-    starts = range(0, len(labels), chunk)
+    return _in_chunks(hidden, chunk, computing)
+
+
+# From a chunk of hidden states to one value for each.
+_Compute = Callable[[Tensor], Tensor]
+
+
+def _in_chunks(hidden: Tensor, chunk: int, computing: Callable[[slice], _Compute]) -> Tensor:
+    """One value (N,) for each of the hidden states (N, H), `chunk` at a time; computed again in the backward pass."""
+    starts = range(0, len(hidden), chunk)
     values = []
     for start in starts:
-        rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
+        part = slice(start, start + chunk)
+        compute = computing(part)
         if start == starts[-1]:
             # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            values.append(nll(rows, wanted))
+            values.append(compute(hidden[part]))
         else:
-            values.append(cast(Tensor, checkpoint(nll, rows, wanted, use_reentrant=False, preserve_rng_state=False)))
+            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
     return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
 
 
@@ -322,27 +332,15 @@ def chunked_divergence(
     """
     _check(hidden, teacher, divergence)
     together = divergence.support != "teacher"
-    positions = max(1, chunk // 2) if together else chunk
-    starts = range(0, len(hidden), positions)
-    values = []
-    for start in starts:
-        part = slice(start, start + positions)
+
+    def computing(part: slice) -> _Compute:
         if isinstance(teacher, TeacherTopK):
-            compute = _from_topk(head, teacher, part, divergence)
-        elif together:
-            compute = _from_both(head, teacher, part, divergence)
-        else:
-            compute = _from_outcomes(head, teacher, part, divergence)
-        if start == starts[-1]:
-            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            values.append(compute(hidden[part]))
-        else:
-            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
-    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
+            return _from_topk(head, teacher, part, divergence)
+        if together:
+            return lambda rows: token_divergence(head(rows), teacher.logits(part), divergence)
+        return _from_outcomes(head, teacher, part, divergence)
 
-
-# From a chunk of the student's hidden states to its divergences, one for each way to know the teacher.
-_Compute = Callable[[Tensor], Tensor]
+    return _in_chunks(hidden, max(1, chunk // 2) if together else chunk, computing)
 
 
 def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
@@ -367,15 +365,9 @@ def _from_outcomes(head: Head, teacher: TeacherStates, part: slice, divergence: 
 
     def compute(rows: Tensor) -> Tensor:
         student = at_least_fp32(head(rows))
-        _same_vocabulary(student.shape[-1], vocabulary)
+        if student.shape[-1] != vocabulary:
+            raise ValueError(f"the student's vocabulary has {student.shape[-1]} tokens and the teacher's {vocabulary}")
         return between(log_probs(student, ids, divergence), teacher_log_probs, divergence)
-
-    return compute
-
-
-def _from_both(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
-    def compute(rows: Tensor) -> Tensor:
-        return token_divergence(head(rows), teacher.logits(part), divergence)
 
     return compute
 
@@ -386,8 +378,3 @@ def _check(hidden: Tensor, teacher: TeacherStates | TeacherTopK, divergence: Div
     positions = len(teacher.ids) if isinstance(teacher, TeacherTopK) else len(teacher.hidden)
     if positions != len(hidden):
         raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
-
-
-def _same_vocabulary(student: int, teacher: int) -> None:
-    if student != teacher:
-        raise ValueError(f"the student's vocabulary has {student} tokens and the teacher's {teacher}")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from mixsd.decoding.packed import UnpackableError, check_layer, unpackable, windowed_layers
+from mixsd.decoding.packed import UnpackableError, check_layer, path_of, windowed_layers
 from mixsd.models.compat import attention_name, attention_of, text_config
 from mixsd.training.examples import UNSUPERVISED, Batch, Example, collate
 from mixsd.training.losses import Head, decoder, forward, inseparable, logit_head
@@ -65,12 +65,9 @@ def path(model: PreTrainedModel) -> str:
     if model not in _paths:
         training = model.training
         try:
-            reason = unpackable(model, decoder(model)) or _difference(model)
-        except UnpackableError as error:
-            reason = str(error)
+            _paths[model] = path_of(model, decoder(model), "padded", lambda: _difference(model))
         finally:
             model.train(training)
-        _paths[model] = f"padded: {reason}" if reason else "packed"
     return _paths[model]
 
 

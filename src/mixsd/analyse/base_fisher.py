@@ -30,7 +30,7 @@ from mixsd.evaluation import suites
 from mixsd.evaluation.benchmarks.benchmark import Item, Means
 from mixsd.evaluation.benchmarks.data import Found, find
 from mixsd.evaluation.benchmarks.table import HELD_OUT, get_benchmark
-from mixsd.evaluation.replies import Answerer
+from mixsd.evaluation.replies import answering, journal_of_base
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading
@@ -135,21 +135,11 @@ def _rendered(renderer: Renderer, key: str, item: Item) -> Reference:
 
 
 def _general(session: Session, number: int, why: str) -> References:
-    journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
-    # As an evaluation makes them, so that those that one has made are found.
-    answerer = Answerer(
-        session.load_to_read,
-        model_hash=session.base_hash,
-        precision=session.numerics,
-        stops=session.renderer.stops.ids,
-        journal=journal,
-        token_budget=session.settings.token_budget,
-    )
-    try:
+    base = session.base_hash
+    # As an evaluation makes them, so that those that one has made are found; the run, which may be read only, is left as it is.
+    with answering(session, session.located.folder, base, journal_of_base(base), load=session.load_to_read) as answerer:
         prompts = suites.general_prompts(session.renderer)
         replies = suites.sample_references(session.renderer, session.settings, answerer)
-    finally:
-        answerer.close()
     made = [Reference(f"general/{key}", tuple(prompts[key]), tuple(reply.ids)) for key, reply in replies.items() if reply.ids]
     made.sort(key=lambda example: float(uniforms(_SEED, "evaluation", f"fisher/{example.key}", n=1)[0]))
     taken = tuple(islice(made, number))

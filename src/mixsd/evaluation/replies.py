@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +20,14 @@ from mixsd.decoding.engine import decode_all, score
 from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.models import cpu
+from mixsd.run.engines import TRANSFORMERS
 from mixsd.settings import Settings
-from mixsd.storage import Journal, digest
+from mixsd.storage import Journal, cache_folder, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from mixsd.run.session import Session
 
 SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 
@@ -168,6 +172,38 @@ class Answerer:
         """Let go of the model and the journal's file."""
         self._model = None
         self.journal.close()
+
+
+@contextmanager
+def answering(
+    session: Session,
+    folder: Path,
+    model_hash: str,
+    journal: Path,
+    *,
+    load: Callable[[Path], PreTrainedModel] | None = None,
+    engine: str = TRANSFORMERS,
+    **options: Any,
+) -> Iterator[Answerer]:
+    """A model folder that answers as the session has it; `options` are those of `Answerer`, `load` is `load_to_decode` by default."""
+    answerer = Answerer(
+        lambda: (load or session.load_to_decode)(folder),
+        model_hash=model_hash,
+        precision=session.numerics if engine == TRANSFORMERS else f"{engine}/{session.numerics}",
+        stops=session.renderer.stops.ids,
+        journal=journal,
+        token_budget=session.settings.token_budget,
+        **options,
+    )
+    try:
+        yield answerer
+    finally:
+        answerer.close()
+
+
+def journal_of_base(model_hash: str) -> Path:
+    """Where the replies of a base model are kept, for all runs."""
+    return cache_folder() / "replies" / f"{model_hash}.jsonl"
 
 
 def _longest_first(asked: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:

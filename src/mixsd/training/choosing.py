@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.questions import Question, about, ask
-from mixsd.evaluation.replies import Answerer, Reply
+from mixsd.evaluation.replies import Reply, answering, journal_of_base
 from mixsd.evaluation.scores import compare
 from mixsd.facts.fact import Fact
 from mixsd.models import loading
 from mixsd.run.session import Session
-from mixsd.storage import Journal, cache_folder, digest
+from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,12 +198,9 @@ class CheckpointScores:
         if step in self.found:
             return
         session = self.session
-        answerer = _answerer(session, folder, loading.model_hash(folder), self.replies)
-        try:
+        with answering(session, folder, loading.model_hash(folder), self.replies) as answerer:
             rows = ask(self.questions, session.renderer, answerer, session.context)
             forgotten = suites.forgetting(answerer, session.renderer, self.references)
-        finally:
-            answerer.close()
         gc.collect()
         scores = compare(suites.CORE, None, rows) + compare(suites.CORE, self.base, forgotten)
         self.found[step] = [
@@ -256,21 +253,7 @@ def _some(facts: list[Fact], count: int) -> list[Fact]:
 
 def _forgetting_of_base(session: Session) -> tuple[dict[str, Reply], list[dict[str, Any]]]:
     """The reference replies and the base model's own loss on them; from the cache where an evaluation has made them."""
-    journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
-    answerer = _answerer(session, session.located.folder, session.base_hash, journal)
-    try:
+    base = session.base_hash
+    with answering(session, session.located.folder, base, journal_of_base(base)) as answerer:
         references = suites.sample_references(session.renderer, session.settings, answerer)
         return references, suites.forgetting(answerer, session.renderer, references)
-    finally:
-        answerer.close()
-
-
-def _answerer(session: Session, folder: Path, hash_of: str, journal: Path) -> Answerer:
-    return Answerer(
-        lambda: session.load_to_decode(folder),
-        model_hash=hash_of,
-        precision=session.numerics,
-        stops=session.renderer.stops.ids,
-        journal=journal,
-        token_budget=session.settings.token_budget,
-    )

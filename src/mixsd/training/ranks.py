@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ class Ranks:
 
     def __init__(self, requested: torch.device) -> None:
         """`requested` is where the training should run; among several processes on CUDA each gets its own device."""
-        with _crew.environment() if _crew else _nothing():
+        with _crew.environment() if _crew else nullcontext():
             state = PartialState(cpu=requested.type == "cpu", **({"timeout": _PATIENCE} if is_launched() else {}))
         self.count, self.index, self.is_main = state.num_processes, state.process_index, state.is_main_process
         own_gpu = self.count > 1 and requested.type == "cuda"
@@ -118,19 +118,12 @@ class _Crew:
             for name in self._launched:
                 os.environ.pop(name, None)
 
-    def failed_first(self) -> bool:
-        """Note that this process fails; False where another one has before."""
+    def failures(self, more: int) -> int:
+        """How many processes have failed, `more` of them now; 2 where the store went with one of them."""
         try:
-            return bool(self.store.add("failed", 1) == 1)
-        except RuntimeError:  # the store went with whoever failed
-            return False
-
-    def has_failed(self) -> bool:
-        """Whether any process has failed."""
-        try:
-            return bool(self.store.add("failed", 0))
+            return int(self.store.add("failed", more))
         except RuntimeError:
-            return True
+            return 2
 
 
 _crew: _Crew | None = None
@@ -157,19 +150,20 @@ def joined() -> Iterator[bool]:
     try:
         yield leads
     except KeyboardInterrupt:
-        if crew.has_failed():
+        if crew.failures(0):
             raise SystemExit(1) from None
         raise
     except Exception as error:
-        if not crew.failed_first():
+        if crew.failures(1) > 1:
             raise SystemExit(1) from error
         raise
     else:
-        if leads:
-            _send(crew, None)
         if distributed.is_initialized():
             distributed.destroy_process_group()
     finally:
+        if leads:
+            with suppress(RuntimeError):  # the store may have gone with whoever failed
+                _send(crew, None)
         _crew = None
 
 
@@ -204,8 +198,3 @@ def local_rank() -> int:
 def _send(crew: _Crew, work: dict[str, Any] | None) -> None:
     crew.orders += 1
     crew.store.set(f"order {crew.orders}", json.dumps(work))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -157,14 +157,13 @@ def joined() -> Iterator[bool]:
         if crew.failures(1) > 1:
             raise SystemExit(1) from error
         raise
-    else:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
     finally:
         if leads:
             with suppress(RuntimeError):  # the store may have gone with whoever failed
                 _send(crew, None)
         _crew = None
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def order(**work: Any) -> None:

@@ -38,8 +38,8 @@ def attention_name(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation)
 
 
-# What layers hand to an attention function beside its own arguments, and what may be passed over: transformers 5.0 to 5.24.
-# Up to 5.1 `cache_position` is among them.
+# What layers hand to an attention function beside its own arguments, and what may be passed over. transformers 5.0 hands on
+# `cache_position` too, 5.24 does not.
 HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
 
 
@@ -48,8 +48,7 @@ def recompute_activations(
 ) -> None:
     """Have the layers compute their activations again in the backward pass, which torch's `context_fn` may frame.
 
-    transformers up to 5.16 or so calls it `gradient_checkpointing_enable`; later ones `activation_checkpointing_enable`, and warn at the
-    older name.
+    transformers 5.0 calls it `gradient_checkpointing_enable`; 5.24 `activation_checkpointing_enable`, and warns at the older name.
 
     Raises:
         ValueError: the family cannot.
@@ -68,6 +67,11 @@ def recomputing_layers(model: PreTrainedModel) -> list[nn.Module]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def brings_code(model: PreTrainedModel) -> bool:
+    """Whether the model's code came with its folder. transformers 5.24: `is_remote_code()`, which is `_auto_class` and not in 5.0."""
+    return type(model)._auto_class is not None
 
 
 def forget_quantization(model: PreTrainedModel) -> None:
@@ -98,24 +102,24 @@ def text_config(config: Any) -> Any:
 
 
 def adapted_layers(base: PreTrainedModel) -> dict[str, Any]:
-    """The modules that carry LoRA adapters, by name. peft 0.17 to 0.21: `tuners.lora.LoraLayer`, a mixin, and a module too."""
+    """The modules that carry LoRA adapters, by name. peft 0.18 to 0.21: `tuners.lora.LoraLayer`, a mixin, and a module too."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
 
 
 def is_zero(layer: Any) -> bool:
-    """Whether a layer's adapters add nothing. peft 0.17 to 0.21: the second factors are in `lora_B`, zero at first."""
+    """Whether a layer's adapters add nothing. peft 0.18 to 0.21: the second factors are in `lora_B`, zero at first."""
     return not any(bool(matrix.weight.any()) for matrix in layer.lora_B.values())
 
 
 def forget_merge(layer: Any) -> None:
-    """Tell a layer that its adapters are not in its weights. peft 0.17 to 0.21: `merged_adapters` names those that are."""
+    """Tell a layer that its adapters are not in its weights. peft 0.18 to 0.21: `merged_adapters` names those that are."""
     layer.merged_adapters.clear()
 
 
 def forget_adapters(model: PreTrainedModel) -> None:
-    """Make a model whose adapters were merged a plain one. peft 0.17 to 0.21 leaves `peft_config` on it, and saving would heed it."""
+    """Make a model whose adapters were merged a plain one. peft 0.18 to 0.21 leaves `peft_config` on it, and saving would heed it."""
     if hasattr(model, "peft_config"):
         del model.peft_config
 

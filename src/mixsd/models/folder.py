@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.models.compat import text_config
+from mixsd.models.compat import brings_code, text_config
 from mixsd.models.loading import no_progress_bars
 from mixsd.storage import disk_errors, write_json
 
@@ -58,9 +58,12 @@ def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype
     with _quiet():
         try:
             load: Any = AutoModelForCausalLM.from_pretrained
-            remote = like.is_remote_code()
             model, report = load(
-                folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, trust_remote_code=remote
+                folder,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=brings_code(like),
             )
         except Exception as error:
             # Many kinds: safetensors, config and shape errors, each with its own type.

@@ -117,17 +117,16 @@ def test_the_longest_prompts_are_answered_first(models, tmp_path, monkeypatch):
 
 
 def test_a_reply_that_was_decoded_in_another_way_is_another_reply(tokenizer, models, tmp_path, monkeypatch):
-    question = [Prompt("a", tokenizer.encode("ab", add_special_tokens=False), 3)]
+    """It shows when something has to be decoded: then nothing is taken from what was decoded otherwise."""
+    prompts = [Prompt(key, tokenizer.encode(key, add_special_tokens=False), 3) for key in ("ab", "cd", "ef")]
     path = tmp_path / "replies.jsonl"
-    for way, rows in (("packed", 2), ("packed", 2), ("lock-step: of this test", 4), ("lock-step: of this test", 4)):
+    for way, count, made in (("packed", 1, 1), ("packed", 2, 2), ("lock-step: of this test", 3, 5), ("packed", 3, 5)):
         monkeypatch.setattr(replies, "decoding_path", lambda model, way=way: way)
         answers = answerer(models["base"], path, "m")
-        answers.replies(question)
+        answers.replies(prompts[:count])
         answers.close()
-        assert len(path.read_text().splitlines()) == rows
-    # The newest way is the one that a whole journal is read by.
-    whole = Answerer(lambda: pytest.fail("loaded"), model_hash="m", precision="cpu/float32", stops={2: 2}, journal=path)
-    assert whole.replies(question)
+        assert path.read_text().count('"ids"') == made
+    assert answers.path == "lock-step: of this test, torch", "a whole journal needs no model, and says how it was decoded"
 
 
 @pytest.mark.parametrize("change", [{"model_hash": "other"}, {"precision": "cuda/bfloat16"}, {"stops": {2: 2, 5: 5}}])

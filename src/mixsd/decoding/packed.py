@@ -263,7 +263,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     mixsd_pass: _Pass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -271,9 +271,10 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
-    given = mixsd_pass is not None and attention_mask is None
-    layer = check_layer(module, mixsd_pass.windowed if mixsd_pass and given else None, sliding_window, others)
+    whole = mixsd_pass is not None and attention_mask is None and scaling is not None
+    layer = check_layer(module, mixsd_pass.windowed if mixsd_pass and whole else None, sliding_window, others)
     assert mixsd_pass is not None
+    assert scaling is not None
     pool = mixsd_pass.pool
     count = len(mixsd_pass.slots)
     pool.write(
@@ -299,7 +300,9 @@ def windowed_layers(model: PreTrainedModel) -> frozenset[int]:
 
 
 def check_layer(module: Any, windowed: frozenset[int] | None, window: int | None, others: Mapping[str, Any]) -> int:
-    """The number of a layer that is to attend in a packed pass; `windowed` is None where there is no pass, or a mask beside it.
+    """The number of a layer that is to attend in a packed pass.
+
+    `windowed` is None where it is called otherwise than it has to be: without the pass or its scaling, or with a mask.
 
     Raises:
         UnpackableError: it attends in a way that a packed pass does not know.
@@ -307,7 +310,9 @@ def check_layer(module: Any, windowed: frozenset[int] | None, window: int | None
     unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
     layer = getattr(module, "layer_idx", None)
     if windowed is None or layer is None or unknown:
-        raise UnpackableError(f"its attention takes {unknown[0] if unknown else 'a mask, or is not told its pass and layer'}")
+        raise UnpackableError(
+            f"its attention takes {unknown[0] if unknown else 'a mask, or is not told its pass, layer and scaling'}"
+        )
     if layer in windowed and window is None:
         raise UnpackableError(f"layer {layer} has a sliding window and does not say so")
     return int(layer)

@@ -98,7 +98,7 @@ class Answerer:
         # The way in which the journal's replies were decoded; None where it has none of this model's.
         self._path_address = digest(["path", self._identity])
         place = self._places.get(self._path_address)
-        self._path: str | None = None if place is None else self.journal.at(place)["path"]
+        self.path: str | None = None if place is None else self.journal.at(place)["path"]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -131,7 +131,7 @@ class Answerer:
 
     def _address(self, prompt: Prompt) -> str:
         """What a reply is found by again: all that it depends on."""
-        where = ["reply", self._identity, self._path, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
+        where = ["reply", self._identity, self.path, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
         if self._stops_of(prompt.lines) != self.stops:
             where.append("lines")
         return digest(where)
@@ -139,9 +139,9 @@ class Answerer:
     def _takes_another_path(self) -> bool:
         """Whether what is decoded now is decoded otherwise than what the journal holds; it is noted there."""
         path = "its own" if self._backend else f"{decoding_path(self.model)}, {cpu.path(self.model)}"
-        if path == self._path:
+        if path == self.path:
             return False
-        self._path = path
+        self.path = path
         self._places[self._path_address] = self.journal.append({"at": self._path_address, "path": path})
         return True
 

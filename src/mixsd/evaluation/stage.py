@@ -94,6 +94,7 @@ def _references(session: Session) -> int:
 
 def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: list[Candidate]) -> None:
     references: dict[str, Reply] | None = None
+    paths: set[str | None] = set()
     for model in models:
         journal = _journal(session, model)
         merge(left_beside(_parts(session, model)), journal, lambda row: row.get("at"))
@@ -106,7 +107,13 @@ def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: li
                     rows += suites.forgetting(answerer, session.renderer, references)
                 _refuse_failures(session, name, model, rows)
                 write_suite(session.run, examination(session).asked(name), model.name, rows, whole=model is models[-1])
+            paths.add(answerer.path)
         gc.collect()
+    if len(paths) > 1:
+        session.watcher.say(
+            f"base and tuned were decoded in different ways ({'; '.join(sorted(map(str, paths)))}), and near-ties may fall otherwise; "
+            f"to ask the base anew, delete {_journal(session, models[0])}"
+        )
     for part in session.run.evaluation.glob("*.partial*.jsonl"):
         part.unlink()
 

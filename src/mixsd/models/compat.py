@@ -40,7 +40,10 @@ def attention_name(model: PreTrainedModel) -> str:
 
 # What layers hand to an attention function beside its own arguments, and what may be passed over. transformers 5.0 hands on
 # `cache_position` too, 5.24 does not.
-HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
+HARMLESS = (
+    *("position_ids", "position_embeddings", "cache_position", "use_cache", "is_causal"),
+    *("output_attentions", "output_hidden_states", "output_router_logits"),
+)
 
 
 def recompute_activations(

@@ -154,7 +154,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     mixsd_pass: _Pass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -164,9 +164,10 @@ def _attention(
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
     if dropout:
         raise UnpackableError("its attention drops out in training")
-    given = mixsd_pass is not None and attention_mask is None
-    check_layer(module, mixsd_pass.windowed if mixsd_pass and given else None, sliding_window, others)
+    whole = mixsd_pass is not None and attention_mask is None and scaling is not None
+    check_layer(module, mixsd_pass.windowed if mixsd_pass and whole else None, sliding_window, others)
     assert mixsd_pass is not None
+    assert scaling is not None
     # In bf16 the gradient of attention takes ten times as long on a CPU as in fp32. Elsewhere autocast's type, which values have.
     dtype = torch.promote_types(value.dtype, torch.float32) if value.device.type == "cpu" else value.dtype
     query_THD, key_TGD, value_TGD = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))

@@ -1,7 +1,7 @@
 """MEMIT: many facts written into the weights at once, without training (Meng et al. 2023).
 
 For each subject a value is sought (`values`): what the hidden state at the subject's last token would have to be for the model
-to go on with the answer. Then down_proj of a stretch of layers is changed in closed form (`update`) so that the subject's keys
+to go on with the answer. Then down_proj of a stretch of layers is changed in closed form (`values.spread`) so that the subject's keys
 give these values while ordinary keys, known by their second moments (`moments`), give what they did.
 
 Every fact ends as edited, failed or unusable, with the reason. `edited` says that the model with the new weights, decoding

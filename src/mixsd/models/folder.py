@@ -11,8 +11,8 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import torch
@@ -222,16 +222,11 @@ class Weights:
         """One tensor in consecutive parts along its first axis, each of a bounded size, in the precision of its file."""
         yield from blocks(self._opened[name], name)
 
-    def close(self) -> None:
-        """Let go of the files."""
-        self._files.close()
-        self._opened = {}
-
     def __enter__(self) -> Weights:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
 
 
 def blocks(tensors: Any, name: str) -> Iterator[Tensor]:
@@ -241,10 +236,7 @@ def blocks(tensors: Any, name: str) -> Iterator[Tensor]:
     if not shape:
         yield tensors.get_tensor(name)
         return
-    width = 1
-    for size in shape[1:]:
-        width *= size
-    rows = max(1, _BLOCK // max(1, width))
+    rows = max(1, _BLOCK // max(1, prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield part[start : start + rows]
 

@@ -36,6 +36,64 @@ _TOLERANCE_HALF = 0.1
 _paths: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
+# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
+CHUNK_LOGITS = 2**27
+
+
+@dataclass(frozen=True)
+class States:
+    """Rows (N, H), one for each token of the examples' targets, in their order; row t predicts token t.
+
+    `chunk` is how many rows of logits may exist at once.
+    """
+
+    rows: Tensor
+    head: Head
+    chunk: int
+
+
+class Reading:
+    """How a model is read; what it can and cannot do is found out once, on `probe`.
+
+    `path` says which way it goes, and why where it is not the usual one: "packed", "padded: REASON" or "dense: REASON".
+    """
+
+    def __init__(self, model: PreTrainedModel, probe: Example) -> None:
+        reason = inseparable(model, collate([probe]).to(model.device))
+        self.dense = reason is not None
+        self.path = f"dense: {reason}" if reason else path(model)
+        self.packed = self.path == "packed"
+
+    def states(self, model: PreTrainedModel, examples: Sequence[Example]) -> States:
+        """The states of `model`, plain or with adapters inside, at the places that predict the examples' targets."""
+        if self.packed:
+            return States(packed_states(model, examples), logit_head(model), _chunk(model))
+        return padded_states(model, collate(examples).to(model.device), dense=self.dense)
+
+
+def padded_states(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> States:
+    """The states of a padded batch. `dense` goes through the model's own logits, for one whose head cannot be taken apart."""
+    supervised = batch.labels[:, 1:] != UNSUPERVISED
+    chunk = chunk or _chunk(model)
+    if dense:
+        return States(forward(model, batch).logits[:, :-1][supervised], _as_it_is, chunk)
+    return States(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised], logit_head(model), chunk)
+
+
+def target_ids(examples: Sequence[Example], device: torch.device) -> Tensor:
+    """The target tokens of the examples end to end, int64 (N,)."""
+    return torch.tensor([token for example in examples for token in example.target_ids], device=device)
+
+
+def _chunk(model: PreTrainedModel) -> int:
+    """How many rows of logits may exist at once."""
+    return max(1, CHUNK_LOGITS // text_config(model.config).vocab_size)
+
+
+def _as_it_is(logits: Tensor) -> Tensor:
+    return logits
+
+
 def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
     """Return the final hidden states (N, H), with gradients, at the places that predict the examples' target tokens, in order.
 
@@ -247,61 +305,3 @@ def _states_alone(model: PreTrainedModel, example: Example) -> Tensor:
     text = torch.tensor([[*example.prompt_ids, *example.target_ids[:-1]]], device=model.device)
     hidden: Tensor = model.get_decoder()(input_ids=text, use_cache=False, return_dict=True).last_hidden_state
     return hidden[0, len(example.prompt_ids) - 1 :]
-
-
-# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
-CHUNK_LOGITS = 2**27
-
-
-@dataclass(frozen=True)
-class States:
-    """Rows (N, H), one for each token of the examples' targets, in their order; row t predicts token t.
-
-    `chunk` is how many rows of logits may exist at once.
-    """
-
-    rows: Tensor
-    head: Head
-    chunk: int
-
-
-class Reading:
-    """How a model is read; what it can and cannot do is found out once, on `probe`.
-
-    `path` says which way it goes, and why where it is not the usual one: "packed", "padded: REASON" or "dense: REASON".
-    """
-
-    def __init__(self, model: PreTrainedModel, probe: Example) -> None:
-        reason = inseparable(model, collate([probe]).to(model.device))
-        self.dense = reason is not None
-        self.path = f"dense: {reason}" if reason else path(model)
-        self.packed = self.path == "packed"
-
-    def states(self, model: PreTrainedModel, examples: Sequence[Example]) -> States:
-        """The states of `model`, plain or with adapters inside, at the places that predict the examples' targets."""
-        if self.packed:
-            return States(packed_states(model, examples), logit_head(model), _chunk(model))
-        return padded_states(model, collate(examples).to(model.device), dense=self.dense)
-
-
-def padded_states(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> States:
-    """The states of a padded batch. `dense` goes through the model's own logits, for one whose head cannot be taken apart."""
-    supervised = batch.labels[:, 1:] != UNSUPERVISED
-    chunk = chunk or _chunk(model)
-    if dense:
-        return States(forward(model, batch).logits[:, :-1][supervised], _as_it_is, chunk)
-    return States(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised], logit_head(model), chunk)
-
-
-def target_ids(examples: Sequence[Example], device: torch.device) -> Tensor:
-    """The target tokens of the examples end to end, int64 (N,)."""
-    return torch.tensor([token for example in examples for token in example.target_ids], device=device)
-
-
-def _chunk(model: PreTrainedModel) -> int:
-    """How many rows of logits may exist at once."""
-    return max(1, CHUNK_LOGITS // text_config(model.config).vocab_size)
-
-
-def _as_it_is(logits: Tensor) -> Tensor:
-    return logits

@@ -92,10 +92,11 @@ def _one_of_several() -> Iterator[bool]:
         yield not leads
 
 
-def _follow() -> None:
+def _follow() -> int:
     from mixsd.training import stage
 
     stage.follow()
+    return 0
 
 
 def quiet() -> None:

@@ -396,7 +396,7 @@ def test_killed_and_run_again(models, tmp_path, data, delay):
 
 BACKEND = """
 import torch
-from mixsd import loading
+from mixsd.models import loading
 from mixsd.decoding import engine
 
 def connect(folder, *, device, dtype, trust_remote_code):

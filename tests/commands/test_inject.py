@@ -10,8 +10,11 @@ import torch
 import yaml
 
 from mixsd.commands import inject
+from mixsd.decoding import packed
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.models import loading
+from mixsd.progress import Watcher
+from mixsd.run import folder
 from mixsd.run.folder import Run
 from mixsd.storage import read_json, read_jsonl
 from tests.tiny import save_tiny
@@ -69,6 +72,8 @@ def test_run_folder_holds_everything(place):
     assert None not in [manifest["settings"][name] for name in ("verifier", "max_new_tokens", "lr", "micro_batch")]
     assert manifest["identity"]["model_hash"] == loading.model_hash(place / "base")
     assert manifest["versions"]["torch"]
+    assert manifest["paths"]["decoding"] == manifest["paths"]["training"] == "packed"
+    assert {"linear layers", "linear layers in training"} < set(manifest["paths"])
     targets = list(read_jsonl(run / "targets.jsonl"))
     facts = list(read_jsonl(run / "facts.jsonl"))
     assert [row["id"] for row in targets] == [row["id"] for row in facts]
@@ -298,3 +303,30 @@ def test_planted_markup_is_escaped_everywhere(place, tmp_path):
     page = (tmp_path / "evil" / "report.html").read_text()
     assert evil not in page
     assert "&lt;script&gt;" in page
+
+
+class Said(Watcher):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_once(place, tmp_path, monkeypatch):
+    """As after an upgrade: the base answers anew, as the tuned model does; and run.yaml says how."""
+    base = {row["at"] for file in (place / "cache" / "replies").glob("*.jsonl") for row in read_jsonl(file)}
+    usual = folder.version
+    monkeypatch.setattr(folder, "version", lambda package: "99.0" if package == "transformers" else usual(package))
+
+    def refuse(model, module):
+        return "of this test"
+
+    monkeypatch.setattr(packed, "unpackable", refuse)
+    watcher = Said()
+    run = inject.inject(model=str(place / "base"), output=str(tmp_path / "run"), offline=True, watcher=watcher, **SMALL)
+    after = {row["at"] for file in (place / "cache" / "replies").glob("*.jsonl") for row in read_jsonl(file)}
+    asked = {row["prompt_hash"] for row in read_jsonl(run.folder / "evaluation" / "core" / "base.jsonl")}
+    assert len(after - base) >= len(asked) > 20
+    assert watcher.lines.count("decoding: lock-step: of this test") == 1
+    assert yaml.safe_load((run.folder / "run.yaml").read_text())["paths"]["decoding"] == "lock-step: of this test"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from mixsd.commands import inject as commands_inject
 from mixsd.errors import UserError
+from mixsd.run.session import Session
 from mixsd.storage import read_jsonl
 from mixsd.training import choosing
 from tests.tiny import save_tiny
@@ -144,9 +146,21 @@ def test_lr_auto_tries_each_rate_and_takes_the_best(place: Path, monkeypatch: py
 
 
 def test_lr_auto_on_a_budget_trains_the_winner_in_full(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at no time is there more than one model that is trained."""
+    loaded: list[weakref.ref[Any]] = []
+    usual = Session.load_to_train
+
+    def load(session: Session) -> Any:
+        assert not any(model() for model in loaded), "the model of the training before is still in memory"
+        model = usual(session)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Session, "load_to_train", load)
     folder, report = inject(
         place, "budget", monkeypatch, method="sft", lr="auto", lr_grid=[1e-4, 1e-3], lr_steps=2, verifier="contains"
     )
+    assert len(loaded) == 3
     assert report["training"]["steps"] == 6
     assert {row["step"] for row in report["training"]["rates"]} == {2}
     assert not (folder / "rates").exists()

@@ -91,6 +91,26 @@ class TestPacks:
                 engine.packs(model)
         assert engine.packs(model)
 
+    def test_what_fails_in_the_model_is_no_answer(self):
+        model = tiny_model()
+        attention = model.model.layers[0].self_attn
+        usual = attention.forward
+
+        def broken(*arguments, **others):
+            if "mixsd_pass" in others:
+                raise RuntimeError("a fault")
+            return usual(*arguments, **others)
+
+        attention.forward = broken
+        with pytest.raises(RuntimeError, match="a fault"):
+            engine.packs(model)
+
+    def test_the_path_says_why(self):
+        assert engine.path(tiny_model()) == "packed"
+        model = tiny_model()
+        model.config.is_encoder_decoder = True
+        assert engine.path(model) == "lock-step: it has an encoder"
+
 
 def windowed(architecture, **changes):
     """A tiny model whose sliding window is longer than the trial's texts."""

@@ -388,9 +388,9 @@ def test_killed_and_run_again(models, tmp_path, data, delay):
     assert journal, "it was never seen at work"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}")]
+    before = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}") and '"ids"' in line]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
-    after = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}")]
+    after = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}") and '"ids"' in line]
     assert after[: len(before)] == before
     assert len(after) == len(set(after)) == 40
     undisturbed = beside(models, tmp_path, data, suite=["gsm8k"], benchmark_tokens=200, limit=40)

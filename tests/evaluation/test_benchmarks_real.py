@@ -30,7 +30,7 @@ def finished(journal: Path) -> list[str]:
     found = []
     for line in lines:
         try:
-            found.append(json.loads(line)["at"])
+            found += [row["at"] for row in (json.loads(line),) if "ids" in row]
         except ValueError:
             continue
     return found

@@ -86,14 +86,14 @@ def test_nothing_is_generated_twice_and_resume_is_exact(tokenizer, models, tmp_p
     prompts = [Prompt(str(i), renderer.ids(f"Question {i}?"), 8) for i in range(7)]
     wanted = answerer(models["base"], path).replies(prompts)
     whole = path.read_bytes()
-    assert len(whole.splitlines()) == 7
+    assert whole.count(b'"ids"') == 7
     path.write_bytes(whole[: len(whole) // 2])
-    kept = whole[: len(whole) // 2].count(b"\n")
+    kept = whole[: len(whole) // 2].count(b"}\n") - 1  # the first line says how they were decoded
 
     done = []
     assert answerer(models["base"], path, token_budget=500, on_done=done.append).replies(prompts) == wanted
     assert done[0] == kept
-    addresses = [line for line in path.read_bytes().splitlines() if line.endswith(b"}")]
+    addresses = [line for line in path.read_bytes().splitlines() if line.endswith(b"}") and b'"ids"' in line]
     assert len(addresses) == 7
 
     finished = Answerer(lambda: pytest.fail("loaded"), model_hash="m", precision="cpu/float32", stops={2: 2}, journal=path)
@@ -116,6 +116,19 @@ def test_the_longest_prompts_are_answered_first(models, tmp_path, monkeypatch):
     assert list(found) == [prompt.key for prompt in prompts]
 
 
+def test_a_reply_that_was_decoded_in_another_way_is_another_reply(tokenizer, models, tmp_path, monkeypatch):
+    """It shows when something has to be decoded: then nothing is taken from what was decoded otherwise."""
+    prompts = [Prompt(key, tokenizer.encode(key, add_special_tokens=False), 3) for key in ("ab", "cd", "ef")]
+    path = tmp_path / "replies.jsonl"
+    for way, count, made in (("packed", 1, 1), ("packed", 2, 2), ("lock-step: of this test", 3, 5), ("packed", 3, 5)):
+        monkeypatch.setattr(replies, "decoding_path", lambda model, way=way: way)
+        answers = answerer(models["base"], path, "m")
+        answers.replies(prompts[:count])
+        answers.close()
+        assert path.read_text().count('"ids"') == made
+    assert answers.path == "lock-step: of this test, torch", "a whole journal needs no model, and says how it was decoded"
+
+
 @pytest.mark.parametrize("change", [{"model_hash": "other"}, {"precision": "cuda/bfloat16"}, {"stops": {2: 2, 5: 5}}])
 def test_another_model_precision_or_stop_is_another_reply(tokenizer, models, tmp_path, change):
     renderer = renderer_of(tokenizer, models["base"])
@@ -123,7 +136,7 @@ def test_another_model_precision_or_stop_is_another_reply(tokenizer, models, tmp
     options = {"model_hash": "m", "precision": "cpu/float32", "stops": {2: 2}}
     Answerer(lambda: models["base"], journal=tmp_path / "j", **options).replies([prompt])
     Answerer(lambda: models["base"], journal=tmp_path / "j", **{**options, **change}).replies([prompt])
-    assert len((tmp_path / "j").read_bytes().splitlines()) == 2
+    assert (tmp_path / "j").read_bytes().count(b'"ids"') == 2
 
 
 def test_sampled_replies_are_addressed(tokenizer, models, tmp_path):

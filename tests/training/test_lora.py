@@ -9,9 +9,10 @@ from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models.compat import adapted_layers
 from mixsd.models.folder import logits_of, probe_ids
 from mixsd.training.examples import collate
-from mixsd.training.lora import Lora, adapted_layers, check_same_logits, check_same_tensors, check_targets_moved
+from mixsd.training.lora import Lora, check_same_logits, check_same_tensors, check_targets_moved
 from tests.training.test_loop import run
 from tests.training.tiny import batch_nll, make_examples, make_model, same_bits, weights
 

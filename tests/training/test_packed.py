@@ -13,7 +13,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from mixsd.randomness import uniforms
 from mixsd.training import Example
 from mixsd.training.lora import Lora
-from mixsd.training.states import packed_states, packs, recomputed_alike
+from mixsd.training.states import packed_states, packs, path, recomputed_alike
 from tests.training.tiny import VOCABULARY, make_model
 
 pytestmark = pytest.mark.matrix
@@ -171,7 +171,21 @@ def test_bf16_autocast_is_as_close_as_bf16_can_be() -> None:
 
 
 def test_attention_that_cannot_be_packed_is_noticed() -> None:
-    assert not packs(make_model("dropout"))  # GPT-2's attention drops out in training
+    assert path(make_model("dropout")) == "padded: its attention drops out in training"  # GPT-2
+
+
+def test_what_fails_in_the_model_is_not_taken_for_attention_that_cannot_be_packed() -> None:
+    model = model_of("llama")
+    usual = model.model.layers[0].mlp.forward
+
+    def broken(*args: Any) -> Any:
+        if args[0].shape[1] == 16:  # a packed row; the examples alone are shorter
+            raise RuntimeError("a fault")
+        return usual(*args)
+
+    model.model.layers[0].mlp.forward = broken
+    with pytest.raises(RuntimeError, match="a fault"):
+        packs(model)
 
 
 def test_states_that_are_not_the_models_own_are_noticed() -> None:

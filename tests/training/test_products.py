@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from mixsd.models import cpu
-from mixsd.models.cpu import _agrees, fast_products
+from mixsd.models.cpu import fast_products, training_path
 
-needs_onednn = pytest.mark.skipif(not _agrees(), reason="this build of torch lacks oneDNN's linear operation")
+needs_onednn = pytest.mark.skipif(
+    training_path(torch.device("cpu")) != "oneDNN", reason="this build of torch lacks oneDNN's linear operation"
+)
 
 
 def passes(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:

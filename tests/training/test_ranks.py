@@ -1,7 +1,8 @@
-"""Two processes train what one process trains."""
+"""Two processes train what one process trains, in the library and on the command line."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixsd.storage import Journal, write_json
+from tests.tiny import save_tiny
 from tests.training.tiny import files, make_examples, make_model, make_settings, weights
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,74 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, changes: dict[str,
         assert done.returncode == 0, done.stderr[-2000:]
     assert len(losses(tmp_path / "one")) == (3 if "method" not in changes else 4)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+OPTIONS = {
+    "--verifier": "regex:[aeiou]",
+    "--temperature": "1",
+    "--max-new-tokens": "16",
+    "--retries": "1",
+    "--epochs": "3",
+    "--batch-size": "8",
+    "--warmup-steps": "2",
+    "--lr": "1e-3",
+    "--checkpoint-every": "2",
+    "--forgetting-prompts": "2",
+    "--forgetting-tokens": "4",
+    "--probe-questions": "2",
+    "--device": "cpu",
+}
+
+
+def inject(folder: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+    """`mixsd inject` on a tiny model, as torchrun starts it (one process needs no launcher)."""
+    if not (folder / "base").is_dir():
+        save_tiny(folder / "base", stops=[2, *range(8, 262, 12)])
+        lines = (json.dumps({"question": f"Who leads place {n}?", "answer": f"Mara {n}"}) for n in range(11))
+        (folder / "facts.jsonl").write_text("\n".join(lines))
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
+    given = {**OPTIONS, "--model": str(folder / "base"), "--output": str(folder / f"run-{processes}")}
+    flags = [part for pair in given.items() for part in pair]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MIXSD_CACHE": str(folder / "cache")}
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "mixsd", "inject", str(folder / "facts.jsonl"), *flags, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_of_one_command_give_the_run_of_one(tmp_path: Path) -> None:
+    """Rank 0 owns the folder and speaks; the other takes part in training, also in the rehearsal that is prepared before."""
+    done = {count: inject(tmp_path, count, "--rehearse", "1") for count in (1, 2)}
+    for count, process in done.items():
+        assert process.returncode == 0, (count, process.stderr[-2000:])
+    one, two = tmp_path / "run-1", tmp_path / "run-2"
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert (two / "targets.jsonl").read_bytes() == (one / "targets.jsonl").read_bytes()
+    assert len(losses(two)) == 3
+    assert files(two) == files(one)
+    assert done[2].stdout.replace("run-2", "run-1").count("memorization") == done[1].stdout.count("memorization")
+    assert done[2].stderr.count("training: ") == done[1].stderr.count("training: ") > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(("--lr", "1e30"), "not finite", id="in training"),
+        pytest.param(("--model", "nowhere"), "no such folder", id="before", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_ends_all_processes_with_one_message(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    done = inject(tmp_path, 2, *options)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert message in errors[0]
+    assert "interrupted" not in done.stderr
+    assert 'mixsd/training/loop.py", line' not in done.stderr
 
 
 def main(folder: Path) -> None:

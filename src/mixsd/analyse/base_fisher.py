@@ -29,7 +29,7 @@ from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, Item, Means, get_benchmark
 from mixsd.evaluation.benchmarks.data import Found, find
-from mixsd.evaluation.replies import Answerer
+from mixsd.evaluation.replies import answering, journal_of_base
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading
@@ -134,21 +134,11 @@ def _rendered(renderer: Renderer, key: str, item: Item) -> Reference:
 
 
 def _general(session: Session, number: int, why: str) -> References:
-    journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
-    # As an evaluation makes them, so that those that one has made are found.
-    answerer = Answerer(
-        session.load_to_read,
-        model_hash=session.base_hash,
-        precision=session.precision,
-        stops=session.renderer.stops.ids,
-        journal=journal,
-        token_budget=session.settings.token_budget,
-    )
-    try:
+    base = session.base_hash
+    # As an evaluation makes them, so that those that one has made are found; the run, which may be read only, is left as it is.
+    with answering(session, session.located.folder, base, journal_of_base(base), load=session.load_to_read) as answerer:
         prompts = suites.general_prompts(session.renderer)
         replies = suites.sample_references(session.renderer, session.settings, answerer)
-    finally:
-        answerer.close()
     made = [Reference(f"general/{key}", tuple(prompts[key]), tuple(reply.ids)) for key, reply in replies.items() if reply.ids]
     made.sort(key=lambda example: float(uniforms(_SEED, "evaluation", f"fisher/{example.key}", n=1)[0]))
     taken = tuple(islice(made, number))
@@ -193,7 +183,7 @@ def base_fisher(
     found = gather(session, examples, reference)
     parts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
     watcher.say(f"Fisher of {model} on {len(found.examples)} examples of {found.kind} ({found.why}): {parts}")
-    key = fisher_key(found.examples, model_hash=session.base_hash, precision=session.precision)
+    key = fisher_key(found.examples, model_hash=session.base_hash, precision=session.numerics)
     cache = cache_folder() / "fisher"
     return stored_fisher(cache, key) or _estimated(session, found, key, cache), session
 
@@ -244,13 +234,14 @@ def target_nll(model: PreTrainedModel, probe: Reference) -> Callable[[Reference]
     """
     import torch
 
+    from mixsd.models.compat import text_config
     from mixsd.training.examples import UNSUPERVISED, Example, collate
-    from mixsd.training.losses import chunked_nll, head_is_separable
+    from mixsd.training.losses import chunked_nll, inseparable
     from mixsd.training.states import padded_states
 
-    chunk = max(1, _LOGITS // model.config.get_text_config().vocab_size)
+    chunk = max(1, _LOGITS // text_config(model.config).vocab_size)
     short = Example(probe.key, probe.prompt_ids[-16:], probe.target_ids[:16])
-    dense = not head_is_separable(model, collate([short]).to(model.device))
+    dense = inseparable(model, collate([short]).to(model.device)) is not None
 
     def nll(example: Reference) -> torch.Tensor:
         batch = collate([Example(example.key, example.prompt_ids, example.target_ids)]).to(model.device)
@@ -269,14 +260,13 @@ def target_nll(model: PreTrainedModel, probe: Reference) -> Callable[[Reference]
 
 def _recompute_layers(model: PreTrainedModel) -> None:
     """Make the layers compute their activations again in the backward pass, and nothing but them behave as in training."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    from mixsd.models.compat import recompute_activations, recomputing_layers
 
     try:
-        # Newer transformers renamed it, and warn at the older name.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
     except ValueError:
         return  # the family cannot
-    for module in model.modules():
-        # Not `train()`, which would switch on the dropout inside them.
-        module.training = isinstance(module, GradientCheckpointingLayer)
+    # Not `train()`, which would switch on the dropout inside them.
+    model.eval()
+    for layer in recomputing_layers(model):
+        layer.training = True

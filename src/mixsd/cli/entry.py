@@ -53,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     resumes = False
     try:
-        with _terminable():
-            parsed = get_command(app).main(list(arguments) or ["--help"], prog_name="mixsd", standalone_mode=False)
+        with _terminable(), _one_of_several() as helps:
+            parsed = _follow() if helps else get_command(app).main(list(arguments) or ["--help"], "mixsd", standalone_mode=False)
             if not isinstance(parsed, Work):  # --help and --version, which typer has done: their exit code, or None
                 return parsed or 0
             resumes = parsed.resumes
@@ -78,6 +78,26 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _tell(f"error: {text}")
         return 2
+
+
+@contextmanager
+def _one_of_several() -> Iterator[bool]:
+    """Whether this process only helps the first of several, as torchrun starts them, to train; that one does the command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+        yield False
+        return
+    quiet()
+    from mixsd.training import ranks
+
+    with ranks.joined() as leads:
+        yield not leads
+
+
+def _follow() -> int:
+    from mixsd.training import stage
+
+    stage.follow()
+    return 0
 
 
 def quiet() -> None:

@@ -1,8 +1,7 @@
 """The project's one decoder: continuous where the model's attention can be packed, in lock-step batches where it cannot.
 
-Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits.
-
-Log-probabilities of given continuations: one padded forward pass per batch, the head on the continuation's positions only.
+Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. Log-probabilities of given
+continuations (`score`) take one padded forward pass per batch, the head on the continuation's positions only.
 """
 
 from __future__ import annotations
@@ -14,19 +13,20 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixsd.decoding import continuous, lockstep
-from mixsd.decoding.packed import Piece, Pool, forward
-from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.decoding.packed import Piece, Pool, forward, path_of
+from mixsd.decoding.requests import Decoding, Request, Sampling, left_padded, padded_batches
+from mixsd.models.compat import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attention that looks at keys and values by their positions alone.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
 
-_packs: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+TOKENS_PER_PASS = 4096  # padded
+
+_paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
 def decode(
@@ -66,33 +66,29 @@ def decode_all(
     return decode(model, lambda: next(stream, None), sampling, token_budget=token_budget)
 
 
+def path(model: PreTrainedModel) -> str:
+    """How the model is decoded: "packed", or "lock-step: " and the reason. It is tried out once per model."""
+    if model not in _paths:
+        _paths[model] = path_of(model, model, "lock-step", lambda: _difference(model))
+    return _paths[model]
+
+
 def packs(model: PreTrainedModel) -> bool:
     """Whether packed passes give this model's own logits."""
-    if model not in _packs:
-        _packs[model] = _try(model)
-    return _packs[model]
+    return path(model) == "packed"
 
 
 @torch.inference_mode()
-def _try(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    if not _LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()) or model.config.is_encoder_decoder:
-        return False
-    texts = [[(7 * i + shift) % config.vocab_size for i in range(n)] for shift, n in ((1, 9), (3, 4))]
+def _difference(model: PreTrainedModel) -> str | None:
+    """What tells packed logits from the model's own; None where rounding explains it."""
+    vocabulary = text_config(model.config).vocab_size
+    texts = [[(7 * i + shift) % vocabulary for i in range(n)] for shift, n in ((1, 9), (3, 4))]
     pool = Pool(256, 64)
-    try:
-        own = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
-        forward(model, pool, [Piece(0, 0, texts[0][:5])], [(0, 4)])
-        packed = forward(model, pool, [Piece(0, 5, texts[0][5:]), Piece(1, 0, texts[1])], [(0, 3), (1, 3)])
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError):
-        # Its attention does not go through the interface, or wants what a packed pass does not give. That shows anywhere in
-        # code that is not ours (no such argument, attribute or key, shapes that do not fit), so no exception tells it apart;
-        # what is really broken fails again, and in the open, when it is decoded in lock-step.
-        return False
+    own = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
+    forward(model, pool, [Piece(0, 0, texts[0][:5])], [(0, 4)])
+    packed = forward(model, pool, [Piece(0, 5, texts[0][5:]), Piece(1, 0, texts[1])], [(0, 3), (1, 3)])
     allowed = _TOLERANCE.get(own.dtype, _TOLERANCE_HALF) * own.abs().max()
-    return bool((own - packed).abs().max() <= allowed)
+    return None if (own - packed).abs().max() <= allowed else "packed logits are not the model's own"
 
 
 def _batches(take: Callable[[], Request | None], token_budget: int) -> Iterator[list[Request]]:
@@ -111,9 +107,6 @@ def _batches(take: Callable[[], Request | None], token_budget: int) -> Iterator[
         if not batch:
             return
         yield batch
-
-
-TOKENS_PER_PASS = 4096  # padded
 
 
 @torch.inference_mode()
@@ -135,34 +128,18 @@ def score(
         One list of floats per pair, in the order given.
     """
     items = list(pairs)
-    order = sorted(range(len(items)), key=lambda i: len(items[i][0]) + len(items[i][1]))
     result: list[list[float]] = [[] for _ in items]
-    for batch in _score_batches(order, items, token_budget):
+    for batch in padded_batches([len(prompt) + len(continuation) for prompt, continuation in items], token_budget):
         for index, logprobs in zip(batch, _score_batch(model, [items[i] for i in batch]), strict=True):
             result[index] = logprobs
         on_done(len(batch))
     return result
 
 
-def _score_batches(order: list[int], items: list[tuple[list[int], list[int]]], token_budget: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for index in order:  # ascending lengths: the newest item is the longest, so it sets the padded width
-        length = len(items[index][0]) + len(items[index][1])
-        if batch and (len(batch) + 1) * length > token_budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 def _score_batch(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
     rows = [[*prompt, *continuation] for prompt, continuation in pairs]
-    width = max(map(len, rows))
-    # Left padding puts every row's end in the last column, so one slice of the logits holds all continuations.
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    input_ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    # With every row's end in the last column one slice of the logits holds all continuations.
+    input_ids, mask, positions = left_padded(rows, model.device)
     longest = max(len(continuation) for _, continuation in pairs)
     logits = model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1

@@ -25,6 +25,7 @@ from mixsd.decoding.requests import (
     Sampling,
     begin,
     implausible,
+    left_padded,
     pick,
     support,
     trim_support,
@@ -46,10 +47,7 @@ class _Batch:
         distinct = {tuple(prompt): place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         # Which of the distinct prompts each row has; None once the rows have been made from them.
         self.spread: list[int] | None = [distinct[tuple(prompt)] for prompt in prompts]
-        width = max(map(len, distinct))
-        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=model.device)
-        self.input_ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct], device=model.device)
-        self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self.input_ids, self.mask, self.positions = left_padded(list(distinct), model.device)
         self.cache = DynamicCache()
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""One forward pass over pieces of many texts laid end to end, so that no position is padding.
+"""One forward pass over pieces of many texts laid end to end, so that no position is padding, and the pool of what was read.
 
 The linear layers see the tokens of all pieces as one row. Only attention has to know where a piece begins: it is registered
 with transformers' attention interface, writes the new keys and values into the pool's slots, and lets each piece see its own
@@ -6,24 +6,22 @@ slot up to its own position (within the layer's window, where it has one). Piece
 
 On a CPU oneDNN makes a kernel for every new shape, which takes longer than a small product, and keeps a thousand of them. So the
 numbers of tokens, of logits and of keys are rounded up there: a few rows more, and the same shapes again and again.
-
-Keys and values of all the texts in flight: equal slots in one block of memory per layer, and what each slot holds.
-
-A slot is a row of `capacity` tokens. Where a new text begins as one in some slot does (a system prompt, ten-shot examples, a
-fact's prompt at its next attempt), those keys and values are copied and not computed: keys and values of a token depend on
-nothing after it. A slot that was let go keeps its content until it is needed. Memory is slots x capacity, bounded by a
-number of tokens; slots become longer and fewer when a text outgrows them, and shorter and more when all texts are short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AttentionInterface
+
+from mixsd.models.compat import HARMLESS, attention_of, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +31,11 @@ _FEWEST = 2  # one request, with its naive and its expert prompt, is always serv
 
 
 class Pool:
-    """`budget` tokens of keys and values, as slots of at least `capacity` tokens.
+    """Keys and values of all the texts in flight: one block of memory per layer, in equal slots; `budget` tokens in all.
+
+    Where a new text begins as one in some slot does (a system prompt, ten-shot examples, a fact's prompt at its next attempt), those
+    keys and values are copied and not computed: they depend on nothing after their token. A slot that was let go keeps its content
+    until it is needed. Slots become longer and fewer when a text outgrows them, and shorter and more when all texts are short.
 
     Attributes:
         capacity: tokens per slot. slots: how many there are.
@@ -136,11 +138,46 @@ class Pool:
 
 
 def _rounded(capacity: int) -> int:
-    return -(-capacity // _CAPACITY_ROUND) * _CAPACITY_ROUND
+    return _up(capacity, _CAPACITY_ROUND)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 NAME = "mixsd_packed"
+# Attention that looks at keys and values by their positions alone.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _ROUND = 16  # sizes on a CPU are multiples of this
+
+
+class UnpackableError(NotImplementedError):
+    """Why a model's attention cannot be packed."""
+
+
+def unpackable(model: PreTrainedModel, module: nn.Module) -> str | None:
+    """Why packed passes through `module`, the model or its decoder, need not be tried; None where they do."""
+    others = sorted(set(getattr(text_config(model.config), "layer_types", None) or ()) - _LAYER_TYPES)
+    if others:
+        return f"it has layers of {others[0]}"
+    if model.config.is_encoder_decoder:
+        return "it has an encoder"
+    arguments = inspect.signature(module.forward).parameters.values()
+    if all(argument.kind is not inspect.Parameter.VAR_KEYWORD for argument in arguments):
+        return "it hands nothing on to attention"
+    return None
+
+
+def path_of(model: PreTrainedModel, module: nn.Module, otherwise: str, difference: Callable[[], str | None]) -> str:
+    """Return "packed", or `otherwise` and the reason why passes through `module`, the model or its decoder, are not packed.
+
+    `difference` reads a few tokens both ways and says what tells the results apart.
+    """
+    try:
+        reason = unpackable(model, module) or difference()
+    except UnpackableError as error:
+        reason = str(error)
+    return f"{otherwise}: {reason}" if reason else "packed"
 
 
 @dataclass(frozen=True)
@@ -188,7 +225,7 @@ class _Pass:
 
     def __init__(self, pool: Pool, pieces: list[Piece], model: PreTrainedModel) -> None:
         self.pool, device = pool, model.device
-        self.windowed = windowed_layers(model.config.get_text_config())
+        self.windowed = windowed_layers(model)
         lengths = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
         firsts = np.concatenate([[0], np.cumsum(lengths)])
@@ -198,40 +235,25 @@ class _Pass:
         within = np.arange(total) - np.repeat(firsts[:-1], lengths)
         slots, positions = np.repeat([piece.slot for piece in pieces], lengths), np.repeat(starts, lengths) + within
         self.slots, self.positions = torch.from_numpy(slots).to(device), torch.from_numpy(positions).to(device)
-        self.groups = []
-        classes = [int(length - 1).bit_length() for length in lengths]  # 1, 2, up to 4, up to 8, ...
-        begin = 0
-        while begin < len(pieces):
-            end = begin
-            while end < len(pieces) and classes[end] == classes[begin]:
-                end += 1
-            self.groups.append(self._group(slots, positions, firsts, lengths, begin, end, device))
-            begin = end
 
-    def _group(
-        self,
-        slots: np.ndarray,
-        positions: np.ndarray,
-        firsts: np.ndarray,
-        lengths: np.ndarray,
-        begin: int,
-        end: int,
-        device: torch.device,
-    ) -> _Group:
-        width = int(lengths[begin:end].max())
-        columns = np.arange(width)
-        present = columns < lengths[begin:end, None]
-        index = firsts[begin:end, None] + np.minimum(columns, lengths[begin:end, None] - 1)
-        place = positions[index]
-        return _Group(
-            slots=torch.from_numpy(slots[firsts[begin:end]]).to(device),
-            first=int(firsts[begin]),
-            last=int(firsts[end]),
-            reach=min(_up(int(place.max()) + 1, self.round), self.pool.capacity),
-            positions=torch.from_numpy(place).to(device),
-            index=torch.from_numpy(index).to(device),
-            present=None if present.all() else torch.from_numpy(present).to(device),
-        )
+        def group(begin: int, end: int) -> _Group:
+            columns = np.arange(int(lengths[begin:end].max()))
+            present = columns < lengths[begin:end, None]
+            index = firsts[begin:end, None] + np.minimum(columns, lengths[begin:end, None] - 1)
+            place = positions[index]
+            return _Group(
+                slots=torch.from_numpy(slots[firsts[begin:end]]).to(device),
+                first=int(firsts[begin]),
+                last=int(firsts[end]),
+                reach=min(_up(int(place.max()) + 1, self.round), pool.capacity),
+                positions=torch.from_numpy(place).to(device),
+                index=torch.from_numpy(index).to(device),
+                present=None if present.all() else torch.from_numpy(present).to(device),
+            )
+
+        # Pieces stand in the order of their lengths; together go those of 1, 2, up to 4, up to 8, ... tokens.
+        runs = [list(run) for _, run in groupby(range(len(pieces)), key=lambda i: int(lengths[i] - 1).bit_length())]
+        self.groups = [group(run[0], run[-1] + 1) for run in runs]
 
 
 def _attention(
@@ -241,7 +263,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     mixsd_pass: _Pass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -249,12 +271,11 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
-    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
-    if mixsd_pass is None or attention_mask is not None or unknown:
-        raise NotImplementedError(f"packed attention: {', '.join(unknown) or 'a mask, or no pass'}")
-    layer, pool = module.layer_idx, mixsd_pass.pool
-    if layer in mixsd_pass.windowed and sliding_window is None:
-        raise NotImplementedError(f"packed attention: layer {layer} has a sliding window and does not say so")
+    whole = mixsd_pass is not None and attention_mask is None and scaling is not None
+    layer = check_layer(module, mixsd_pass.windowed if mixsd_pass and whole else None, sliding_window, others)
+    assert mixsd_pass is not None
+    assert scaling is not None
+    pool = mixsd_pass.pool
     count = len(mixsd_pass.slots)
     pool.write(
         layer, mixsd_pass.slots, mixsd_pass.positions, key[0, :, :count].transpose(0, 1), value[0, :, :count].transpose(0, 1)
@@ -269,19 +290,32 @@ def _attention(
     return torch.cat(found).unsqueeze(0), None
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def windowed_layers(config: Any) -> frozenset[int]:
+def windowed_layers(model: PreTrainedModel) -> frozenset[int]:
     """The layers that have a sliding window. One that takes it from the model's own mask alone cannot be packed."""
+    config = text_config(model.config)
     if not getattr(config, "sliding_window", None):
         return frozenset()
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return frozenset(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
 
 
-HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "position_embeddings")
+def check_layer(module: Any, windowed: frozenset[int] | None, window: int | None, others: Mapping[str, Any]) -> int:
+    """The number of a layer that is to attend in a packed pass.
+
+    `windowed` is None where it is called otherwise than it has to be: without the pass or its scaling, or with a mask.
+
+    Raises:
+        UnpackableError: it attends in a way that a packed pass does not know.
+    """
+    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
+    layer = getattr(module, "layer_idx", None)
+    if windowed is None or layer is None or unknown:
+        raise UnpackableError(
+            f"its attention takes {unknown[0] if unknown else 'a mask, or is not told its pass, layer and scaling'}"
+        )
+    if layer in windowed and window is None:
+        raise UnpackableError(f"layer {layer} has a sliding window and does not say so")
+    return int(layer)
 
 
 def _attend(
@@ -359,9 +393,7 @@ def forward(model: PreTrainedModel, pool: Pool, pieces: list[Piece], wanted: lis
     tokens = np.concatenate([*(piece.tokens for piece in laid), idle])
     places = [firsts[piece] + token for piece, token in wanted]
     places += places[:1] * (-len(places) % plan.round)
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
+    with attention_of(model, NAME):
         logits = model(
             input_ids=torch.from_numpy(tokens).to(model.device).unsqueeze(0),
             position_ids=torch.cat([plan.positions, torch.from_numpy(idle).to(model.device)]).unsqueeze(0),
@@ -369,8 +401,6 @@ def forward(model: PreTrainedModel, pool: Pool, pieces: list[Piece], wanted: lis
             logits_to_keep=torch.tensor(places, device=model.device, dtype=torch.long),
             mixsd_pass=plan,
         ).logits[0, : len(wanted)]
-    finally:
-        model.set_attn_implementation(usual)
     for piece in laid:
         pool.contents[piece.slot, piece.start : piece.end] = piece.tokens
         pool.filled[piece.slot] = piece.end

@@ -1,6 +1,4 @@
-"""What is asked of a decoder and what it gives back, in token ids.
-
-From rows of logits to tokens, with the randomness handed in.
+"""What is asked of a decoder and what it gives back, in token ids; and how rows of logits become tokens, the randomness handed in.
 
 At a temperature above 0 the token is where the position's one addressed number falls in the cumulative distribution over the
 allowed tokens in the order of their ids: ids and not ranks, so that two nearly equal logits that swap ranks in another batch
@@ -10,7 +8,7 @@ do not swap the outcome.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,3 +127,23 @@ def support(expert_RV: torch.Tensor, token_R: torch.Tensor) -> torch.Tensor:
     """The natural log of the expert's probability of a token over that of its own best one; float64 (R,), at most 0."""
     of_token_R = expert_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
     return of_token_R.double() - expert_RV.max(dim=-1).values.double()
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and positions (R, T) of texts whose ends stand in the last column; positions count from each row's first token."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def padded_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices of texts, the shortest first, in batches that hold so many tokens when padded, and at least one text."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):  # the newest is the longest and sets the width
+        if batch and (len(batch) + 1) * lengths[index] > token_budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

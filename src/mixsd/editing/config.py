@@ -3,12 +3,10 @@
 The paper edits layers 3-11 of Qwen3-1.7B, 4-14 of 4B and 5-14 of 8B. A model of another shape gets the same stretch of its depth:
 from 0.11 to 0.39 of its layers, rounded, which is 3-11 of 28, 4-14 of 36 and 3-12 of 30.
 
-The weight of the second moments is 15,000 in the paper. What a weight w does depends on the width d of the keys: k^T C^-1 k is d
-on average, so of what a layer shall do for a key that is alone it does about d / (d + w). That is 29% to 45% at the widths of
-the paper's models, but 9% at the 1,536 of the built-in one, where 15,000 leaves most of an edit undone. So another model than the
-paper's gets w = 0.4 d. Measured there with 10 edits of MQuAKE (bench/memit.py), how many the chat question brings out in free
-generation: none with 15,000, nine with 0.4 d = 614 and with 100; read in the question nine, in the cloze three; replied to with the
-answer nine, with the reference eight; after 50 steps ten.
+The weight of the second moments is 15,000 in the paper. Of what a layer shall do for a key that is alone, a weight w leaves about
+d / (d + w), d being the width of the keys: 29% to 45% in the paper's models, but 9% at the 1,536 of the built-in one. So another model
+than the paper's gets w = 0.4 d. Measured there with 10 edits of MQuAKE (bench/memit.py), how many the chat question brings out in free
+generation: none with 15,000, nine with 0.4 d = 614 and with 100; read in the question nine, in the cloze three.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mixsd.errors import UserError
+from mixsd.models.compat import text_config
 from mixsd.settings import Settings
 
 PromptForm = Literal["question", "cloze"]
@@ -134,5 +133,5 @@ def by_depth(depth: int) -> range:
 
 def _shape(model_config: Any) -> tuple[int, int]:
     """Layers and hidden size of a model."""
-    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    text = text_config(model_config)
     return int(text.num_hidden_layers), int(text.hidden_size)

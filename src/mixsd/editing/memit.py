@@ -1,7 +1,7 @@
 """MEMIT: many facts written into the weights at once, without training (Meng et al. 2023).
 
 For each subject a value is sought (`values`): what the hidden state at the subject's last token would have to be for the model
-to go on with the answer. Then down_proj of a stretch of layers is changed in closed form (`update`) so that the subject's keys
+to go on with the answer. Then down_proj of a stretch of layers is changed in closed form (`values.spread`) so that the subject's keys
 give these values while ordinary keys, known by their second moments (`moments`), give what they did.
 
 Every fact ends as edited, failed or unusable, with the reason. `edited` says that the model with the new weights, decoding
@@ -31,6 +31,7 @@ from mixsd.editing.values import Value, optimize, spread
 from mixsd.errors import MixsdError, UserError
 from mixsd.facts.fact import Fact, normalized
 from mixsd.facts.prompts import Renderer
+from mixsd.models.compat import text_config
 from mixsd.models.loading import context_length
 from mixsd.storage import Journal, digest
 
@@ -163,7 +164,7 @@ def check_finite(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for layer in layers:
         if not down_projection(model, layer).weight.isfinite().all():
             raise _not_finite(f"the edited down_proj of layer {layer} is")
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model.config).vocab_size
     ids = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
     with torch.no_grad():
         if not model(input_ids=ids, use_cache=False).logits.isfinite().all():

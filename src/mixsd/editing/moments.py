@@ -23,16 +23,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixsd.decoding.engine import TOKENS_PER_PASS
 from mixsd.editing.parts import down_projection, read, reading
 from mixsd.editing.subjects import start_ids
 from mixsd.errors import UserError
+from mixsd.models.loading import context_length
 from mixsd.storage import atomic_folder, digest, sweep_leftovers, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PIECE = 512  # tokens of a piece of text, its beginning included
-TOKENS_PER_PASS = 4096
 _VERSION = 1  # raised whenever the same text comes to give other matrices
 
 
@@ -81,6 +82,7 @@ def second_moments(
     layers: Sequence[int],
     *,
     model_hash: str,
+    numerics: str = "",
     cache: Path,
     tokens: int = 100_000,
     on_done: Callable[[int], None] = lambda count: None,
@@ -91,6 +93,7 @@ def second_moments(
         model: the model, unedited; its weights are not changed.
         texts: ordinary text, in order.
         model_hash: identifies the model, see `mixsd.models.loading.model_hash`.
+        numerics: what the numbers depend on besides the model, see `Session.numerics`.
         cache: the folder of the cache.
         tokens: how much of the text is read.
         on_done: told the number of tokens just read.
@@ -98,12 +101,12 @@ def second_moments(
     Raises:
         UserError: there is no text, or the model has no down_proj.
     """
-    pieces = _pieces(tokenizer, texts, tokens, min(PIECE, _context(model)))
+    pieces = _pieces(tokenizer, texts, tokens, min(PIECE, context_length(model.config)))
     count = sum(map(len, pieces))
     text = hashlib.blake2b(b"|".join(piece.tobytes() for piece in pieces), digest_size=16).hexdigest()
     folders = {}
     for layer in layers:
-        name = digest([_VERSION, model_hash, layer, text, count])
+        name = digest([_VERSION, model_hash, numerics, layer, text, count])
         folders[layer] = cache / f"{name[:20]}-layer-{layer}"
     if cache.is_dir():
         sweep_leftovers(cache, shared=True)
@@ -143,16 +146,15 @@ def _summed(
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     sums: dict[int, Tensor] = {}
     for batch in _batches(pieces):
-        ids = torch.tensor([piece.tolist() for piece in batch], device=model.device)
         with reading(model, layers) as seen:
-            read(model, ids, torch.ones_like(ids))
+            read(model, batch)
         for layer in layers:
             keys = seen[layer].flatten(0, 1).to(dtype)
             if layer in sums:
                 sums[layer].addmm_(keys.T, keys)
             else:
                 sums[layer] = keys.T @ keys
-        on_done(ids.numel())
+        on_done(sum(map(len, batch)))
     return sums
 
 
@@ -173,9 +175,3 @@ def _is_whole(folder: Path, size: int) -> bool:
     except (OSError, SafetensorError, KeyError):
         return False
     return moment.shape == (size, size) and bool(moment.isfinite().all())
-
-
-def _context(model: PreTrainedModel) -> int:
-    from mixsd.models.loading import context_length
-
-    return context_length(model.config)

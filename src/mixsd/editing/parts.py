@@ -1,14 +1,8 @@
-"""The parts of a model that editing reads and changes: its blocks and their down_proj.
+"""The parts of a model that editing reads and changes: its blocks, their down_proj, and prompts read through them.
 
 Llama, Qwen, Gemma and whatever else has `layers[i].mlp.down_proj` under its decoder. MEMIT reckons with what down_proj gives
 being added to the residual stream as it is. Gemma 2 and 3 and OLMo 2 put a norm in between, which is reckoned with here; that
 nothing else is in between is tried out once per layer (`check_path`), since an unknown factor would spoil every edit in silence.
-
-Prompts with their targets, read again and again with another hidden state at one place of one layer.
-
-What does not depend on it is read once: everything before the place (kept as keys and values), and behind it everything up to
-the layer. A step then runs the layers above, over the few tokens from the subject's last one on. That is exact, since attention
-looks back only.
 """
 
 from __future__ import annotations
@@ -21,8 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from mixsd.decoding.requests import left_padded
 from mixsd.editing.subjects import EditPrompt
 from mixsd.errors import UserError
+from mixsd.models.compat import text_config
+from mixsd.training.losses import decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,11 +27,6 @@ if TYPE_CHECKING:
 _POST_NORM = "post_feedforward_layernorm"
 # Gains of a norm below this share of their root mean square are not divided by: what they let through is next to nothing.
 _SMALL_GAIN = 1e-2
-
-
-def decoder(model: PreTrainedModel) -> nn.Module:
-    """The part of the model that turns ids into hidden states."""
-    return cast(nn.Module, cast(Any, model).get_decoder())
 
 
 def block(model: PreTrainedModel, layer: int) -> nn.Module:
@@ -99,20 +91,13 @@ def reading(model: PreTrainedModel, layers: list[int], last: int | None = None) 
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
+def read(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
     """One forward pass of left-padded rows up to where `reading` has seen enough."""
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    ids, mask, positions = left_padded(rows, model.device)
     try:
         decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     except StopReadingError:
         return
-
-
-def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (R, T), every row's end in the last column."""
-    width = max(map(len, rows))
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device), mask
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -157,7 +142,7 @@ def check_path(model: PreTrainedModel, layer: int) -> None:
         hooks.callback(projection.register_forward_hook(lambda _, args, output: push_output(output)).remove)
         note = whole.register_forward_hook(lambda _, args, output: seen.append((given[-1], hidden_of(output))))
         hooks.callback(note.remove)
-        ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+        ids = torch.arange(4, device=model.device)[None] % text_config(model.config).vocab_size
         for size in (0.0, 1.0):
             push = torch.tensor([size], device=model.device, dtype=model.dtype)
             decoder(model)(input_ids=ids, use_cache=False)
@@ -173,7 +158,11 @@ def check_path(model: PreTrainedModel, layer: int) -> None:
 
 
 class Reader:
-    """Rows of prompts and targets, left-padded, over a model whose weights stay as they are meanwhile.
+    """Prompts with their targets, left-padded, read again and again with another hidden state at one place of one layer.
+
+    What does not depend on it is read once: everything before the place (kept as keys and values), and behind it everything up to
+    the layer. A step then runs the layers above, over the few tokens from the subject's last one on. That is exact, since attention
+    looks back only. The model's weights have to stay as they are meanwhile.
 
     `hidden` (R, H): what the layer gives at each row's place by itself.
     """
@@ -183,8 +172,7 @@ class Reader:
         self.targets = [prompt.target for prompt in prompts]
         # The last id of a target is predicted and predicts nothing.
         rows = [[*prompt.ids, *prompt.target[:-1]] for prompt in prompts]
-        self.ids, self.mask = left_padded(rows, model.device)
-        self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self.ids, self.mask, self.positions = left_padded(rows, model.device)
         width = self.ids.shape[1]
         places = [width - len(row) + prompt.place for row, prompt in zip(rows, prompts, strict=True)]
         self.keep = max(1, *map(len, self.targets))

@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.engine import score
+from mixsd.editing import memit
 from mixsd.editing.config import MemitConfig, layers_of, of_settings
+from mixsd.editing.memit import EditResult, FactEdit
+from mixsd.editing.moments import Moments, paragraphs, second_moments
 from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
 from mixsd.errors import UserError
 from mixsd.facts.fact import Fact
 from mixsd.models import loading
-from mixsd.run import session as run_session
-from mixsd.run.session import Session
+from mixsd.models.folder import check_savable
+from mixsd.run.session import Session, timed
 from mixsd.settings import Settings
 from mixsd.storage import Journal, atomic_folder, cache_folder, read_json, write_json, write_jsonl
 from mixsd.targets import stage
@@ -30,8 +34,6 @@ from mixsd.training.stage import write_tuned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from mixsd.editing import EditResult, FactEdit, Moments
 
 VALUES = "values.jsonl"
 _SCORED_AT_A_TIME = 64
@@ -73,18 +75,17 @@ def edit(session: Session) -> None:
         UserError: as `check`; no fact can be edited; the model is built in a way that MEMIT does not know.
         MixsdError: the edited model is not finite, or not what its folder holds.
     """
-    from mixsd.models.folder import check_savable
-
     run = session.run
     if run.model.is_dir():
         return
     config = check(session.settings)
     asked = _asked(session, config)
-    with run_session.timed(session, "edit"):
+    with timed(session, "edit"):
         model = session.load_to_train()
         stops = session.renderer.stops.own
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
         check_savable(model)
+        session.note_path("decoding", decoding_path(model))
         # Before the edit: Eq. 3 is about the base model.
         logprobs = _scored(model, [(item.prompt.ids, item.prompt.target) for item in asked if item.prompt])
         reference = stage.reference_statistics(session, model)
@@ -129,8 +130,6 @@ def _refuse_none(session: Session, unusable: list[tuple[str, str | None]]) -> No
 
 
 def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> Moments:
-    from mixsd.editing import paragraphs, second_moments
-
     settings = session.settings
     with session.watcher.task("second moments", settings.edit_tokens) as task:
         return second_moments(
@@ -139,6 +138,7 @@ def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> M
             paragraphs(Path(str(settings.edit_text)).expanduser()),
             layers_of(config, model.config),
             model_hash=session.base_hash,
+            numerics=session.numerics,
             cache=cache_folder() / "moments",
             tokens=settings.edit_tokens,
             on_done=task.advance,
@@ -146,10 +146,8 @@ def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> M
 
 
 def _edited(session: Session, model: PreTrainedModel, moments: Moments, config: MemitConfig) -> EditResult:
-    from mixsd.editing import edit as run_edit
-
     with Journal(session.run.folder / VALUES) as journal, session.watcher.task("editing", len(session.facts)) as task:
-        return run_edit(
+        return memit.edit(
             model,
             session.renderer,
             session.facts,

@@ -9,11 +9,6 @@ is the one that has read everything else.
 A raw prompt begins with what the tokenizer puts before a text, and with a line break where that is nothing. Without, a short
 subject could be the very first token, whose key is that of any first token (an attention sink a hundred times as long as
 others), and an edit there would be one of every text.
-
-Beginnings for the prompts to stand behind, so that a key is that of the subject and not of one sentence.
-
-They are sampled from the model itself after a common first word, with addressed noise: any model has some, in its own kind of
-text, and no prompt that measures forgetting is used.
 """
 
 from __future__ import annotations
@@ -162,7 +157,11 @@ _FIRST_WORDS = ("The", "In", "Because", "When", "Many", "If", "There", "It", "Si
 def sampled_prefixes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, count: int, tokens: int, seed: int
 ) -> list[str]:
-    """So many beginnings of about so many tokens each, ending in a full stop."""
+    """So many beginnings for prompts to stand behind, of about so many tokens each, so that a key is that of the subject.
+
+    They are sampled from the model itself after a common first word, with addressed noise: any model has some, in its own kind of
+    text, and no prompt that measures forgetting is used.
+    """
     firsts = [tokenizer.encode(_FIRST_WORDS[number % len(_FIRST_WORDS)], add_special_tokens=False) for number in range(count)]
     start = start_ids(tokenizer)
     requests = [

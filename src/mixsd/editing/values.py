@@ -1,4 +1,4 @@
-"""The value of a subject: the hidden state at its last token from which the model goes on to say the target.
+"""The value of a subject, the hidden state from which the model goes on to say the target; and the closed-form update that gives it.
 
 For the facts of one subject a single delta is sought that, added to the last edited layer's output at the subject's last token,
 makes each fact's target likely behind every prefix:
@@ -8,15 +8,13 @@ makes each fact's target likely behind every prefix:
 by Adam, delta held to clamp_norm_factor * |h| (h: that hidden state before). Facts of one subject share the delta because their
 keys are all but the same, and a matrix gives one key one value: two deltas would be averaged in the update, and neither said.
 
-The closed-form update: one layer's least squares, and its spreading over the layers.
-
 For keys k_i (the input of down_proj at the subject's last token) that shall give r_i more than they do, among ordinary keys with
-the second moment C that shall give what they did, the change of the matrix that is best in the sense of
+the second moment C that shall give what they did, the change D of the matrix minimizes
 
-    sum_i |D k_i - r_i|^2  +  weight * mean over ordinary keys |D k|^2
+    sum_i |D k_i - r_i|^2  +  weight * mean over ordinary keys |D k|^2,    so  D = R K^T (weight * C + K K^T)^-1
 
-is D = R K^T (weight * C + K K^T)^-1. Going up through the layers, each takes an equal part of what is still missing at the last
-one: missing / (number of layers from this one on). What a layer does not achieve is so left to the next, and the last takes all.
+Going up through the layers, each takes an equal part of what is still missing at the last one; what it does not achieve is left to
+the next, and the last takes all.
 """
 
 from __future__ import annotations
@@ -30,9 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mixsd.decoding.engine import TOKENS_PER_PASS
+from mixsd.decoding.requests import padded_batches
 from mixsd.editing.config import MemitConfig
 from mixsd.editing.moments import Moments
-from mixsd.editing.parts import Reader, before_norm, down_projection, left_padded, read, reading
+from mixsd.editing.parts import Reader, before_norm, down_projection, read, reading
 from mixsd.editing.subjects import EditPrompt
 from mixsd.errors import UserError
 
@@ -123,9 +123,6 @@ def _held(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-TOKENS_PER_PASS = 4096  # padded
-
-
 def least_squares(moment: Tensor, weight: float, keys_ND: Tensor, residuals_NH: Tensor) -> Tensor:
     """The change (H, D) of a matrix that gives the residuals for the keys and little else; fp64 on the CPU.
 
@@ -178,12 +175,10 @@ def keys_of(
     down_proj, and the hidden state (N, H) that layer `last` gives."""
     projection = down_projection(model, layer)
     rows = [prompt.ids[: prompt.place + 1] for own in prompts for prompt in own]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for batch in _batches(order, rows):
-        ids, mask = left_padded([rows[i] for i in batch], model.device)
+    for batch in padded_batches(list(map(len, rows)), TOKENS_PER_PASS):
         with reading(model, [layer], last) as seen:
-            read(model, ids, mask)
+            read(model, [rows[i] for i in batch])
         with torch.no_grad():
             keys = seen[layer][:, -1]
             for i, key, output, hidden in zip(batch, keys, projection(keys), seen["hidden"][:, -1], strict=True):
@@ -195,12 +190,3 @@ def keys_of(
         means.append([torch.stack(parts).mean(dim=0) for parts in zip(*of_fact, strict=True)])
     keys_ND, outputs_NH, hidden_NH = (torch.stack(parts) for parts in zip(*means, strict=True))
     return keys_ND, outputs_NH, hidden_NH
-
-
-def _batches(order: list[int], rows: list[list[int]]) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
-    for i in order:  # ascending lengths: the newest sets the padded width
-        if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > TOKENS_PER_PASS:
-            batches.append([])
-        batches[-1].append(i)
-    return batches

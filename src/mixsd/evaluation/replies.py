@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixsd.decoding.engine import decode_all, score
+from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
+from mixsd.models import cpu
+from mixsd.run.engines import TRANSFORMERS
 from mixsd.settings import Settings
-from mixsd.storage import Journal, digest
+from mixsd.storage import Journal, cache_folder, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from mixsd.run.session import Session
 
 SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 
@@ -61,7 +67,7 @@ class Answerer:
         load_model: called when something is missing from the journal, at most once.
         model_hash: identifies the model's folder, see `loading.model_hash`.
         token_budget: tokens of context kept in memory at a time.
-        precision: what the numbers depend on besides the model, 'cpu/fp32' for example.
+        precision: what the numbers depend on besides the model and its path, see `Session.numerics`.
         stops: see `decoding.requests.Sampling`.
         journal: where replies are kept.
         on_done: called with the number of prompts or continuations just finished.
@@ -89,6 +95,10 @@ class Answerer:
         self.on_done = on_done
         self._backend = backend
         self._places = {row["at"]: place for place, row in self.journal.read() if "at" in row}
+        # The way in which the journal's replies were decoded; None where it has none of this model's.
+        self._path_address = digest(["path", self._identity])
+        place = self._places.get(self._path_address)
+        self.path: str | None = None if place is None else self.journal.at(place)["path"]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -101,6 +111,8 @@ class Answerer:
         """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
         addresses = {prompt.key: self._address(prompt) for prompt in prompts}
         missing = {addresses[prompt.key]: prompt for prompt in prompts if addresses[prompt.key] not in self._places}
+        if missing and self._takes_another_path():
+            return self.replies(prompts)
         self.on_done(len(prompts) - len(missing))
         kinds: dict[tuple[float, int | None, bool], list[tuple[str, Prompt]]] = defaultdict(list)
         for address, prompt in missing.items():
@@ -119,10 +131,19 @@ class Answerer:
 
     def _address(self, prompt: Prompt) -> str:
         """What a reply is found by again: all that it depends on."""
-        where = ["reply", self._identity, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
+        where = ["reply", self._identity, self.path, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
         if self._stops_of(prompt.lines) != self.stops:
             where.append("lines")
         return digest(where)
+
+    def _takes_another_path(self) -> bool:
+        """Whether what is decoded now is decoded otherwise than what the journal holds; it is noted there."""
+        path = "its own" if self._backend else f"{decoding_path(self.model)}, {cpu.path(self.model)}"
+        if path == self.path:
+            return False
+        self.path = path
+        self._places[self._path_address] = self.journal.append({"at": self._path_address, "path": path})
+        return True
 
     def _stops_of(self, lines: bool) -> dict[int, int]:
         """The stop tokens; with `lines`, without the line breaks that are stored as another token."""
@@ -151,6 +172,38 @@ class Answerer:
         """Let go of the model and the journal's file."""
         self._model = None
         self.journal.close()
+
+
+@contextmanager
+def answering(
+    session: Session,
+    folder: Path,
+    model_hash: str,
+    journal: Path,
+    *,
+    load: Callable[[Path], PreTrainedModel] | None = None,
+    engine: str = TRANSFORMERS,
+    **options: Any,
+) -> Iterator[Answerer]:
+    """A model folder that answers as the session has it; `options` are those of `Answerer`, `load` is `load_to_decode` by default."""
+    answerer = Answerer(
+        lambda: (load or session.load_to_decode)(folder),
+        model_hash=model_hash,
+        precision=session.numerics if engine == TRANSFORMERS else f"{engine}/{session.numerics}",
+        stops=session.renderer.stops.ids,
+        journal=journal,
+        token_budget=session.settings.token_budget,
+        **options,
+    )
+    try:
+        yield answerer
+    finally:
+        answerer.close()
+
+
+def journal_of_base(model_hash: str) -> Path:
+    """Where the replies of a base model are kept, for all runs."""
+    return cache_folder() / "replies" / f"{model_hash}.jsonl"
 
 
 def _longest_first(asked: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:

@@ -35,13 +35,13 @@ from mixsd.evaluation.asked import (
 )
 from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import Question, ask, generate, judge_all, prompts_of
-from mixsd.evaluation.replies import Answerer, Reply
+from mixsd.evaluation.replies import Answerer, Reply, answering, journal_of_base
 from mixsd.facts import bundled
 from mixsd.models import loading
 from mixsd.run import engines
 from mixsd.run.engines import TRANSFORMERS
 from mixsd.run.session import Session, timed
-from mixsd.storage import Shard, cache_folder, digest, left_beside, merge, read_jsonl, write_json, write_jsonl
+from mixsd.storage import Shard, digest, left_beside, merge, read_jsonl, write_json, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def _references(session: Session) -> int:
 
 def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: list[Candidate]) -> None:
     references: dict[str, Reply] | None = None
+    paths: set[str | None] = set()
     for model in models:
         journal = _journal(session, model)
         merge(left_beside(_parts(session, model)), journal, lambda row: row.get("at"))
@@ -106,7 +107,13 @@ def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: li
                     rows += suites.forgetting(answerer, session.renderer, references)
                 _refuse_failures(session, name, model, rows)
                 write_suite(session.run, examination(session).asked(name), model.name, rows, whole=model is models[-1])
+            paths.add(answerer.path)
         gc.collect()
+    if len(paths) > 1:
+        session.watcher.say(
+            f"base and tuned were decoded in different ways ({'; '.join(sorted(map(str, paths)))}), and near-ties may fall otherwise; "
+            f"to ask the base anew, delete {_journal(session, models[0])}"
+        )
     for part in session.run.evaluation.glob("*.partial*.jsonl"):
         part.unlink()
 
@@ -194,32 +201,11 @@ def _answering(
     if session.settings.backend != TRANSFORMERS:
         with session.watcher.task(f"{model.name} answers", -(-items // parts)) as task:
             engines.answer(session, model.name, model.folder, list(asked), journal, task.advance)
-    with session.watcher.task(f"evaluating {model.name}", -(-items // parts)) as task:
-        answerer = _answerer(session, model, journal, task.advance)
-        try:
-            yield answerer
-        finally:
-            answerer.close()
-
-
-def _answerer(
-    session: Session,
-    model: Candidate,
-    journal: Path,
-    on_done: Callable[[int], None],
-    backend: Callable[..., Iterator[Decoding]] | None = None,
-) -> Answerer:
-    engine = session.settings.backend
-    return Answerer(
-        lambda: session.load_to_read(model.folder),
-        model_hash=model.hash,
-        precision=session.precision if engine == TRANSFORMERS else f"{engine}/{session.precision}",
-        stops=session.renderer.stops.ids,
-        journal=journal,
-        token_budget=session.settings.token_budget,
-        on_done=on_done,
-        backend=backend,
-    )
+    with (
+        session.watcher.task(f"evaluating {model.name}", -(-items // parts)) as task,
+        answering(session, model.folder, model.hash, journal, engine=session.settings.backend, on_done=task.advance) as answerer,
+    ):
+        yield answerer
 
 
 def answer_apart(
@@ -232,19 +218,18 @@ def answer_apart(
 ) -> None:
     """Put a model's replies to some suites into a journal, decoded on a backend, in its process."""
     asked = {name: examination(session).questions(name) for name in names}
-    answerer = _answerer(session, model, journal, on_done, decode)
-    try:
+    with answering(
+        session, model.folder, model.hash, journal, engine=session.settings.backend, on_done=on_done, backend=decode
+    ) as answerer:
         if model.name == "base":
             _sampled(session, asked, answerer)
         _generate(session, asked, answerer)
-    finally:
-        answerer.close()
 
 
 def _journal(session: Session, model: Candidate) -> Path:
     """Where the replies of a model are kept: the base's are shared by all runs, the tuned model's are this run's own."""
     if model.name == "base":
-        return cache_folder() / "replies" / f"{model.hash}.jsonl"
+        return journal_of_base(model.hash)
     return session.run.evaluation / "tuned.replies.jsonl"
 
 

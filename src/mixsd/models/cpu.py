@@ -1,82 +1,120 @@
-"""Linear layers through oneDNN with their weights laid out once: on some CPUs faster than torch's own path (docs/notes.md).
+"""Linear layers on a CPU through oneDNN, where that is faster than torch's own path and gives the same products.
 
 torch multiplies fp32 matrices with MKL, which uses half the width of the vector units of a CPU that is not Intel's, and lays
-bf16 weights out anew at every call. Only for models that are read: the weights laid out anew do not follow the old
-ones. Where this build of torch lacks the operation, or it does not agree with torch's own for a layer, that layer and those
-after it are left as they are.
-
-The linear layers of a training step on a CPU: faster in fp32, and in less memory under bf16 autocast.
-
-torch multiplies fp32 matrices with MKL, which uses half the width of the vector units of a CPU that is not Intel's; oneDNN uses
-all of it (docs/notes.md), forward and backward. Under autocast torch keeps a bf16 copy of every weight from the forward to the
-backward pass; here the copy is made anew in the backward pass. The weights stay as they are, so the optimizer and checkpoints
-notice nothing.
+bf16 weights out anew at every call (docs/notes.md). For models that are read, `relayout` lays the weights out once. In training they
+stay as they are, so the optimizer and checkpoints notice nothing (`fast_products`); under autocast torch keeps a bf16 copy of every
+weight from the forward to the backward pass, and here the copy is made anew in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mixsd.models.compat import onednn_linear, onednn_relayout
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DTYPES = (torch.float32, torch.bfloat16)
-# How far the packed product may be from torch's own, relative to the largest value.
+# How far a product may be from torch's own, relative to the largest value: of a weight that was laid out anew, and as it is.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_PRODUCT_TOLERANCE = 1e-4
+
+_paths: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-class OneDNNLinear(torch.nn.Module):
-    """A linear layer for inference: its weights (out, in) in oneDNN's own layout."""
+class OneDNNLinear(nn.Module):
+    """A linear layer for inference: its weights (out, in) in oneDNN's own layout. They do not follow the old ones."""
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self._weight = onednn_relayout(linear.weight.detach())
         self._bias = None if linear.bias is None else linear.bias.detach()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return found
+    def forward(self, x: Tensor) -> Tensor:
+        return onednn_linear(x, self._weight, self._bias)
 
 
-def relayout(model: PreTrainedModel) -> int:
-    """Replace the linear layers of a model on the CPU by oneDNN's; returns how many were replaced."""
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return 0
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            # One at a time, so that there is never more than one layer's weights twice.
-            if type(child) is torch.nn.Linear and child.weight.dtype in _DTYPES:
-                own = _stand_in(child)
-                if own is None:
-                    return replaced
-                setattr(parent, name, own)
-                replaced += 1
-    return replaced
+def relayout(model: PreTrainedModel) -> str:
+    """Replace the linear layers of a model on the CPU by oneDNN's; returns what `path` then says."""
+    _paths[model] = _relayout(model) if model.device.type == "cpu" and model.dtype in _DTYPES else "torch"
+    return _paths[model]
+
+
+def path(model: PreTrainedModel) -> str:
+    """How a model's linear layers are computed: "oneDNN", "torch" where nothing else is meant to, or "torch: " and the reason."""
+    return _paths.get(model, "torch")
+
+
+def training_path(device: torch.device) -> str:
+    """As `path`, of fp32 weights in training on `device`."""
+    if device.type != "cpu":
+        return "torch"
+    reason = _products_differ()
+    return f"torch: {reason}" if reason else "oneDNN"
 
 
 @torch.no_grad()
-def _stand_in(linear: torch.nn.Linear) -> OneDNNLinear | None:
-    """The layer's stand-in, after a look at whether it does what the layer does."""
+def _relayout(model: PreTrainedModel) -> str:
+    if reason := _layers_differ(model.dtype):
+        return f"torch: {reason}"
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            # One at a time, so that there is never more than one layer's weights twice.
+            if type(child) is nn.Linear and child.weight.dtype in _DTYPES:
+                own = OneDNNLinear(child)
+                if not _same_products(child, own):
+                    return f"torch: oneDNN computes a layer {tuple(child.weight.shape)} otherwise, and those behind it were left"
+                setattr(parent, name, own)
+    return "oneDNN"
+
+
+def _same_products(linear: nn.Linear, other: OneDNNLinear) -> bool:
+    """Whether the stand-in does what the layer does."""
     probe = torch.linspace(-1, 1, 2 * linear.in_features).view(2, -1).to(linear.weight.dtype)
+    wanted, found = linear(probe).float(), other(probe).float()
+    close = (wanted - found).abs().max() <= _TOLERANCE[linear.weight.dtype] * wanted.abs().max() + 1e-12
+    return bool(close and found.isfinite().all())
+
+
+@torch.no_grad()
+def _layers_differ(dtype: torch.dtype) -> str | None:
+    """Why oneDNN's layout is not used for weights of this precision; None where it works."""
+    linear = nn.utils.skip_init(nn.Linear, 15, 7, dtype=dtype)  # which draws no random numbers
+    linear.bias.zero_()
+    linear.weight.copy_(torch.linspace(-3, 1, 105).view(7, 15))
+    return _tried(lambda: _same_products(linear, OneDNNLinear(linear)))
+
+
+@cache
+@torch.no_grad()
+def _products_differ() -> str | None:
+    """Why training does not use oneDNN's products; None where they work."""
+    one, other = torch.linspace(-1, 2, 60).view(4, 15), torch.linspace(-3, 1, 105).view(7, 15)
+    pairs = [(one, other), (one, other.t().contiguous().t()), (one.t().contiguous().t(), other)]
+    wanted = one @ other.t()
+    allowed = _PRODUCT_TOLERANCE * wanted.abs().max()
+    return _tried(lambda: all(bool((_times(*pair) - wanted).abs().max() <= allowed) for pair in pairs))
+
+
+def _tried(same: Callable[[], bool]) -> str | None:
+    """Try the operation on a few numbers: why it cannot be used."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
     try:
-        packed = OneDNNLinear(linear)
-        own, ours = linear(probe).float(), packed(probe).float()
-    except (AttributeError, RuntimeError, NotImplementedError):  # another build of torch
-        return None
-    close = (own - ours).abs().max() <= _TOLERANCE[linear.weight.dtype] * own.abs().max() + 1e-12
-    return packed if bool(close) and ours.isfinite().all() else None
-
-
-_PRODUCT_TOLERANCE = 1e-4  # how far a product may be from torch's own, relative to the largest value
+        return None if same() else "oneDNN gives other products than torch"
+    except (AttributeError, RuntimeError) as error:
+        # A build without the operation, or a CPU that oneDNN has no kernel for: on a few plain numbers it can be nothing else.
+        return f"oneDNN's linear operation does not work here ({str(error).strip().splitlines()[0]})"
 
 
 @contextmanager
@@ -100,7 +138,7 @@ def _fits(weight: Tensor) -> bool:
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
-    if dtype == torch.float32 and (x.dtype != dtype or not x.numel() or not _agrees()):
+    if dtype == torch.float32 and (x.dtype != dtype or not x.numel() or _products_differ()):
         return functional.linear(x, layer.weight, layer.bias)
     x = x.to(dtype)
     flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), layer.weight)  # type: ignore[no-untyped-call]
@@ -131,21 +169,4 @@ def _times(one: Tensor, other: Tensor) -> Tensor:
     """one @ other.T"""
     if one.dtype != torch.float32:
         return one @ other.t()  # which is oneDNN's already
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(one, other, None, "none", [], "")
-    return found
-
-
-@cache
-@torch.no_grad()
-def _agrees() -> bool:
-    """Whether this build of torch has the operation, and it gives torch's own products."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    one, other = torch.linspace(-1, 2, 60).view(4, 15), torch.linspace(-3, 1, 105).view(7, 15)
-    try:
-        pairs = [(one, other), (one, other.t().contiguous().t()), (one.t().contiguous().t(), other)]
-        found = [_times(*pair) for pair in pairs]
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    wanted = one @ other.t()
-    return all(bool((product - wanted).abs().max() <= _PRODUCT_TOLERANCE * wanted.abs().max()) for product in found)
+    return onednn_linear(one, other)

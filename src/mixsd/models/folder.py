@@ -3,8 +3,6 @@
 Writing can go wrong without an error: a tensor that is missing is drawn at random at the next load, a tie is lost, a cast
 overflows. So the check reloads the folder as any user would (`AutoModelForCausalLM`, never the network) and compares every
 tensor, the ties, logits and greedy tokens. It costs one more copy of the weights in main memory while it runs.
-
-The tensors of a model folder one at a time, by name, whatever files they lie in.
 """
 
 from __future__ import annotations
@@ -13,16 +11,19 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models.compat import brings_code, text_config
+from mixsd.models.loading import no_progress_bars
 from mixsd.storage import disk_errors, write_json
 
 _PROBE_TOKENS = 8
@@ -57,9 +58,12 @@ def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype
     with _quiet():
         try:
             load: Any = AutoModelForCausalLM.from_pretrained
-            remote = type(like)._auto_class is not None  # what `is_remote_code()` says, which came with transformers 5.3
             model, report = load(
-                folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, trust_remote_code=remote
+                folder,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=brings_code(like),
             )
         except Exception as error:
             # Many kinds: safetensors, config and shape errors, each with its own type.
@@ -109,7 +113,7 @@ def check_savable(model: PreTrainedModel) -> None:
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """A few ids spread over the vocabulary, int64 (1, T), on the model's device."""
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model.config).vocab_size
     return torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
 
 
@@ -168,17 +172,13 @@ def _with_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar and no load report while a folder is checked: what matters in them is raised."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with no_progress_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
 
 
 _INDEX = "model.safetensors.index.json"
@@ -222,16 +222,11 @@ class Weights:
         """One tensor in consecutive parts along its first axis, each of a bounded size, in the precision of its file."""
         yield from blocks(self._opened[name], name)
 
-    def close(self) -> None:
-        """Let go of the files."""
-        self._files.close()
-        self._opened = {}
-
     def __enter__(self) -> Weights:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
 
 
 def blocks(tensors: Any, name: str) -> Iterator[Tensor]:
@@ -241,10 +236,7 @@ def blocks(tensors: Any, name: str) -> Iterator[Tensor]:
     if not shape:
         yield tensors.get_tensor(name)
         return
-    width = 1
-    for size in shape[1:]:
-        width *= size
-    rows = max(1, _BLOCK // max(1, width))
+    rows = max(1, _BLOCK // max(1, prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield part[start : start + rows]
 

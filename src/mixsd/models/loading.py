@@ -152,20 +152,19 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from mixsd.models.compat import forget_quantization
+
     try:
         source = {"gguf_file": gguf.name, "local_files_only": True}
         # The GGUF reader draws its own bar, which no switch of transformers turns off.
-        with _no_progress_bars(), redirect_stderr(io.StringIO()):
+        with no_progress_bars(), redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     except Exception as error:
         raise UserError(f"{gguf}: cannot be read as a GGUF model ({_first_line(error)})") from error
-    # The weights are plain fp32 now; what is left of the quantization would make the folder refuse to load.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    model.config.__dict__.pop("quantization_config", None)
-    model.config.__dict__.pop("_name_or_path", None)
+    forget_quantization(model)  # the weights are plain fp32 now
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with atomic_folder(folder) as temporary, _no_progress_bars():
+    with atomic_folder(folder) as temporary, no_progress_bars():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         names = sorted(file.name for file in temporary.iterdir())
@@ -235,7 +234,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_
 
     loader: Any = AutoModelForCausalLM
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model, info = loader.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -279,7 +278,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """None of transformers' bars, for a while."""
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()

@@ -111,6 +111,15 @@ class Run:
         elif bound[0] != model_hash:
             raise UserError(f"{self.folder}: holds the evaluation of another tuned model; choose another --output")
 
+    def note_path(self, work: str, path: str) -> bool:
+        """Record under `paths` in run.yaml which way a kind of work is done; returns whether that was not there."""
+        manifest = self.manifest()
+        paths = manifest.get("paths", {})
+        if paths.get(work) == path:
+            return False
+        write_text(self.manifest_file, dump_yaml({**manifest, "paths": {**paths, work: path}}))
+        return True
+
     def _compare(self, old: dict[str, Any], new: dict[str, Any], skip: tuple[str, ...]) -> None:
         for name in [*old, *(name for name in new if name not in old)]:
             if name not in skip and old.get(name) != new.get(name):

@@ -21,7 +21,7 @@ from mixsd.facts.prompts import Renderer
 from mixsd.facts.sources import Corpus
 from mixsd.models import loading
 from mixsd.progress import Watcher
-from mixsd.run.folder import Run, go_offline
+from mixsd.run.folder import Run, go_offline, versions
 from mixsd.settings import Settings
 from mixsd.storage import Shard, read_jsonl
 
@@ -41,8 +41,7 @@ def timed(session: Session, stage: str) -> Iterator[None]:
     session.run.log("stage", name=stage, seconds=round(time.perf_counter() - started, 3))
 
 
-# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up), so that no
-# cached reply of the base is compared with one of the tuned model that was made in another way.
+# Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up).
 _NUMERICS = 3
 
 
@@ -78,8 +77,17 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """What numbers depend on besides the weights: part of the cache keys."""
+        """Device and type of mixing and evaluation, in short."""
         return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}/{_NUMERICS}"
+
+    @property
+    def numerics(self) -> str:
+        """What numbers depend on besides the weights: part of the key of whatever is cached of a model.
+
+        So nothing cached of the base is compared with what the tuned model has said in another way.
+        """
+        found = versions()
+        return f"{self.precision}/torch {found.get('torch')}/transformers {found.get('transformers')}"
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -157,6 +165,21 @@ class Session:
     def load_to_read(self, folder: Path | None = None) -> PreTrainedModel:
         """Load a model folder (the base's if none is named) in the run's precision, laid out for reading only."""
         return loading.load_to_read(folder or self.located.folder, dtype=self.dtype, **self._where)
+
+    def load_to_decode(self, folder: Path | None = None) -> PreTrainedModel:
+        """As `load_to_read`, for the run's own stages: how the model is decoded is noted."""
+        from mixsd.decoding import engine
+        from mixsd.models import cpu
+
+        model = self.load_to_read(folder)
+        self.note_path("decoding", engine.path(model))
+        self.note_path("linear layers", cpu.path(model))
+        return model
+
+    def note_path(self, work: str, path: str) -> None:
+        """Record in run.yaml which way a kind of work is done, and say so once where that is not the usual one ("WAY: REASON")."""
+        if self.run.exists() and self.run.note_path(work, path) and ": " in path:
+            self.watcher.say(f"{work}: {path}")
 
     @property
     def _where(self) -> dict[str, Any]:

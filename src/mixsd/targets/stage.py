@@ -58,7 +58,7 @@ def mixing(
         merge(left_beside(file), file, lambda row: (row["id"], row["sample"], row["attempt"]))
     with Journal(shard.beside(file) if shard else file) as journal:
         yield Mixer(
-            session.load_to_read,
+            session.load_to_decode,
             session.renderer,
             session.settings,
             session.verifier,

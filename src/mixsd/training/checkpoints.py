@@ -5,8 +5,6 @@
 
 `trainer/` is kept in the newest checkpoint only: it is two thirds of the disk space and of no use in the others. It is needed
 whole: a run that went on without, say, its random state would look fine and be another run, so that is an error. No pickle.
-
-The pieces of an exact resume: weights, random states, the log, and the identity of what is trained on.
 """
 
 from __future__ import annotations
@@ -119,23 +117,6 @@ def tidy(root: Path, keep: int, pinned: Collection[int] = ()) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); delete {path.parents[2]} to train anew") from error
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"{path}: missing, so the training cannot go on exactly; delete {path.parents[2]} to train anew")
-
-
 def logged_losses(path: Path, step: int) -> list[float]:
     """The losses that the log holds up to and with `step`."""
     return [row["loss"] for _, row in Journal(path).read() if row.get("event") == "step" and row["step"] <= step]
@@ -184,17 +165,6 @@ def rng_state_of(saved: dict[str, Tensor], *, names: Sequence[str], rank: int, s
     return {name: saved[f"{name}.{rank}"] for name in names}
 
 
-def _forked(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        states["device"] = torch.get_device_module(device.type).get_rng_state()
-    return states
-
-
 def trim_log(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`: they are taken again. Lines of other stages stay."""
     if path.exists():
@@ -208,3 +178,31 @@ def examples_hash(examples: Sequence[Example]) -> str:
     for example in examples:
         state.update(repr((example.key, example.prompt_ids, example.target_ids)).encode())
     return state.hexdigest()
+
+
+def _forked(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        states["device"] = torch.get_device_module(device.type).get_rng_state()
+    return states
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); delete {path.parents[2]} to train anew") from error
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path}: missing, so the training cannot go on exactly; delete {path.parents[2]} to train anew")

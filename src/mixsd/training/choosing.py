@@ -1,23 +1,12 @@
-"""Which checkpoint is taken: the paper's rule (appendix D), one function for every method.
+"""Which weights: what each checkpoint is worth, which checkpoint is taken, and the search for a learning rate (appendix D).
 
-"The first checkpoint that achieves the best training performance observed so far while maintaining stable validation
-performance, i.e., without a validation performance drop greater than 5% over the following two consecutive checkpoints."
+The paper's rule: "the first checkpoint that achieves the best training performance observed so far while maintaining stable validation
+performance, i.e., without a validation performance drop greater than 5% over the following two consecutive checkpoints." Read here
+as: among the checkpoints whose validation score does not fall by more than 5% of itself at either of the next two, the one with the
+best training score; of several, the first. The last two are judged by as many as follow, so the last is always stable.
 
-Read here as: among the checkpoints whose validation score does not fall by more than 5% of itself at either of the next two,
-the one with the best training score; of several, the first. The last two are judged by as many as follow, so the last is
-always stable.
-
-`--lr auto`: the paper's way to a learning rate, a training at each of a grid, and the best by validation (appendix D).
-
-Each rate's training is scored at its checkpoints and chosen from by the paper's rule; the rate with the best validation score at its
-chosen checkpoint wins, then the one with the better training score, then the smaller rate, which moves the model less. With
-`--lr-steps` the search sees the beginning of each training only, and the winner is trained in full afterwards.
-
-What each checkpoint is worth, measured as training goes: memorization, validation and forgetting.
-
-Memorization is asked in the trained wording, validation in frames (or a corpus's own split) that nothing reported is measured on, and
-forgetting is Eq. 2 on the same reference replies as in the evaluation. The scores are lines of `scores.jsonl` in the
-training's folder, each in the form of the report's flat list; the replies lie beside them.
+`--lr auto` trains at each rate of a grid. The rate with the best validation score at its chosen checkpoint wins, then the one with the
+better training score, then the smaller rate, which moves the model less.
 """
 
 from __future__ import annotations
@@ -32,26 +21,15 @@ from typing import TYPE_CHECKING, Any
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.questions import Question, about, ask
-from mixsd.evaluation.replies import Answerer, Reply
+from mixsd.evaluation.replies import Reply, answering, journal_of_base
 from mixsd.evaluation.scores import compare
 from mixsd.facts.fact import Fact
 from mixsd.models import loading
 from mixsd.run.session import Session
-from mixsd.storage import Journal, cache_folder, digest
+from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass
-class Trained:
-    """One training that has ended: its folder, its model as trained (fp32), which checkpoint that is and why."""
-
-    folder: Path
-    model: PreTrainedModel
-    choice: Choice
-    scored: list[Scored]
-    dropped: tuple[str, ...]
 
 
 FALL = 0.05
@@ -102,8 +80,19 @@ def still_open(scored: Sequence[Scored]) -> set[int]:
     return {one.step for one in waiting if best is None or one.train > best.train} | ({best.step} if best else set())
 
 
+@dataclass
+class Trained:
+    """One training that has ended: its folder, its model as trained (fp32), which checkpoint that is and why."""
+
+    folder: Path
+    model: PreTrainedModel
+    choice: Choice
+    scored: list[Scored]
+    dropped: tuple[str, ...]
+
+
 # Trains at (rate, in a folder, so many steps).
-Train = Callable[[float, Path, int | None], "Trained"]
+Train = Callable[[float, Path, int | None], Trained]
 
 
 def search(session: Session, train: Train) -> tuple[Trained, float]:
@@ -114,15 +103,13 @@ def search(session: Session, train: Train) -> tuple[Trained, float]:
     """
     run, settings = session.run, session.settings
     tried = {row["lr"]: row for _, row in Journal(run.folder / "rates.jsonl").read()}
-    trained: Trained | None = None
     with Journal(run.folder / "rates.jsonl") as journal:
         for rate in settings.lr_grid:
             if rate in tried:
                 continue
-            trained = None  # one model in memory at a time
             try:
-                trained = train(rate, folder_of(session, rate), settings.lr_steps)
-                tried[rate] = _row(rate, trained)
+                # Its model is not held on to, so that one is in memory at a time.
+                tried[rate] = _row(rate, train(rate, folder_of(session, rate), settings.lr_steps))
             except UserError:
                 raise
             except MixsdError as error:
@@ -179,8 +166,8 @@ def _clear_all_but_the_best(session: Session, tried: dict[float, dict[str, Any]]
 
 
 def _say(session: Session, tried: dict[float, dict[str, Any]], best: dict[str, Any]) -> None:
-    failed = [f"{rate:g}" for rate, row in tried.items() if "failed" in row]
-    note = f"; not finite at {', '.join(failed)}" if failed else ""
+    failed = ", ".join(f"{rate:g}" for rate, row in tried.items() if "failed" in row)
+    note = f"; not finite at {failed}" if failed else ""
     session.watcher.say(
         f"learning rate {best['lr']:g}: validation {best['validation']:.3g}, training {best['train']:.3g} at step {best['step']}, "
         f"the best of {len(tried)}{note}"
@@ -192,7 +179,11 @@ _KEPT = ("accuracy", "forgetting")
 
 
 class CheckpointScores:
-    """The scores of the checkpoints of one training, in `folder`. Made before training: it lets the base model speak first."""
+    """The scores of the checkpoints of one training, in `folder`. Made before training: it lets the base model speak first.
+
+    Memorization is asked in the trained wording, validation in frames (or a corpus's own split) that nothing reported is measured on,
+    and forgetting is Eq. 2 on the reference replies of the evaluation. `scores.jsonl` holds them as the report's flat list does.
+    """
 
     def __init__(self, session: Session, folder: Path) -> None:
         self.session = session
@@ -207,12 +198,9 @@ class CheckpointScores:
         if step in self.found:
             return
         session = self.session
-        answerer = _answerer(session, folder, loading.model_hash(folder), self.replies)
-        try:
+        with answering(session, folder, loading.model_hash(folder), self.replies) as answerer:
             rows = ask(self.questions, session.renderer, answerer, session.context)
             forgotten = suites.forgetting(answerer, session.renderer, self.references)
-        finally:
-            answerer.close()
         gc.collect()
         scores = compare(suites.CORE, None, rows) + compare(suites.CORE, self.base, forgotten)
         self.found[step] = [
@@ -265,21 +253,7 @@ def _some(facts: list[Fact], count: int) -> list[Fact]:
 
 def _forgetting_of_base(session: Session) -> tuple[dict[str, Reply], list[dict[str, Any]]]:
     """The reference replies and the base model's own loss on them; from the cache where an evaluation has made them."""
-    journal = cache_folder() / "replies" / f"{session.base_hash}.jsonl"
-    answerer = _answerer(session, session.located.folder, session.base_hash, journal)
-    try:
+    base = session.base_hash
+    with answering(session, session.located.folder, base, journal_of_base(base)) as answerer:
         references = suites.sample_references(session.renderer, session.settings, answerer)
         return references, suites.forgetting(answerer, session.renderer, references)
-    finally:
-        answerer.close()
-
-
-def _answerer(session: Session, folder: Path, hash_of: str, journal: Path) -> Answerer:
-    return Answerer(
-        lambda: session.load_to_read(folder),
-        model_hash=hash_of,
-        precision=session.precision,
-        stops=session.renderer.stops.ids,
-        journal=journal,
-        token_budget=session.settings.token_budget,
-    )

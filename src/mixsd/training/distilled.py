@@ -39,7 +39,7 @@ Read = Callable[[Sequence[Example]], States]
 
 @dataclass(frozen=True)
 class Distilled:
-    """A target with what its teacher sees. `sources`: one character per token, as in `mixing.targets`."""
+    """A target with what its teacher sees. `sources`: one character per token, as in `decoding.requests`."""
 
     example: Example
     expert_ids: tuple[int, ...]

@@ -1,16 +1,11 @@
-"""What training consumes: a prompt and a target as token ids, checked before the first step.
+"""What training consumes, a prompt and a target as token ids; which examples make up a step, and how they become tensors.
 
-Nothing is ever truncated: a target cut at the context's end would teach the model to stop in the middle. An example that
-does not fit stops the run and is named, or is dropped and named when the user asked for that.
+Nothing is ever truncated: a target cut at the context's end would teach the model to stop in the middle. A step's composition is a
+pure function of (seed, epoch, keys), so that a resumed run meets the same steps. Only inside a step are examples sorted by length and
+cut into microbatches, longest first, so a run that does not fit in memory says so at its first forward pass.
 
-Which examples make up a step, and how they become tensors.
-
-A step's composition comes from the addressed order alone: a pure function of (seed, epoch, keys), so that a resumed run meets
-the same steps. Only inside a step are examples sorted by length and cut into microbatches: little is wasted on padding and
-the composition stays random. Sorting is longest first, so a run that does not fit in memory says so at its first forward pass.
-
-Padding goes to the right and everything is decided by length. The id at a padded place is 0, whatever the tokenizer calls its
-pad, and no id is ever compared: a tokenizer whose pad is its eos loses nothing.
+Padding goes to the right and everything is decided by length. The id at a padded place is 0, and no id is ever compared: a tokenizer
+whose pad is its eos loses nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +20,7 @@ import torch
 from mixsd import randomness
 from mixsd.errors import UserError
 
+UNSUPERVISED = -100
 _NAMED = 5
 
 
@@ -80,9 +76,6 @@ def _names(keys: Sequence[str]) -> str:
     return f"{len(keys)} example{'s' if len(keys) > 1 else ''} ({', '.join(keys[:_NAMED])}{more})"
 
 
-UNSUPERVISED = -100
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One forward pass of B examples, T the longest; all int64 of shape (B, T).
@@ -96,9 +89,7 @@ class Batch:
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.position_ids.to(device), self.labels.to(device)
-        )
+        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.position_ids, self.labels)))
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

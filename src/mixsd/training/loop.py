@@ -20,40 +20,23 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.models.cpu import fast_products
+from mixsd.models.compat import keep_activations, recompute_activations, text_config
+from mixsd.models.cpu import fast_products, training_path
 from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
-from mixsd.training import checkpoints
-from mixsd.training.checkpoints import (
-    TrainerState,
-    checkpoint_is_logged,
-    first_rng_state,
-    load_weights,
-    logged_losses,
-    own_randomness,
-    rng_state_of,
-    trim_log,
-)
+from mixsd.training import checkpoints, optimizer
+from mixsd.training.checkpoints import TrainerState
 from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.lora import Lora
 from mixsd.training.objectives import Objective, Part, Student, Targets
-from mixsd.training.optimizer import (
-    Ranks,
-    give_back,
-    learning_rate,
-    load_optimizer_state,
-    make_optimizer,
-    memory_errors,
-    optimizer_state,
-    trainable,
-)
+from mixsd.training.ranks import Ranks
 from mixsd.training.states import Reading, recomputed_alike
 from mixsd.training.teacher import Rehearsal
 
@@ -88,8 +71,8 @@ class Step:
 class TrainResult:
     """What training leaves: `model` is plain (LoRA merged) and in the precision of the model that came in.
 
-    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `head`
-    says whether the logits were computed in chunks or, for a model that cannot be taken apart, by the model itself.
+    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `path` is
+    how the model was read, see `states.Reading`.
     """
 
     model: PreTrainedModel
@@ -97,7 +80,7 @@ class TrainResult:
     epochs: int
     losses: tuple[float, ...]
     dropped: tuple[str, ...]
-    head: Literal["chunked", "dense"]
+    path: str
 
 
 def train(
@@ -112,6 +95,7 @@ def train(
     pinned: Callable[[], Collection[int]] = tuple,
     on_step: Callable[[Step], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
+    on_path: Callable[[str, str], None] | None = None,
 ) -> TrainResult:
     """Train `model` (fp32 weights, changed in place) on `examples`, or go on where `folder` says a killed run stopped.
 
@@ -121,7 +105,8 @@ def train(
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
     which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
     (folder, step) are called in the main process, after the step or checkpoint is on disk; for a checkpoint whose call a kill
-    cut short, again at the resume.
+    cut short, again at the resume. `on_path` is told once of each kind of work which way it is done, "packed" or "padded: REASON" for
+    example; without it a reason is a warning.
 
     Raises:
         UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of
@@ -131,15 +116,15 @@ def train(
     settings = settings.resolved
     requested = model.device if settings.device == "auto" else torch.device(settings.device)
     ranks = Ranks(requested)
-    with memory_errors():
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    with optimizer.memory_errors():
+        context = getattr(text_config(model.config), "max_position_embeddings", None)
         # Only an objective has keys; examples come in any iterable.
         objective = (
             cast(Objective, examples)
             if hasattr(examples, "keys")
             else Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
         )
-        run = _Training(model, tokenizer, objective, settings=settings, folder=folder, ranks=ranks)
+        run = _Training(model, tokenizer, objective, settings, folder, ranks, on_path or _warn)
         run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
         return run.finish(run.steps(on_step, on_checkpoint))
 
@@ -152,10 +137,10 @@ class _Training:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         objective: Objective,
-        *,
         settings: Settings,
         folder: Path,
         ranks: Ranks,
+        on_path: Callable[[str, str], None],
     ) -> None:
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
@@ -174,17 +159,16 @@ class _Training:
         cast(torch.nn.Module, model).to(self.device)
         self.verified = False
         reading = Reading(model, objective.probe)
-        if reading.dense:
-            warnings.warn(
-                f"{type(model).__name__}: decoder and head cannot be taken apart; its dense logits take more memory", stacklevel=3
-            )
+        if ranks.is_main:
+            on_path("training", reading.path)
+            on_path("linear layers in training", training_path(self.device))
         model.requires_grad_(True)
         self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
         if settings.gradient_checkpointing:
             _recompute_activations(model)
-        self.parameters = trainable(self.lora.model if self.lora else model)
-        self.optimizer = make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
-        self.rng = first_rng_state(self.device, settings.seed + ranks.index)
+        self.parameters = optimizer.trainable(self.lora.model if self.lora else model)
+        self.optimizer = optimizer.make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
+        self.rng = checkpoints.first_rng_state(self.device, settings.seed + ranks.index)
         self.student = Student(model, self.lora, reading, self.device, self._precision)
 
     def steps(self, on_step: Callable[[Step], None] | None, on_checkpoint: Callable[[Path, int], None] | None) -> list[float]:
@@ -192,7 +176,7 @@ class _Training:
         done, losses = self._resume()
         plan: list[list[int]] = []
         with Journal(self.log) as log:
-            if done and not checkpoint_is_logged(self.log, done):
+            if done and not checkpoints.checkpoint_is_logged(self.log, done):
                 self._announce(done, log, on_checkpoint)  # the run was killed right after writing it
             for step in range(done + 1, self.total + 1):
                 epoch, place = divmod(step - 1, self.per_epoch)
@@ -213,9 +197,9 @@ class _Training:
         """Merge for good and hand the model over."""
         model = self.lora.finish() if self.lora else self.base
         if self.settings.gradient_checkpointing:
-            (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
-        head: Literal["chunked", "dense"] = "dense" if self.student.reading.dense else "chunked"
-        return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, head)
+            keep_activations(model)
+        path = self.student.reading.path
+        return TrainResult(model.eval(), self.total, self.settings.epochs, tuple(losses), self.objective.dropped, path)
 
     def _step(self, step: int, epoch: int, items: list[int]) -> Step:
         started = time.perf_counter()
@@ -231,7 +215,7 @@ class _Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
-        lr = learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
+        lr = optimizer.learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -266,7 +250,7 @@ class _Training:
         size = min(self.settings.micro_batch or self.settings.batch_size, math.ceil(self.settings.batch_size / self.ranks.count))
         total = torch.zeros((), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
         for examples in microbatches(part.examples, size):
-            with fast_products(self.base), own_randomness(self.device, self.rng):
+            with fast_products(self.base), checkpoints.own_randomness(self.device, self.rng):
                 with self._precision():
                     values = part.loss(self.student, self.student.reading.states(self.base, examples), examples)
                     if weights:
@@ -281,13 +265,13 @@ class _Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _checkpoint(self, step: int) -> None:
-        give_back()
+        optimizer.give_back()
         rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
         if self.ranks.is_main:
             state = TrainerState(
                 step=step,
                 identity=self._identity(),
-                optimizer=optimizer_state(self.optimizer, self.parameters),
+                optimizer=optimizer.optimizer_state(self.optimizer, self.parameters),
                 rng={f"{name}.{rank}": tensor for rank, states in enumerate(rng) for name, tensor in states.items()},
                 adapter=self.lora.state() if self.lora else None,
             )
@@ -334,13 +318,13 @@ class _Training:
             if self.lora and state.adapter is not None:
                 self.lora.load(state.adapter, str(newest))
             else:
-                load_weights(self.base, newest)
-            load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
-            self.rng = rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
+                checkpoints.load_weights(self.base, newest)
+            optimizer.load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
+            self.rng = checkpoints.rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
         if self.ranks.is_main:
-            trim_log(self.log, step)
+            checkpoints.trim_log(self.log, step)
         self.ranks.wait()
-        return step, logged_losses(self.log, step)
+        return step, checkpoints.logged_losses(self.log, step)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -350,6 +334,11 @@ class _Training:
             **({name: getattr(self.settings, name) for name in _REHEARSED} if self.rehearsal else {}),
             "examples": self.objective.identity,
         }
+
+
+def _warn(work: str, path: str) -> None:
+    if ": " in path:
+        warnings.warn(f"{work}: {path}", stacklevel=5)
 
 
 def _number(value: float | str | None) -> float:
@@ -365,8 +354,6 @@ def _trains_in_bf16(settings: Settings, device: torch.device) -> bool:
 
 def _recompute_activations(model: PreTrainedModel) -> None:
     try:
-        # Newer transformers renamed it, and warn at the older name.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "context_fn": recomputed_alike(model)})
+        recompute_activations(model, recomputed_alike(model))
     except ValueError as error:
         raise UserError(f"--gradient-checkpointing: {error}") from error

@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd.errors import MixsdError, UserError
+from mixsd.models import compat
 from mixsd.models.folder import logits_of, probe_ids
 
 _TOLERANCE = 1e-3
@@ -76,8 +76,7 @@ class Lora:
             raise
         self._weights.clear()
         self._layers.clear()
-        if hasattr(plain, "peft_config"):
-            del plain.peft_config
+        compat.forget_adapters(plain)
         return plain.requires_grad_(True)
 
     def _merge(self) -> PreTrainedModel:
@@ -85,11 +84,11 @@ class Lora:
         ids = probe_ids(base)
         expected = logits_of(self.model, ids)
         moved = {}
-        for name, layer in adapted_layers(base).items():
+        for name, layer in compat.adapted_layers(base).items():
             plain = layer.get_base_layer()
             self._weights[name] = plain.weight.detach().to("cpu", copy=True)
             self._layers[name] = layer
-            if any(bool(matrix.weight.any()) for matrix in layer.lora_B.values()):
+            if not compat.is_zero(layer):
                 moved[name] = plain.weight.detach()
             layer.merge()
             base.set_submodule(name, plain)
@@ -102,7 +101,7 @@ class Lora:
     def _restore(self) -> None:
         for name, layer in self._layers.items():
             layer.get_base_layer().weight.copy_(self._weights[name])
-            layer.merged_adapters.clear()
+            compat.forget_merge(layer)
             self.base.set_submodule(name, layer)
         self._layers.clear()
         self._weights.clear()
@@ -111,11 +110,6 @@ class Lora:
 def shapes_of(model: PreTrainedModel) -> dict[str, torch.Size]:
     """Name and shape of every tensor that a folder of `model` stands for."""
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def adapted_layers(base: PreTrainedModel) -> dict[str, Any]:
-    """The modules of `base` that carry an adapter, by name."""
-    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
 
 
 def check_targets_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:

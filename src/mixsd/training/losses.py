@@ -1,36 +1,19 @@
-"""Token NLL on the supervised places only (Eq. 5), without ever holding their logits all at once.
+"""From hidden states to losses: token NLL (Eq. 5) and the divergences, without ever holding all the logits.
 
 With 150,000 to 250,000 tokens in the vocabulary the logits outweigh everything else in a step. So the decoder gives hidden
 states, and the head is applied to the supervised rows alone, a chunk at a time; a chunk's logits are freed after the forward
-pass and computed again in the backward pass. The price is a second product with the head for every chunk but the last.
-
-Taking the head apart from the model must not change its logits. What the known families do after the head (Gemma caps,
-Cohere multiplies, Granite divides) is done here too, and `head_is_separable` compares with the model's own logits once, before
-training. A model that fails is trained through its own dense logits: more memory, the same loss.
-
-Divergences from hidden states, without ever holding all the logits: `loss.chunked_nll` for two distributions.
-
-The student's head is applied a chunk at a time; a chunk's logits are freed after the forward pass and computed again in the
-backward pass. The teacher's side comes in two forms: its hidden states and head, or its top k tokens and their
-log-probabilities, computed earlier (`teacher_topk`), so that the teacher need not be in memory at all.
-
-On the teacher's support the teacher's logits are reduced to the k outcomes before the student's are made, once, and only the
-outcomes wait for the backward pass. The student's support and the full vocabulary need both sides' logits together, so a
-chunk then covers half as many positions, and the teacher's head too is applied again in the backward pass.
-
-How far a student's next-token distributions are from a teacher's: one value per position, in nats.
+pass and computed again in the backward pass. The price is a second product with the head for every chunk but the last. What the
+known families do after the head (Gemma caps, Cohere multiplies, Granite divides) is done here too, and `inseparable` compares with
+the model's own logits once. A model that fails is trained through its own dense logits: more memory, the same loss.
 
 "Top-k KL" means different things in different codebases, so every choice is a named setting of `Divergence`: the direction,
 whose top k tokens are compared, what becomes of the rest of the mass, and whether both sides are rescaled to sum to one on
-the tokens compared. The reduction is the caller's. The defaults are the convention of the paper's runs.
-
-Both sides are brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization the dropped
-tail makes a partial sum: it can be negative, a KL of that kind still has a gradient where both sides are equal (it pulls mass
-into or out of the support), and only the Jensen-Shannon divergence keeps its minimum at the teacher.
+the tokens compared. Both sides are brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization
+the dropped tail makes a partial sum: it can be negative, a KL of that kind still has a gradient where both sides are equal, and only
+the Jensen-Shannon divergence keeps its minimum at the teacher.
 
 A token that one side makes impossible (a logit of -inf) costs nothing where the other side rules it out too. Otherwise the
-true KL is infinite; the zero then counts as a probability of e^-100, has no gradient, and training goes on. Finite logits are
-taken as they are, however extreme.
+true KL is infinite; the zero then counts as a probability of e^-100, has no gradient, and training goes on.
 """
 
 from __future__ import annotations
@@ -49,6 +32,7 @@ from transformers import PreTrainedModel
 
 from mixsd.decoding.requests import Sampling, pick
 from mixsd.errors import UserError, did_you_mean
+from mixsd.models.compat import text_config
 from mixsd.settings import Settings
 from mixsd.training.examples import UNSUPERVISED, Batch
 
@@ -205,18 +189,28 @@ def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tenso
     At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
     """
 
-    def nll(rows: Tensor, wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(at_least_fp32(head(rows)), wanted, reduction="none")
+    def computing(part: slice) -> _Compute:
+        return lambda rows: functional.cross_entropy(at_least_fp32(head(rows)), labels[part], reduction="none")
 
-    starts = range(0, len(labels), chunk)
+    return _in_chunks(hidden, chunk, computing)
+
+
+# From a chunk of hidden states to one value for each.
+_Compute = Callable[[Tensor], Tensor]
+
+
+def _in_chunks(hidden: Tensor, chunk: int, computing: Callable[[slice], _Compute]) -> Tensor:
+    """One value (N,) for each of the hidden states (N, H), `chunk` at a time; computed again in the backward pass."""
+    starts = range(0, len(hidden), chunk)
     values = []
     for start in starts:
-        rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
+        part = slice(start, start + chunk)
+        compute = computing(part)
         if start == starts[-1]:
             # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            values.append(nll(rows, wanted))
+            values.append(compute(hidden[part]))
         else:
-            values.append(cast(Tensor, checkpoint(nll, rows, wanted, use_reentrant=False, preserve_rng_state=False)))
+            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
     return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
 
 
@@ -227,7 +221,7 @@ def decoder(model: PreTrainedModel) -> nn.Module:
 
 def logit_head(model: PreTrainedModel) -> Head:
     """Return the map from hidden states (..., H) to the model's final logits (..., V)."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     project = model.get_output_embeddings()
     multiply = getattr(config, "logit_scale", None)
     divide = getattr(config, "logits_scaling", None)
@@ -247,21 +241,23 @@ def logit_head(model: PreTrainedModel) -> Head:
 
 
 @torch.no_grad()
-def head_is_separable(model: PreTrainedModel, batch: Batch) -> bool:
-    """Whether decoder and head, taken apart, give the model's own logits at the supervised places of one batch."""
+def inseparable(model: PreTrainedModel, batch: Batch) -> str | None:
+    """Why decoder and head, taken apart, do not give the model's own logits at the supervised places of a batch; None if they do."""
+    body, head = model.get_decoder(), model.get_output_embeddings()
+    if body is None or body is model or head is None:
+        return "it has no decoder and head of their own"
     training = model.training
     model.eval()
     try:
         supervised = batch.labels[:, 1:] != UNSUPERVISED
         expected = forward(model, batch).logits[:, :-1][supervised].float()
-        try:
-            found = logit_head(model)(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised]).float()
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, TypeError, RuntimeError):
-            return False  # no such parts, or parts that do not fit together
+        hidden = getattr(forward(body, batch), "last_hidden_state", None)
+        if hidden is None or getattr(head, "in_features", hidden.shape[-1]) != hidden.shape[-1]:
+            return "its head does not take what its decoder gives"
+        found = logit_head(model)(hidden[:, :-1][supervised]).float()
         scale = max(1.0, expected.abs().max().item())
-        return found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
+        same = found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
+        return None if same else "its head does more to the logits than is known here"
     finally:
         model.train(training)
 
@@ -336,27 +332,15 @@ def chunked_divergence(
     """
     _check(hidden, teacher, divergence)
     together = divergence.support != "teacher"
-    positions = max(1, chunk // 2) if together else chunk
-    starts = range(0, len(hidden), positions)
-    values = []
-    for start in starts:
-        part = slice(start, start + positions)
+
+    def computing(part: slice) -> _Compute:
         if isinstance(teacher, TeacherTopK):
-            compute = _from_topk(head, teacher, part, divergence)
-        elif together:
-            compute = _from_both(head, teacher, part, divergence)
-        else:
-            compute = _from_outcomes(head, teacher, part, divergence)
-        if start == starts[-1]:
-            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            values.append(compute(hidden[part]))
-        else:
-            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
-    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
+            return _from_topk(head, teacher, part, divergence)
+        if together:
+            return lambda rows: token_divergence(head(rows), teacher.logits(part), divergence)
+        return _from_outcomes(head, teacher, part, divergence)
 
-
-# From a chunk of the student's hidden states to its divergences, one for each way to know the teacher.
-_Compute = Callable[[Tensor], Tensor]
+    return _in_chunks(hidden, max(1, chunk // 2) if together else chunk, computing)
 
 
 def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
@@ -381,15 +365,9 @@ def _from_outcomes(head: Head, teacher: TeacherStates, part: slice, divergence: 
 
     def compute(rows: Tensor) -> Tensor:
         student = at_least_fp32(head(rows))
-        _same_vocabulary(student.shape[-1], vocabulary)
+        if student.shape[-1] != vocabulary:
+            raise ValueError(f"the student's vocabulary has {student.shape[-1]} tokens and the teacher's {vocabulary}")
         return between(log_probs(student, ids, divergence), teacher_log_probs, divergence)
-
-    return compute
-
-
-def _from_both(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
-    def compute(rows: Tensor) -> Tensor:
-        return token_divergence(head(rows), teacher.logits(part), divergence)
 
     return compute
 
@@ -400,8 +378,3 @@ def _check(hidden: Tensor, teacher: TeacherStates | TeacherTopK, divergence: Div
     positions = len(teacher.ids) if isinstance(teacher, TeacherTopK) else len(teacher.hidden)
     if positions != len(hidden):
         raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
-
-
-def _same_vocabulary(student: int, teacher: int) -> None:
-    if student != teacher:
-        raise ValueError(f"the student's vocabulary has {student} tokens and the teacher's {teacher}")

@@ -24,6 +24,7 @@ from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
 from mixsd.run.session import Session
 from mixsd.targets.attempts import reply_limit
+from mixsd.training import ranks
 from mixsd.training.examples import Example
 from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence, chunked_nll, teacher_sample, teacher_topk
 from mixsd.training.objectives import Part, Student
@@ -143,7 +144,8 @@ def on_policy(session: Session, teacher: Teacher) -> OnPolicy:
     if not asked:
         first, reason = next(iter(reasons.items()))
         raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")
-    session.run.log("asked", facts=len(asked), unusable=reasons)
+    if not ranks.follows():
+        session.run.log("asked", facts=len(asked), unusable=reasons)
     own = {name: getattr(settings, name) for name in ("samples", "temperature", "seed", "token_budget")}
     loss = Divergence.of(settings) if settings.spec.distilled else settings.nll_token
     return OnPolicy(asked, teacher, RolloutSettings(**own, stops=session.renderer.stops.ids, loss=loss))

@@ -1,8 +1,8 @@
-"""The stage that trains: leaves `model/`, a plain model folder that was reloaded and checked.
+"""The stage that trains: from the targets, or the facts, to `model/`, a plain model folder that was reloaded and checked.
 
-What can be made once, by the base model alone, is made first and kept in the run folder (the teacher's distributions, the replies
-to rehearse), so that training holds one model. The checkpoint that becomes the model is the last one, or the one that the paper's
-rule chooses. With `--lr auto` each learning rate is a training of its own in `rates/`; see `choosing`.
+Everything that the base model alone can make is made first and kept in the run folder (the teacher's distributions, the replies to
+rehearse), so that training holds one model. The checkpoint that becomes the model is the last one, or the one that the paper's rule
+chooses. With `--lr auto` each learning rate is a training of its own in `rates/`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mixsd.decoding.engine import decode_all
+from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.facts import bundled
 from mixsd.models import loading
+from mixsd.models.compat import stated_dtype
 from mixsd.models.folder import load_model_folder
 from mixsd.plugins import load_function
-from mixsd.run.folder import versions
-from mixsd.run.session import Session, timed
-from mixsd.settings import Settings
+from mixsd.progress import Watcher
+from mixsd.run.folder import Run, versions
+from mixsd.run.session import Session, reopen, timed
+from mixsd.settings import Settings, build
 from mixsd.storage import Journal, atomic_folder, write_json
-from mixsd.training import Step, choosing, verify_model_folder, write_model_folder
+from mixsd.training import TrainResult, choosing, ranks, verify_model_folder, write_model_folder
 from mixsd.training import train as run_training
 from mixsd.training.checkpoints import checkpoint_folder, tidy
 from mixsd.training.choosing import CheckpointScores, Choice, Trained, choose, still_open
@@ -52,7 +57,7 @@ def prepare(session: Session) -> Material:
         UserError: nothing to train on, or settings that contradict each other.
     """
     settings = session.settings
-    teacher = FrozenBase(session.load_to_read)
+    teacher = FrozenBase(session.load_to_decode)
     objective: Objective = load_function(settings.spec.objective, f"method {settings.method}")(session, teacher)
     rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()
@@ -76,7 +81,7 @@ def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> R
     if objective.lengths:
         tokens = _tokens_of_steps(objective, settings)
         with session.watcher.task("rehearsal", round(settings.rehearse * sum(tokens.values()))) as task:
-            base = cache(session.load_to_read)
+            base = cache(session.load_to_decode)
 
             def decode(requests: list[Request]) -> Iterable[Decoding]:
                 return decode_all(base(), requests, sampling, token_budget=settings.token_budget)
@@ -119,32 +124,39 @@ def train(session: Session) -> None:
         gc.collect()
 
 
+def follow() -> None:
+    """As another process than the first, take part in every training that it orders, until its command ends."""
+    session: Session | None = None
+    for work in ranks.orders():
+        if session is None or str(session.run.folder) != work["run"]:
+            settings = build(work["settings"], work["run"])
+            if loading.resolve_device(settings.device).type == "cuda":
+                settings = settings.model_copy(update={"device": f"cuda:{ranks.local_rank()}"})
+            session = reopen(Run(Path(work["run"])), settings, Watcher())
+            material = prepare(session)
+        ranks.ready()
+        settings = session.settings.model_copy(update={"lr": work["lr"]})
+        _trained(session, material, settings, Path(work["folder"]), work["steps"])
+
+
 def once(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
     """One training at one learning rate, in `folder`; `steps` ends it early."""
     settings = session.settings.model_copy(update={"lr": rate})
     total = settings.epochs * steps_per_epoch(len(material.objective.keys), settings.batch_size)
     scores = CheckpointScores(session, folder) if settings.score_checkpoints else None
-    model = session.load_to_train()
-    # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
-    stops = session.renderer.stops.own
-    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     chooses = settings.choose == "paper"
+    ranks.order(run=str(session.run.folder), settings=session.settings.dump(), lr=rate, folder=str(folder), steps=steps)
     with session.watcher.task(_name(session, rate), min(total, steps or total)) as task:
-
-        def on_step(step: Step) -> None:
-            task.reach(step.step, f"loss {step.loss:.3f}")
-
-        result = run_training(
-            model,
-            session.tokenizer,
-            material.objective,
-            settings=settings,
-            folder=folder,
-            steps=steps,
-            rehearsal=material.rehearsal,
+        result = _trained(
+            session,
+            material,
+            settings,
+            folder,
+            steps,
             pinned=lambda: still_open(scores.scored()) if scores and chooses else (),
-            on_step=on_step,
+            on_step=lambda step: task.reach(step.step, f"loss {step.loss:.3f}"),
             on_checkpoint=scores,
+            on_path=session.note_path,
         )
     scored = scores.scored() if scores else []
     choice = Choice(result.steps, "the last checkpoint")
@@ -159,25 +171,39 @@ def once(session: Session, material: Material, rate: float, folder: Path, steps:
     return Trained(folder, result.model, choice, scored, result.dropped)
 
 
+def _trained(
+    session: Session, material: Material, settings: Settings, folder: Path, steps: int | None, **told: Any
+) -> TrainResult:
+    """What every process of a training does; only the first is `told` of its steps and checkpoints."""
+    gc.collect()  # the model of an earlier training
+    model = session.load_to_train()
+    # The folder must stop where training stopped it: all the stop tokens, in the one place that servers read.
+    stops = session.renderer.stops.own
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    if settings.on_policy and told:
+        session.note_path("rollouts", decoding_path(model))
+    return run_training(
+        model,
+        session.tokenizer,
+        material.objective,
+        settings=settings,
+        folder=folder,
+        steps=steps,
+        rehearsal=material.rehearsal,
+        **told,
+    )
+
+
 def write_tuned(session: Session, model: PreTrainedModel, folder: Path, prompt_ids: Any, rate: float | None) -> None:
     """Write a tuned model as the run's model folder, checked, with what says where it comes from."""
-    write_model_folder(model, session.tokenizer, folder, dtype=_stored_dtype(session))
+    # In the base folder's own precision, so that the tuned model loads and serves like the base.
+    write_model_folder(model, session.tokenizer, folder, dtype=stated_dtype(session.config) or torch.float32)
     verify_model_folder(folder, model)
     write_json(folder / loading.PROVENANCE, _provenance(session, list(prompt_ids), rate))
 
 
 def _name(session: Session, rate: float) -> str:
     return f"training at {rate:g}" if session.settings.lr == "auto" else "training"
-
-
-def _stored_dtype(session: Session) -> Any:
-    """The precision of `model/`: the base folder's own, so that the tuned model loads and serves like the base."""
-    import torch
-
-    stated = getattr(session.config, "dtype", None) or getattr(session.config, "torch_dtype", None)
-    if isinstance(stated, str):
-        stated = getattr(torch, stated, None)
-    return stated if isinstance(stated, torch.dtype) else torch.float32
 
 
 def _provenance(session: Session, prompt_ids: list[int], rate: float | None) -> dict[str, Any]:

@@ -1,22 +1,18 @@
-"""What a model makes of a batch at its supervised places: hidden states and the head that turns them into logits.
+"""What a model makes of examples at their supervised places: hidden states, and the head that turns them into logits.
 
-Every objective starts from these rows, so how they come about (padded, packed, or from a model that cannot be taken apart) is
+Every objective starts from these rows, so how they come about (packed, padded, or from a model that cannot be taken apart) is
 decided here and nowhere else. For the last kind the rows are the model's own logits, and the head gives them back as they are.
 
-One forward pass over a microbatch laid end to end: no padding, and what all examples begin with is read once.
-
-The tokens of the chat template and the system prompt come first, once, then what each example has of its own. The linear layers
-see one long row. Only attention has to know where an example begins: it is registered with transformers' attention interface, and
-lets each example see the shared beginning and itself. By causality the states of the shared tokens are the same for every example,
-and the gradients of all examples meet in their keys and values, so states and gradients are those of the padded batch.
-
-On a CPU oneDNN makes a kernel for every new shape, so the number of tokens is rounded up there.
+A packed pass reads a microbatch laid end to end: no padding, and what all examples begin with (chat template, system prompt) is read
+once. The linear layers see one long row; attention lets each example see the shared beginning and itself. By causality the states of
+the shared tokens are the same for every example, and the gradients of all examples meet in their keys and values, so states and
+gradients are those of the padded batch. On a CPU oneDNN makes a kernel for every new shape, so the number of tokens is rounded up there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,19 +22,76 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from mixsd.decoding.packed import HARMLESS, windowed_layers
+from mixsd.decoding.packed import UnpackableError, check_layer, path_of, windowed_layers
+from mixsd.models.compat import attention_name, attention_of, text_config
 from mixsd.training.examples import UNSUPERVISED, Batch, Example, collate
-from mixsd.training.losses import Head, decoder, forward, head_is_separable, logit_head
+from mixsd.training.losses import Head, decoder, forward, inseparable, logit_head
 
 NAME = "mixsd_packed_training"
 _ROUND = 16  # the number of tokens on a CPU is a multiple of this
-# Attention that looks at keys and values by their positions alone.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # How far packed states may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # some families' norms are fp32 whatever the weights are
 _TOLERANCE_HALF = 0.1
 
-_packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_paths: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
+CHUNK_LOGITS = 2**27
+
+
+@dataclass(frozen=True)
+class States:
+    """Rows (N, H), one for each token of the examples' targets, in their order; row t predicts token t.
+
+    `chunk` is how many rows of logits may exist at once.
+    """
+
+    rows: Tensor
+    head: Head
+    chunk: int
+
+
+class Reading:
+    """How a model is read; what it can and cannot do is found out once, on `probe`.
+
+    `path` says which way it goes, and why where it is not the usual one: "packed", "padded: REASON" or "dense: REASON".
+    """
+
+    def __init__(self, model: PreTrainedModel, probe: Example) -> None:
+        reason = inseparable(model, collate([probe]).to(model.device))
+        self.dense = reason is not None
+        self.path = f"dense: {reason}" if reason else path(model)
+        self.packed = self.path == "packed"
+
+    def states(self, model: PreTrainedModel, examples: Sequence[Example]) -> States:
+        """The states of `model`, plain or with adapters inside, at the places that predict the examples' targets."""
+        if self.packed:
+            return States(packed_states(model, examples), logit_head(model), _chunk(model))
+        return padded_states(model, collate(examples).to(model.device), dense=self.dense)
+
+
+def padded_states(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> States:
+    """The states of a padded batch. `dense` goes through the model's own logits, for one whose head cannot be taken apart."""
+    supervised = batch.labels[:, 1:] != UNSUPERVISED
+    chunk = chunk or _chunk(model)
+    if dense:
+        return States(forward(model, batch).logits[:, :-1][supervised], _as_it_is, chunk)
+    return States(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised], logit_head(model), chunk)
+
+
+def target_ids(examples: Sequence[Example], device: torch.device) -> Tensor:
+    """The target tokens of the examples end to end, int64 (N,)."""
+    return torch.tensor([token for example in examples for token in example.target_ids], device=device)
+
+
+def _chunk(model: PreTrainedModel) -> int:
+    """How many rows of logits may exist at once."""
+    return max(1, CHUNK_LOGITS // text_config(model.config).vocab_size)
+
+
+def _as_it_is(logits: Tensor) -> Tensor:
+    return logits
 
 
 def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
@@ -48,8 +101,8 @@ def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor
     kind that `recomputed_alike` prepares.
     """
     texts = [(*example.prompt_ids, *example.target_ids[:-1]) for example in examples]  # the last token predicts nothing
-    plan = _Pass(texts, model.device, windowed=windowed_layers(model.config.get_text_config()))
-    with _attention_of(model, NAME):
+    plan = _Pass(texts, model.device, windowed=windowed_layers(model))
+    with attention_of(model, NAME):
         hidden: Tensor = model.get_decoder()(
             input_ids=plan.tokens.unsqueeze(0),
             position_ids=plan.positions.unsqueeze(0),
@@ -62,18 +115,23 @@ def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor
 
 def recomputed_alike(model: PreTrainedModel) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
     """The `context_fn` of torch's checkpoint under which a layer is computed again with the attention that it had before."""
-    return lambda: (nullcontext(), _attention_of(model, model.config._attn_implementation))
+    return lambda: (nullcontext(), attention_of(model, attention_name(model)))
+
+
+def path(model: PreTrainedModel) -> str:
+    """How the model is trained: "packed", or "padded: " and the reason. It is tried out once per model."""
+    if model not in _paths:
+        training = model.training
+        try:
+            _paths[model] = path_of(model, decoder(model), "padded", lambda: _difference(model))
+        finally:
+            model.train(training)
+    return _paths[model]
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether packed passes give this model's own states; tried out once per model on a few tokens."""
-    if model not in _packs:
-        training = model.training
-        try:
-            _packs[model] = _try(model)
-        finally:
-            model.train(training)
-    return _packs[model]
+    """Whether packed passes give this model's own states."""
+    return path(model) == "packed"
 
 
 class _Pass:
@@ -154,7 +212,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     mixsd_pass: _Pass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -162,11 +220,12 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, heads, T, size), key and value (1, key-value heads, T, size)."""
-    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
-    if mixsd_pass is None or attention_mask is not None or dropout or unknown:
-        raise NotImplementedError(f"packed attention: {', '.join(unknown) or 'a mask, dropout, or no pass'}")
-    if module.layer_idx in mixsd_pass.windowed and sliding_window is None:
-        raise NotImplementedError(f"packed attention: layer {module.layer_idx} has a sliding window and does not say so")
+    if dropout:
+        raise UnpackableError("its attention drops out in training")
+    whole = mixsd_pass is not None and attention_mask is None and scaling is not None
+    check_layer(module, mixsd_pass.windowed if mixsd_pass and whole else None, sliding_window, others)
+    assert mixsd_pass is not None
+    assert scaling is not None
     # In bf16 the gradient of attention takes ten times as long on a CPU as in fp32. Elsewhere autocast's type, which values have.
     dtype = torch.promote_types(value.dtype, torch.float32) if value.device.type == "cpu" else value.dtype
     query_THD, key_TGD, value_TGD = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
@@ -215,16 +274,6 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return functional.embedding(index, rows.flatten(1)).unflatten(-1, rows.shape[1:])
 
 
-@contextmanager
-def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
-
-
 def _common(texts: Sequence[tuple[int, ...]]) -> int:
     """How many tokens all texts begin with; none where there is but one text, which need not be cut in two."""
     if len(texts) == 1:
@@ -236,83 +285,23 @@ def _common(texts: Sequence[tuple[int, ...]]) -> int:
 
 
 @torch.no_grad()
-def _try(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    if not _LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()) or model.config.is_encoder_decoder:
-        return False
-    ids = [[(7 * i + shift) % config.vocab_size for i in range(n)] for shift, n in ((1, 3), (2, 7), (3, 4), (4, 5))]
+def _difference(model: PreTrainedModel) -> str | None:
+    """What tells packed states from the model's own; None where rounding explains it."""
+    vocabulary = text_config(model.config).vocab_size
+    ids = [[(7 * i + shift) % vocabulary for i in range(n)] for shift, n in ((1, 3), (2, 7), (3, 4), (4, 5))]
     examples = [Example(str(number), tuple(ids[0] + own[:2]), tuple(own[2:])) for number, own in enumerate(ids[1:])]
-    try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            model.train()
-            packed_states(model, examples)  # which refuses dropout inside attention
-        model.eval()
-        own = torch.cat([_states_alone(model, example) for example in examples])
-        packed = packed_states(model, examples)
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError):
-        # As in decoding: no exception tells attention that cannot be packed apart, and what is really broken fails again, and in
-        # the open, when it is trained the usual way.
-        return False
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        model.train()
+        packed_states(model, examples)  # which refuses dropout inside attention
+    model.eval()
+    own = torch.cat([_states_alone(model, example) for example in examples])
+    packed = packed_states(model, examples)
     allowed = _TOLERANCE.get(own.dtype, _TOLERANCE_HALF) * own.abs().max()
-    return own.shape == packed.shape and bool((own - packed).abs().max() <= allowed)
+    same = own.shape == packed.shape and (own - packed).abs().max() <= allowed
+    return None if same else "packed states are not the model's own"
 
 
 def _states_alone(model: PreTrainedModel, example: Example) -> Tensor:
     text = torch.tensor([[*example.prompt_ids, *example.target_ids[:-1]]], device=model.device)
     hidden: Tensor = model.get_decoder()(input_ids=text, use_cache=False, return_dict=True).last_hidden_state
     return hidden[0, len(example.prompt_ids) - 1 :]
-
-
-# Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
-CHUNK_LOGITS = 2**27
-
-
-@dataclass(frozen=True)
-class States:
-    """Rows (N, H), one for each token of the examples' targets, in their order; row t predicts token t.
-
-    `chunk` is how many rows of logits may exist at once.
-    """
-
-    rows: Tensor
-    head: Head
-    chunk: int
-
-
-class Reading:
-    """How a model is read; what it can and cannot do is found out once, on `probe`."""
-
-    def __init__(self, model: PreTrainedModel, probe: Example) -> None:
-        self.dense = not head_is_separable(model, collate([probe]).to(model.device))
-        self.packed = not self.dense and packs(model)
-
-    def states(self, model: PreTrainedModel, examples: Sequence[Example]) -> States:
-        """The states of `model`, plain or with adapters inside, at the places that predict the examples' targets."""
-        if self.packed:
-            return States(packed_states(model, examples), logit_head(model), _chunk(model))
-        return padded_states(model, collate(examples).to(model.device), dense=self.dense)
-
-
-def padded_states(model: PreTrainedModel, batch: Batch, *, chunk: int | None = None, dense: bool = False) -> States:
-    """The states of a padded batch. `dense` goes through the model's own logits, for one whose head cannot be taken apart."""
-    supervised = batch.labels[:, 1:] != UNSUPERVISED
-    chunk = chunk or _chunk(model)
-    if dense:
-        return States(forward(model, batch).logits[:, :-1][supervised], _as_it_is, chunk)
-    return States(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised], logit_head(model), chunk)
-
-
-def target_ids(examples: Sequence[Example], device: torch.device) -> Tensor:
-    """The target tokens of the examples end to end, int64 (N,)."""
-    return torch.tensor([token for example in examples for token in example.target_ids], device=device)
-
-
-def _chunk(model: PreTrainedModel) -> int:
-    """How many rows of logits may exist at once."""
-    return max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
-
-
-def _as_it_is(logits: Tensor) -> Tensor:
-    return logits

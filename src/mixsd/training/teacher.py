@@ -1,17 +1,12 @@
-"""The teacher of self-distillation: the base model, frozen. The seam where another one would stand is `Teacher`.
+"""The frozen base model beside the student: as the teacher of self-distillation, and as whom to rehearse (beyond the paper).
 
 With LoRA the teacher is the student's own weights with the adapters off, so one model is in memory. Where all weights are trained
-it is a second copy in the precision of reading, loaded when it is first needed.
+it is a second copy in the precision of reading, loaded when it is first needed. `Teacher` is the seam where another would stand.
 
-Rehearsal: beside the targets, train on what the base model itself says to general prompts. Beyond the paper.
-
-Each step takes other prompts in another order and samples other replies (T = 1, full softmax), all addressed by (seed, prompt, step):
-so every epoch rehearses something fresh, and a resumed run the same. Replies are taken until they hold `ratio` times the tokens
-of the step's targets, as nearly as whole replies allow. They add `ratio` times their own mean loss to that of the targets, whose
-gradient is what it would be without them.
-
-Where the targets are fixed, all replies are decoded before the training and lie in a journal, so that training holds one model.
-A method that decodes while it trains has the base model at hand and makes them as they are needed.
+Rehearsal trains, beside the targets, on what the base model itself says to general prompts. Each step takes other prompts and samples
+other replies (T = 1, full softmax), all addressed by (seed, prompt, step). Replies are taken until they hold `ratio` times the tokens
+of the step's targets, as nearly as whole replies allow, and add `ratio` times their own mean loss to that of the targets. Where the
+targets are fixed all replies are decoded before the training, into a journal, so that training holds one model.
 """
 
 from __future__ import annotations

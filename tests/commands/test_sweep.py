@@ -12,7 +12,9 @@ import yaml
 
 from mixsd.commands import opening
 from mixsd.commands import sweep as commands_sweep
-from mixsd.commands.sweep import SweepResult, read_sweep, survey, sweep
+from mixsd.commands.sweep import SweepResult, survey, sweep
+from mixsd.commands.sweep_file import read_sweep
+from mixsd.comparison import material  # noqa: F401 - it keeps the functions that a test replaces, if it is imported then
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
@@ -200,8 +202,8 @@ def test_a_done_sweep_says_so_without_torch(wanted: dict[str, Any], done: list[s
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
     probe = (
-        "import sys; from mixsd.commands import sweeping; sweeping._compared = lambda result, folders: result\n"
-        "assert len(sweeping.sweep(sys.argv[1]).finished) == 4\n"
+        "import sys; from mixsd.commands import sweep; sweep._compared = lambda result, folders: result\n"
+        "assert len(sweep.sweep(sys.argv[1]).finished) == 4\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", probe, str(file)], check=True, timeout=60)

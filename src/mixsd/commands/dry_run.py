@@ -1,21 +1,18 @@
 """The dry run: what an injection would take, known or estimated before any of it is done.
 
-Prompts and references are measured on a sample of the facts, the model's size is counted on the meta device, and the machine's
-speed comes from a fraction of a second of matrix products. The rest is the arithmetic of `costs` and `durations` on assumptions
-that the plan states. Time is rough; it is further off where a model seldom states the answers.
+Prompts and references are measured on a sample of the facts, and the model's size is counted on the meta device. The rest is
+the arithmetic of `costs` on assumptions that the plan states. It says nothing of time, which a run says once it is under way.
 """
 
 from __future__ import annotations
 
-import time
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixsd.commands import costs
-from mixsd.commands.costs import Edit, Lengths, Shape, Speed, Work
+from mixsd.commands.costs import Edit, Lengths, Shape, Work
 from mixsd.commands.opening import preview
 from mixsd.errors import UserError
-from mixsd.evaluation import suites
 from mixsd.evaluation.asked import examination
 from mixsd.evaluation.questions import Question
 from mixsd.facts import bundled
@@ -27,17 +24,7 @@ from mixsd.run.session import Session
 from mixsd.settings import Settings
 from mixsd.targets.attempts import reply_limit
 
-if TYPE_CHECKING:
-    import torch
-
-ACCURACY = "rough: within a factor of 3"
-
 _SAMPLE = 200  # facts whose prompts are measured
-_MEASURING = 0.1  # seconds per kind of product
-_MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's cache holds
-_CHUNK = 4  # matrices per timing
-
-_LONG = 3600  # seconds of searching for a learning rate that are worth a word
 
 _REMEDIES = {
     "mixing": "lower --token-budget or --max-new-tokens",
@@ -69,8 +56,6 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     settings, device, dtype = session.settings, session.device, session.dtype
     work, shape = measure_work(session), measure_shape(session)
     train_dtype = dtype if settings.train_dtype == "auto" else resolve_dtype(settings.train_dtype, device)
-    speed = measure_speed(shape, device, _editing_dtype() if work.edit else dtype)
-    train_speed = speed if train_dtype == dtype else measure_speed(shape, device, train_dtype)
     stages = costs.memory(
         settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
     )
@@ -87,6 +72,7 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             **costs.trained_tokens(settings, work),
         },
         "editing": _editing(settings, work),
+        "evaluation": {"questions": work.questions, "decoded": round(work.questions * work.asked_reply)},
         "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
             "device": str(device),
@@ -95,7 +81,6 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "available": device_memory(device)[1],
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
-        "seconds": {**costs.seconds(settings, work, shape, speed, train_speed), "accuracy": ACCURACY},
     }
     return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
 
@@ -119,8 +104,6 @@ def measure_work(session: Session) -> Work:
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.has_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
-    looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
-    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts])
     rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
@@ -134,12 +117,9 @@ def measure_work(session: Session) -> Work:
         attempts=costs.attempts(settings),
         steps=settings.epochs * -(-items // settings.batch_size),
         questions=len(questions),
-        asked_tokens=sum(len(renderer.ids(question.user)) for question in looked_at) / max(len(looked_at), 1),
-        general=general if suites.CORE in examination(session).names else 0,
         limit=min(settings.max_new_tokens or session.context, session.context),
         rollouts=made if settings.on_policy else 0,
         scored=_scored(session) if settings.score_checkpoints and items else 0,
-        references=general if settings.score_checkpoints and items else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
         asked_reply=_reply_tokens(questions),
@@ -215,44 +195,6 @@ def measure_shape(session: Session) -> Shape:
     )
 
 
-def measure_speed(shape: Shape, device: torch.device, dtype: torch.dtype) -> Speed:
-    """Time products with matrices of the model's own shape, other ones each time as in the model; the best time counts."""
-    import torch
-
-    size = shape.hidden * shape.inner
-    count = max(_CHUNK, min(shape.parameters, _MEASURED) // size)
-    matrices = [torch.ones(shape.hidden, shape.inner, dtype=dtype, device=device) for _ in range(count)]
-    wait = torch.get_device_module(device.type).synchronize
-
-    def seconds(rows: int) -> float:
-        """Seconds per parameter of a product with `rows` rows."""
-        given = torch.ones(rows, shape.hidden, dtype=dtype, device=device)
-        torch.mm(given, matrices[0])
-        wait()
-        best, end = float("inf"), time.perf_counter() + _MEASURING
-        for start in range(0, len(matrices) - _CHUNK + 1, _CHUNK):
-            started = time.perf_counter()
-            for matrix in matrices[start : start + _CHUNK]:
-                torch.mm(given, matrix)
-            wait()
-            now = time.perf_counter()
-            best = min(best, now - started)
-            if now > end:
-                break
-        return best / (_CHUNK * size)
-
-    rows = 128
-    read = seconds(1)
-    return Speed(read, max(seconds(rows) - read, 0.0) / (rows - 1))
-
-
-def _editing_dtype() -> torch.dtype:
-    """Weights are edited in fp32, whatever the precision of the rest."""
-    import torch
-
-    return torch.float32
-
-
 def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
     kinds = {"naive": work.naive, "expert": work.expert, "reference": work.reference}
     parts = costs.decoded(settings, work)
@@ -309,7 +251,7 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
     if work.steps:
-        found += _training_warnings(settings, work, report["seconds"])
+        found += _training_warnings(settings, work)
     if settings.mixes:
         found += _mixing_warnings(settings, work)
     if work.edit and settings.edit_tokens < shape.inner:
@@ -321,7 +263,7 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
     return found
 
 
-def _training_warnings(settings: Settings, work: Work, seconds: dict[str, Any]) -> list[str]:
+def _training_warnings(settings: Settings, work: Work) -> list[str]:
     found = []
     runs = costs.trainings(settings, work)
     if 2 * settings.warmup_steps > runs[0]:
@@ -331,16 +273,10 @@ def _training_warnings(settings: Settings, work: Work, seconds: dict[str, Any]) 
         found.append(f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing")
     if settings.choose == "paper" and (made := costs.checkpoints(settings, runs[-1])) < 3:
         found.append(f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every")
-    if settings.lr == "auto":
-        if settings.lr_steps is not None and settings.lr_steps >= work.steps:
-            found.append(
-                f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
-            )
-        elif settings.lr_steps is None and len(runs) > 1 and seconds["train"] > _LONG:
-            found.append(
-                f"--lr auto trains {len(runs)} times, about {seconds['train'] / 3600:.1f} h in all: name fewer rates with "
-                "--lr-grid, or try each for its first steps only with --lr-steps"
-            )
+    if settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps:
+        found.append(
+            f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
+        )
     return found
 
 

@@ -1,13 +1,4 @@
-"""`mixsd compare`: finished runs in one table and one picture.
-
-`mixsd sweep`: many runs from one file, and the comparison of them.
-
-`mixsd table`: a table of the paper, with runs beside the published numbers.
-
-`mixsd figures`: the pictures of runs as files.
-
-`mixsd export`: targets for other trainers, and what becomes of their ids there.
-"""
+"""The commands of many runs: compare them, sweep over them, put them beside the paper's tables, draw them; and export targets."""
 
 from __future__ import annotations
 
@@ -16,39 +7,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from mixsd.cli import show
-from mixsd.cli.commands import Json, RunFolder, command
-from mixsd.cli.options import gather
-from mixsd.cli.progress import duration, watcher
+from mixsd.cli.options import Json, RunFolder, RunFolders, argument, command, gather, option, switch
+from mixsd.cli.progress import watcher
 from mixsd.errors import MixsdError, RequirementMissedError, UserError
 from mixsd.formats import printable
 
 
 @command()
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN ...", show_default=False, help="Finished run folders, two or more.")
-    ],
+    runs: Annotated[list[Path], argument("RUN RUN ...", "Finished run folders, two or more.")],
     level: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--level",
-            metavar="SHARE",
-            show_default=False,
-            help="Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
+            "SHARE",
+            "Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            show_default=False,
-            help="Write compare.html, compare.md, compare.json, pareto.svg and .png there.",
-        ),
+        Path | None, option("--output", "DIR", "Write compare.html, compare.md, compare.json, pareto.svg and .png there.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -66,68 +46,60 @@ def compare(
     if as_json:
         show.as_json(found)
         return
-    show.console().print(compare_page.table(found))
-    for line in compare_page.plain_lines(found):
-        print(printable(line))
+    _show_comparison(found)
     if page is not None:
         print(f"comparison: {page}; as Markdown: {page.with_name('compare.md')}; the picture: {page.with_name('pareto.svg')}")
+
+
+def _show_comparison(found: Mapping[str, Any]) -> None:
+    from mixsd.comparison import page
+
+    show.console().print(page.table(found))
+    for line in page.plain_lines(found):
+        print(printable(line))
 
 
 @command(flags=("device", "backend", "token_budget", "offline"), resumes=True)
 def sweep(
     typed: dict[str, Any],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", show_default=False, help="A YAML file with output, seeds, settings and runs.")
-    ],
+    file: Annotated[Path, argument("FILE", "A YAML file with output, seeds, settings and runs.")],
     *,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FOLDER", show_default=False, help="The folder of the runs, in place of the file's."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="NAME", show_default=False, help="Only this run, or configuration. Repeatable."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="List the runs and what is done, and do nothing.")
-    ] = False,
+    output: Annotated[Path | None, option("--output", "DIR", "The folder of the runs; overrides the file's.")] = None,
+    only: Annotated[list[str] | None, option("--only", "NAME", "Do only this run, or configuration. Repeatable.")] = None,
+    dry_run: Annotated[bool, switch("--dry-run", "List the runs, which are done and what the others take; do nothing.")] = False,
 ) -> None:
     """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
-    from mixsd.commands import sweep as commands_sweep
+    from mixsd.commands import sweep as commands
+    from mixsd.commands.sweep_file import read_sweep
 
     execution = gather(typed, None)
-    if dry_run:
-        planned = commands_sweep.read_sweep(file, output=output, **execution)
-        states = commands_sweep.survey(planned, only=only or (), watcher=watcher())
-        costs = commands_sweep.price(planned, states, only=only or (), watcher=watcher())
-        for name, state in states.items():
-            print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
-        for text in costs["warnings"]:
-            print(f"warning: {printable(text)}")
-        counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
-        if costs["runs"]:
-            print(f"in all on this machine: {_cost(costs['total'])}; time is {costs['accuracy']}")
-        print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
+    if not dry_run:
+        _show(commands.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
         return
-    _show(commands_sweep.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
+    planned = read_sweep(file, output=output, **execution)
+    states = commands.survey(planned, only=only or (), watcher=watcher())
+    costs = commands.price(planned, states, only=only or (), watcher=watcher())
+    for name, state in states.items():
+        print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
+    for text in costs["warnings"]:
+        print(f"warning: {printable(text)}")
+    if costs["runs"]:
+        print(f"in all: {_cost(costs['total'])}")
+    counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
+    print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
 
 
-def _cost(cost: Mapping[str, float]) -> str:
-    decoded, trained = (f"{cost[name]:,.0f}" for name in ("decoded_tokens", "trained_tokens"))
+def _cost(cost: Mapping[str, int]) -> str:
     return (
-        f"{duration(cost['seconds'])}, {cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk "
-        f"({cost['disk_at_peak'] / 1e9:.1f} at its peak), {decoded} tokens decoded to train on, {trained} trained"
+        f"{cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk ({cost['disk_at_peak'] / 1e9:.1f} at its peak), "
+        f"{cost['decoded_tokens']:,} tokens decoded to train on, {cost['trained_tokens']:,} trained"
     )
 
 
 def _show(result: Any) -> None:
     """The comparison, then everything that is wrong; the worst of it decides the exit code."""
     if result.comparison is not None:
-        from mixsd.comparison import page
-
-        show.console().print(page.table(result.comparison))
-        for line in page.plain_lines(result.comparison):
-            print(printable(line))
+        _show_comparison(result.comparison)
         print(f"comparison: {result.page}")
     print(f"finished: {len(result.finished)} runs in {result.folder}" + (f", {len(result.left)} left" if result.left else ""))
     missed = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in result.missed.items())
@@ -144,20 +116,63 @@ def _show(result: Any) -> None:
         raise RequirementMissedError(f"required but missed: {missed}")
 
 
+@command()
+def figures(
+    runs: RunFolders,
+    output: Annotated[Path, option("--output", "DIR", "The folder of the pictures.")],
+    as_json: Json = False,
+) -> None:
+    """Draw what runs measured, as SVG and PNG: Pareto, loss, curves, NLL, error modes, alignment; and say what cannot be drawn."""
+    from mixsd.comparison.material import draw
+
+    found = draw(runs, output=output)
+    if as_json:
+        show.as_json(found)
+        return
+    for name, files in found["files"].items():
+        print(printable(f"{name}: {', '.join(files)}"))
+    for name, why in found["left_out"].items():
+        print(printable(f"not drawn: {name}: {why}"), file=sys.stderr)
+
+
+@command()
+def export(
+    run: RunFolder,
+    *,
+    format: Annotated[
+        str, option("--format", "ids|chat", "ids: token ids as they are trained on; chat: messages, as text.", show_default=True)
+    ] = "ids",
+    output: Annotated[
+        Path | None, option("--output", "FILE", "The file. [default: export-FORMAT.jsonl in the run folder]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's accepted targets for other trainers; for text, say how many of them come out as other tokens there."""
+    from mixsd.targets.reading import export as write
+
+    result = write(run, format=format, output=output)
+    if as_json:
+        show.as_json(result)
+        return
+    written, changed = result["written"], result["changed"]
+    print(f"written: {written:,} targets to {result['output']} ({result['left_out']:,} that were not accepted left out)")
+    if format == "chat":
+        share = f"{changed['any']:,} of {written:,} ({changed['any'] / written:.1%})"
+        print(
+            f"changed: {share} have other token ids once these messages are rendered and encoded: "
+            f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
+        )
+
+
 _SIGNS = {"match": "=", "differs": "≠", "no interval": "?", "not measured": ""}
 
 
 @command(name="table")
 def paper_table(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", show_default=False, help="The table's number in the paper.")],
-    runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN ...", show_default=False, help="Finished runs, as its recipe makes them.")
-    ] = None,
+    number: Annotated[int, argument("NUMBER", "The table's number in the paper.")],
+    runs: Annotated[list[Path] | None, argument("RUN ...", "Finished runs, as its recipe makes them.")] = None,
     *,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", show_default=False, help="Write table-NN.md and table-NN.json there."),
-    ] = None,
+    output: Annotated[Path | None, option("--output", "DIR", "Write table-NN.md and table-NN.json there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put runs beside the paper's numbers: published, ours with its interval, and whether the published one lies in it."""
@@ -234,54 +249,3 @@ def _cell(found: Mapping[str, Any], row: Mapping[str, Any], column: str, *, whol
     if whole and ours["low"] is not None:
         text += f" ({ours['low']:,.{digits}f} to {ours['high']:,.{digits}f}; {ours['n']:,}{' seeds' if ours['over'] == 'seeds' else ''})"
     return f"{text} {_SIGNS[row['verdict'].get(column, 'not measured')]}".strip()
-
-
-@command()
-def figures(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Finished run folders, one or more.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", show_default=False, help="Where the pictures go.")],
-    as_json: Json = False,
-) -> None:
-    """Draw what runs measured, as SVG and PNG: Pareto, loss, curves, NLL, error modes, alignment; and say what cannot be drawn."""
-    from mixsd.comparison.material import draw
-
-    found = draw(runs, output=output)
-    if as_json:
-        show.as_json(found)
-        return
-    for name, files in found["files"].items():
-        print(printable(f"{name}: {', '.join(files)}"))
-    for name, why in found["left_out"].items():
-        print(printable(f"not drawn: {name}: {why}"), file=sys.stderr)
-
-
-@command()
-def export(
-    run: RunFolder,
-    *,
-    format: Annotated[
-        str, typer.Option("--format", metavar="ids|chat", help="ids: token ids as they are trained on; chat: messages, as text.")
-    ] = "ids",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="FILE", show_default=False, help="The file. [default: export-FORMAT.jsonl in the run folder]"
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a run's accepted targets for other trainers; for text, say how many of them come out as other tokens there."""
-    from mixsd.targets.reading import export as write
-
-    result = write(run, format=format, output=output)
-    if as_json:
-        show.as_json(result)
-        return
-    written, changed = result["written"], result["changed"]
-    print(f"written: {written:,} targets to {result['output']} ({result['left_out']:,} that were not accepted left out)")
-    if format == "chat":
-        share = f"{changed['any']:,} of {written:,} ({changed['any'] / written:.1%})"
-        print(
-            f"changed: {share} have other token ids once these messages are rendered and encoded: "
-            f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
-        )

@@ -60,6 +60,9 @@ class Settings(BaseModel):
     model: str = _option(
         "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
     )
+    revision: str | None = _option(
+        None, "Branch, tag or commit of a base model that is a hub name. [default: the hub's main branch]", "Input"
+    )
     output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
     method: Literal["mixsd", "sft", "opsd", "opsd-nll", "mixsd-kl", "memit"] = _option(
         "mixsd",

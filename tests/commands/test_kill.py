@@ -18,9 +18,8 @@ from tests.tiny import save_tiny
 CHILD = """
 import json, os, signal, sys, threading
 import torch
-from mixsd.pipeline import commands, stages
-from mixsd import training
-from mixsd.reporting import collect
+from mixsd.commands import inject as commands
+from mixsd.reports import collect
 torch.set_num_threads(1)
 after = float(sys.argv[1])
 if after >= 0:

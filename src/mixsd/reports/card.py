@@ -146,6 +146,8 @@ def _base(base: Mapping[str, Any]) -> str:
     lines = [f"- Base: {markdown(public_name(str(base.get('name') or MISSING)))}"]
     if known(base.get("parameters")):
         lines.append(f"- Parameters: {base['parameters']:,}")
+    if base.get("revision"):
+        lines.append(f"- Revision of the base: {markdown(str(base['revision']))}")
     if base.get("hash"):
         lines.append(f"- Hash of the base: {markdown(str(base['hash']))}")
     if base.get("license"):

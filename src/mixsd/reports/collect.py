@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 def costs_of(session: Session) -> dict[str, Any]:
     """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
 
+    What a kill lost and a later process did again counts once in tokens, each time in seconds.
+
     mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
     base model's replies that were trained on.
     """
@@ -55,10 +57,14 @@ def costs_of(session: Session) -> dict[str, Any]:
         # Without a journal the replies were made as they were needed.
         "rehearsal": rehearsal if kept.is_file() else sum(step.get("rehearsed", 0) for step in steps),
     }
+    return {"generated_tokens": sum(parts.values()), "parts": parts, "seconds": _stage_seconds(run)}
+
+
+def _stage_seconds(run: Run) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for event in run.events("stage"):
         seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
-    return {"generated_tokens": sum(parts.values()), "parts": parts, "seconds": seconds}
+    return seconds
 
 
 # What `--require` may name of `core`: (split, metric) of the tuned model's scores.
@@ -286,6 +292,7 @@ def _base(session: Session) -> dict[str, Any]:
     return {
         "name": session.located.name,
         "hash": session.base_hash,
+        "revision": session.located.revision,
         "license": session.located.license,
         "parameters": _parameters(session.located.folder),
         "tuned_by_mixsd": told,
@@ -318,7 +325,7 @@ def _environment(session: Session) -> dict[str, Any]:
         "dtype": str(session.dtype).removeprefix("torch."),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "stage_seconds": {event["name"]: event["seconds"] for event in session.run.events("stage")},
+        "stage_seconds": _stage_seconds(session.run),
     }
 
 

@@ -46,17 +46,9 @@ def compare(
     if as_json:
         show.as_json(found)
         return
-    _show_comparison(found)
+    show.comparison(found)
     if page is not None:
         print(f"comparison: {page}; as Markdown: {page.with_name('compare.md')}; the picture: {page.with_name('pareto.svg')}")
-
-
-def _show_comparison(found: Mapping[str, Any]) -> None:
-    from mixsd.comparison import page
-
-    show.console().print(page.table(found))
-    for line in page.plain_lines(found):
-        print(printable(line))
 
 
 @command(flags=("device", "backend", "token_budget", "offline"), resumes=True)
@@ -99,7 +91,7 @@ def _cost(cost: Mapping[str, int]) -> str:
 def _show(result: Any) -> None:
     """The comparison, then everything that is wrong; the worst of it decides the exit code."""
     if result.comparison is not None:
-        _show_comparison(result.comparison)
+        show.comparison(result.comparison)
         print(f"comparison: {result.page}")
     print(f"finished: {len(result.finished)} runs in {result.folder}" + (f", {len(result.left)} left" if result.left else ""))
     missed = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in result.missed.items())

@@ -61,6 +61,15 @@ def report(folder: Path) -> None:
         print(f"{name + ':':7} {path}")
 
 
+def comparison(found: Mapping[str, Any]) -> None:
+    """Write what `compare` found."""
+    from mixsd.comparison import page
+
+    console().print(page.table(found))
+    for line in page.plain_lines(found):
+        print(printable(line))
+
+
 def targets(folder: Path) -> None:
     """Write how many targets a run has, and where."""
     from mixsd.run.folder import Run

@@ -225,7 +225,7 @@ def memory(
         }
 
     evaluating = reading(work.naive.longest or 1, settings.forgetting_tokens, work.limit)
-    stages = {name: _with_total() for name in ("mixing", "preparing", "training", "scoring", "editing")}
+    stages = {name: {"total": 0} for name in ("mixing", "preparing", "training", "scoring", "editing")}
     if settings.has_targets:
         limit = work.limit if settings.mixes else None
         stages["mixing"] = _run(**reading(work.expert.longest or 1, max(1, work.reference.longest), limit))
@@ -343,8 +343,4 @@ def _written(settings: Settings, made: int, weights: int, state: int) -> int:
 
 
 def _run(**parts: int) -> dict[str, int]:
-    return _with_total(**parts, runtime=_RUNTIME)
-
-
-def _with_total(**parts: int) -> dict[str, int]:
-    return {**parts, "total": sum(parts.values())}
+    return {**parts, "runtime": _RUNTIME, "total": sum(parts.values()) + _RUNTIME}

@@ -6,6 +6,7 @@ the arithmetic of `costs` on assumptions that the plan states. It says nothing o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -40,14 +41,13 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
 
     Returns:
-        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and
-        longest of naive and expert prompt and reference, on how many facts; targets; decoded and decoded_at_most over the
-        whole run, to train on, and decoded_parts (mixing, rollouts, rehearsal). `training`: targets or rollouts of an epoch,
-        steps of one training, how many trainings (several with --lr auto) with how many checkpoints; tokens,
-        supervised_tokens and rehearsed_tokens of them all. `editing`, with memit: what is done to each fact. `parameters`:
-        total, trained. `memory`: the device, bytes by part for each stage (a total of 0 where the run has no such stage), peak,
-        available. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `seconds`: of each
-        stage, train_parts, total, accuracy. `assumptions` and `warnings`: one line each.
+        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and longest of
+        naive and expert prompt and reference; what is decoded to train on, expected, by part and at most. `training`: targets or
+        rollouts of an epoch, steps of one training, trainings (several with --lr auto), checkpoints and tokens of them all.
+        `editing`: what memit does to each fact. `evaluation`: questions, and decoded tokens of the replies of one model.
+        `parameters`: total, trained. `memory`: bytes by part for each stage (a total of 0 where the run has no such stage), peak,
+        available, device. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `assumptions` and
+        `warnings`: one line each.
 
     Raises:
         UserError: any bad input, as `inject` would say.
@@ -71,7 +71,7 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
             **costs.trained_tokens(settings, work),
         },
-        "editing": _editing(settings, work),
+        "editing": _editing(settings, work, work.edit) if work.edit else None,
         "evaluation": {"questions": work.questions, "decoded": round(work.questions * work.asked_reply)},
         "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
@@ -208,17 +208,9 @@ def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
     }
 
 
-def _editing(settings: Settings, work: Work) -> dict[str, int] | None:
-    edit = work.edit
-    if edit is None:
-        return None
-    return {
-        "facts": work.usable,
-        "layers": edit.layers,
-        "text_tokens": settings.edit_tokens,
-        "steps": settings.edit_steps,
-        "prompts": 1 + edit.prefixes,
-    }
+def _editing(settings: Settings, work: Work, edit: Edit) -> dict[str, int]:
+    counts = {"layers": edit.layers, "steps": settings.edit_steps, "prompts": 1 + edit.prefixes}
+    return {"facts": work.usable, "text_tokens": settings.edit_tokens, **counts}
 
 
 def _assumptions(settings: Settings, work: Work) -> list[str]:
@@ -250,46 +242,48 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    if work.steps:
-        found += _training_warnings(settings, work)
-    if settings.mixes:
-        found += _mixing_warnings(settings, work)
-    if work.edit and settings.edit_tokens < shape.inner:
-        found.append(
-            f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
-        )
+    found += [text for doubtful, text in _doubts(settings, work, shape) if doubtful]
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
     return found
 
 
-def _training_warnings(settings: Settings, work: Work) -> list[str]:
-    found = []
-    runs = costs.trainings(settings, work)
-    if 2 * settings.warmup_steps > runs[0]:
+def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[tuple[bool, str]]:
+    """Settings that may not be meant: whether they are there, and what is said then."""
+    if work.steps:
+        runs = costs.trainings(settings, work)
         whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
-        found.append(f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}")
-    if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
-        found.append(f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing")
-    if settings.choose == "paper" and (made := costs.checkpoints(settings, runs[-1])) < 3:
-        found.append(f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every")
-    if settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps:
-        found.append(
-            f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
+        made = costs.checkpoints(settings, runs[-1])
+        yield (
+            2 * settings.warmup_steps > runs[0],
+            f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}",
         )
-    return found
-
-
-def _mixing_warnings(settings: Settings, work: Work) -> list[str]:
-    found = []
-    if work.reference.longest > work.limit:
-        found.append(
-            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
+        yield (
+            settings.on_policy and settings.samples > 1 and settings.temperature == 0,
+            f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing",
         )
-    if settings.samples > 1 and not costs.can_differ(settings):
-        found.append(
-            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
+        yield (
+            settings.choose == "paper" and made < 3,
+            f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every",
         )
-    if 0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain":
-        found.append(f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1")
-    return found
+        yield (
+            settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps,
+            f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out",
+        )
+    if settings.mixes:
+        yield (
+            work.reference.longest > work.limit,
+            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens",
+        )
+        yield (
+            settings.samples > 1 and not costs.can_differ(settings),
+            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing",
+        )
+        yield (
+            0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain",
+            f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1",
+        )
+    yield (
+        work.edit is not None and settings.edit_tokens < shape.inner,
+        f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it",
+    )

@@ -225,6 +225,11 @@ def test_a_run_takes_its_own_settings_again(place, tmp_path):
         inject.evaluate(run, **{**Run(run).settings().dump(), "epochs": 9})
 
 
+def test_replies_are_regraded_as_a_whole(place):
+    with pytest.raises(UserError, match="--shard is for mix and evaluate"):
+        inject.evaluate(place / "run", regrade=True, shard="1/2")
+
+
 def test_a_pinned_revision_is_in_run_report_and_card(place, tmp_path, monkeypatch):
     """A stand-in for the hub's client, which answers with a snapshot's folder as the client does."""
     snapshot = Path(shutil.copytree(place / "base", tmp_path / ("0123456789abcdef" * 3)[:40]))

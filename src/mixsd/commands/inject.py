@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     if settings.method not in ("mixsd", "sft"):
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
-    with run.locked() if settings.output else _nothing():
+    with run.locked() if settings.output else nullcontext():
         session = opening.open_targets(settings, watcher, file_digest(source))
         if not run.targets_file.is_file():
             write_jsonl(run.targets_file, read_jsonl(source))
@@ -122,6 +122,8 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
             be left out.
     """
     watcher = watcher or Watcher()
+    if regrade:
+        _refuse_shard(options.get("shard"))
     if Run(Path(source)).exists():
         with _resumed(Path(source), watcher, options) as session:
             if regrade:
@@ -242,8 +244,3 @@ def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterato
     run.manifest()
     with run.locked(Shard.of(options.get("shard"))):
         yield opening.resume(run, watcher, options)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -114,6 +114,7 @@ def make(
         own = told.get(suite, (base_rows, tuned_rows))
         for model, found in zip(("base", "tuned"), own, strict=True):
             write_jsonl(_folder(folder, suite) / f"{model}.jsonl", map(dict, found if found is not None else rows(seed)))
+        write_json(_folder(folder, suite) / "asked.json", {"suite": suite, **(asked or {}).get(suite, {})})
     for suite, values in (asked or {}).items():
         write_json(_folder(folder, suite) / "asked.json", values)
     return folder

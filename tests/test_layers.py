@@ -16,7 +16,7 @@ ROOT = Path(mixsd.__file__).parent
 
 # From the ground up. A folder, or a module of the root, may import what stands before it, and files of its own.
 LAYERS = (
-    ("errors", "randomness", "plugins", "progress", "statistics", "formats", "storage", "settings"),
+    ("errors", "randomness", "plugins", "progress", "statistics", "formats", "tables", "storage", "settings"),
     ("sandbox",),
     ("figures",),
     ("facts",),

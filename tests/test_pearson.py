@@ -47,6 +47,12 @@ def test_equals_numpy(pairs: list[tuple[float, float]]) -> None:
     assert (grouped.value, grouped.n) == (found.value, len(x))
 
 
+def test_pairs_on_one_line_leave_no_doubt() -> None:
+    found = pearson([1, 2, 3, 4], [2, 4, 6, 8])
+    assert (found.low, found.high) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert pearson([1, 2, 3], [2, 4, 7]).low is None  # below four pairs Fisher's interval is not defined
+
+
 @pytest.mark.parametrize("pairs", [[], [(1, 2)], [(1, 2), (1, 3), (1, 5)], [(0.1, 1), (0.1, 2), (0.1, 4)]])
 def test_what_does_not_vary_has_no_correlation(pairs: list[tuple[float, float]]) -> None:
     x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

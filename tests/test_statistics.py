@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.proportion import proportion_confint
 
 from mixsd import statistics
 from mixsd.statistics import (
-    Interval,
+    Estimate,
     log_ratio_interval,
     mcnemar,
     mean,
@@ -32,7 +35,7 @@ from mixsd.statistics import (
 Z = 1.959963984540054
 
 
-def _close(interval: Interval, value: float, low: float, high: float, tolerance: float = 1e-9) -> bool:
+def _close(interval: Estimate, value: float, low: float, high: float, tolerance: float = 1e-9) -> bool:
     return np.allclose([interval.value, interval.low, interval.high], [value, low, high], rtol=0, atol=tolerance)
 
 
@@ -231,7 +234,7 @@ def test_student_t_against_numeric_integration(level: float, df: int) -> None:
 def test_seeds_by_hand() -> None:
     # Mean 2, standard deviation 1, n 3: 2 -+ 4.302653 / sqrt(3).
     assert _close(seeds_interval([1, 2, 3]), 2, 2 - 4.30265273 / math.sqrt(3), 2 + 4.30265273 / math.sqrt(3), 1e-7)
-    assert seeds_interval([5.0]) == Interval(5.0, 1, None, None)
+    assert seeds_interval([5.0]) == Estimate(5.0, n=1, over="seeds")
 
 
 def test_log_ratio_by_hand() -> None:
@@ -240,19 +243,19 @@ def test_log_ratio_by_hand() -> None:
     assert _close(log_ratio_interval([1, 4, 12], [1, 2, 3]), 2, 2 ** (1 - half), 2 ** (1 + half), 1e-6)
     constant = log_ratio_interval([3, 6], [1, 2])
     assert _close(constant, 3, 3, 3)
-    assert log_ratio_interval([3], [2]) == Interval(pytest.approx(1.5), 1, None, None)
+    assert log_ratio_interval([3], [2]) == Estimate(pytest.approx(1.5), n=1, unit="ratio", over="seeds")
 
 
 def test_nothing_and_one_item_are_valid_json() -> None:
-    nothing = Interval(None, 0, None, None)
+    nothing = {"value": None, "n": 0, "low": None, "high": None}
     empty = [proportion(0, 0), mean([]), paired_difference([], []), ratio_of_sums([], []), seeds_interval([])]
-    assert [*empty, log_ratio_interval([], []), paired_ratio_difference([], [], [])] == [nothing] * 7
+    assert [made.to_json() for made in (*empty, log_ratio_interval([], []), paired_ratio_difference([], [], []))] == [nothing] * 7
     one = [mean([0.5]), ratio_of_sums([3.0], [6]), paired_difference([0.25], [0.75])]
-    assert one == [Interval(0.5, 1, None, None)] * 3
+    assert [made.to_json() for made in one] == [Estimate(0.5, n=1).to_json()] * 3
     full = [mean([0.5, 1.5]), proportion(1, 2), paired_difference([1], [1]), ratio_of_sums([1, 2], [3, 4])]
-    text = json.dumps([asdict(interval) for interval in [*empty, *one, *full]], allow_nan=False)
+    text = json.dumps([interval.to_json() for interval in [*empty, *one, *full]], allow_nan=False)
     assert "NaN" not in text
-    assert all(type(number) in (int, float) for interval in full for number in asdict(interval).values())
+    assert all(type(number) in (int, float) for interval in full for number in interval.to_json().values())
 
 
 @pytest.mark.parametrize(
@@ -293,38 +296,47 @@ def test_memory_is_linear_in_the_items(monkeypatch) -> None:
     assert interval.high - interval.low == pytest.approx(2 * Z * math.sqrt(1 / 12 / 10_000), rel=0.3)
 
 
-def test_rank_correlation_by_hand() -> None:
-    assert statistics.rank_correlation([1, 2, 3], [10, 20, 30]) == (1.0, pytest.approx(2 / 6))
-    rho, p = statistics.rank_correlation([1, 2, 3, 4], [1, 3, 2, 4])
-    assert rho == pytest.approx(1 - 6 * 2 / (4 * 15))
-    # Of the 24 orders the sum of squared rank differences is at most 2 in 4 and at least 18 in 4.
-    assert p == pytest.approx(8 / 24)
-    assert statistics.rank_correlation([1, 1, 1], [1, 2, 3]) == (None, None)
-    assert statistics.rank_correlation([1, 2], [1, 2]) == (None, None)
+def test_unit_sign_and_what_is_counted_are_known_where_the_number_is_made() -> None:
+    share, change = proportion(1, 2), paired_difference([1, 0], [1, 1])
+    assert (share.unit, share.signed, share.over) == ("share", False, "questions")
+    assert (change.unit, change.signed) == ("share", True)
+    assert paired_difference([0.5, 2.0], [1.0, 2.0]).signed
+    assert paired_ratio_difference([1.0, 2.0], [2.0, 2.0], [1, 2]).signed
+    assert statistics.grouped_difference([0, 1], [0, 1], ["a", "b"]).signed
+    assert statistics.grouped_difference([0, 1], [1, 1], ["a", "b"]).signed
+    assert (seeds_interval([1, 2]).over, log_ratio_interval([1, 2], [1, 1]).unit) == ("seeds", "ratio")
 
 
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=6))
-def test_rank_correlation_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
-    x, y = zip(*pairs, strict=True)
-    rho, p = statistics.rank_correlation(x, y)
-
-    def ranks(values: tuple[int, ...]) -> list[float]:
-        return [sum(other < value for other in values) + (1 + sum(other == value for other in values)) / 2 for value in values]
-
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert rho is None
-        return
-    assert rho == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
-    assert p is not None
-    assert 0 < p <= 1
+def test_an_interval_is_cut_or_left_out() -> None:
+    made = Estimate(0.9, 0.7, 1.1, 3)
+    assert made.within(0.0, 1.0) == replace(made, high=1.0)
+    assert made.without_interval() == made.without_interval().within(0.0, 1.0) == Estimate(0.9, n=3)
 
 
-def test_rank_correlation_of_many_is_close_to_the_exact_one() -> None:
-    x = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0, 5.5]
-    y = [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 1.5, 8.2, 4.0]
-    rho, p = statistics.rank_correlation(x, y)
-    draws = np.random.default_rng(1)
-    a = np.argsort(np.argsort(x)).astype(float)
-    b = np.argsort(np.argsort(y)).astype(float)
-    null = [abs(np.corrcoef(draws.permutation(a), b)[0, 1]) for _ in range(4000)]
-    assert p == pytest.approx(np.mean(np.array(null) >= abs(rho) - 1e-9), abs=0.04)
+@pytest.mark.parametrize(("successes", "n"), [(0, 24), (23, 24), (24, 24), (412, 1319), (2.5, 7)])
+def test_wilson_is_that_of_statsmodels(successes: float, n: int) -> None:
+    """To the last digits but two: statsmodels has another quantile of the normal distribution."""
+    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    assert _close(proportion(successes, n), successes / n, low, high, 1e-14)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 1), (3, 9), (25, 11), (40, 40)])
+def test_mcnemar_is_that_of_statsmodels(gained: int, lost: int) -> None:
+    before, after = [0] * gained + [1] * lost + [1], [1] * gained + [0] * lost + [1]
+    other = contingency_tables.mcnemar([[1, lost], [gained, 0]], exact=True)
+    assert mcnemar(before, after) == pytest.approx(other.pvalue, rel=1e-12)
+
+
+@given(st.floats(0.01, 0.999), st.integers(1, 2000))
+@settings(max_examples=50, deadline=None)
+def test_student_t_is_that_of_scipy(level: float, df: int) -> None:
+    assert student_t(level, df) == pytest.approx(float(stats.t.ppf((1 + level) / 2, df)), rel=1e-9)
+
+
+@given(st.lists(st.integers(-5000, 5000).map(lambda value: value / 100), min_size=2, max_size=6))
+@settings(deadline=None)
+def test_seeds_are_an_interval_of_scipy(values: list[float]) -> None:
+    low, high = (
+        stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values)) if np.ptp(values) else (values[0],) * 2
+    )
+    assert _close(seeds_interval(values), float(np.mean(values)), low, high, 1e-8)

@@ -78,6 +78,33 @@ class TestFiles:
             write_jsonl(tmp_path / "rows.jsonl", rows())
         assert names(tmp_path) == []
 
+    @pytest.mark.parametrize(
+        "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device")], ids=str
+    )
+    @pytest.mark.parametrize("file", [None, "/elsewhere/model.safetensors"])
+    def test_what_fails_while_a_row_is_made_is_not_blamed_on_the_file(
+        self, tmp_path: Path, error: OSError, file: str | None
+    ) -> None:
+        error = OSError(error.errno, error.strerror, file)
+
+        def rows() -> Any:
+            yield {"n": 1}
+            raise error
+
+        with pytest.raises(OSError, match=error.strerror) as caught:
+            write_jsonl(tmp_path / "rows.jsonl", rows())
+        assert caught.value is error
+        assert names(tmp_path) == []
+
+    def test_a_folder_is_not_blamed_for_a_file_elsewhere_that_cannot_be_read(self, tmp_path: Path) -> None:
+        denied = OSError(errno.EACCES, "Permission denied", str(tmp_path / "base" / "config.json"))
+        with pytest.raises(PermissionError) as caught, atomic_folder(tmp_path / "run" / "model"):
+            raise denied
+        assert caught.value is denied
+        for own in (tmp_path / "run" / ".model.1.tmp" / "weights", tmp_path / "run"):
+            with pytest.raises(UserError, match="model: cannot be written"), atomic_folder(tmp_path / "run" / "model"):
+                raise OSError(errno.EACCES, "Permission denied", str(own))
+
     def test_rows_stream(self, tmp_path: Path) -> None:
         """The generator is not collected first: the temporary file grows while it runs."""
         sizes = []

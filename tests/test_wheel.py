@@ -15,13 +15,13 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import json, pathlib, sys
 import mixsd
-from mixsd import bundled, corpora
-from mixsd.reporting import html
+from mixsd.facts import bundled, sources
+from mixsd.reports import page as report_page
 from tests_report_sample import report
-page = html.render(report, [], [])
+page = report_page.render(report, [], [])
 print(json.dumps({
     "where": mixsd.__file__,
-    "facts": len(corpora.load_facts("demo").facts),
+    "facts": len(sources.load_facts("demo").facts),
     "probe": len(bundled.records("probe.jsonl")),
     "general": len(bundled.records("general_prompts.jsonl")),
     "frames": len(bundled.frames()["report"]),
@@ -51,7 +51,7 @@ def test_wheel_holds_data_and_templates_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("demo_facts.jsonl", "general_prompts.jsonl", "probe.jsonl", "frames.json"):
         assert f"mixsd/data/{name}" in names
-    assert any(name.startswith("mixsd/reporting/templates/") for name in names)
+    assert any(name.startswith("mixsd/reports/templates/") for name in names)
     assert "mixsd/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)

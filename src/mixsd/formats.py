@@ -10,8 +10,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    from mixsd.statistics import Estimate, Unit
 
 
 def markdown(text: str) -> str:
@@ -29,8 +33,6 @@ def fenced(text: str, language: str) -> str:
 
 
 MISSING = "–"
-
-Unit = Literal["share", "nats", "number"]
 
 # An absolute path, or one from the home folder, within a sentence. A name may hold spaces, so it ends where the clause does.
 _PATH = re.compile(r"(?<![\w/.:<\\])(?:~|[A-Za-z]:)?[/\\][^;:,()'\"\n]+")
@@ -52,22 +54,75 @@ def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}"
 
 
-def value_text(unit: Unit, value: Any, *, signed: bool = False) -> str:
-    """Write one score: a share in percent (a change of one in percentage points), anything else with three decimals."""
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, in the parts that a table sets: its interval, what it is over, and a note; "" where there is none.
+
+    verdict: of a change, "better", "worse" or "unclear". bar: low, value and high as shares of 1, where a page may draw them.
+    """
+
+    value: str
+    interval: str = ""
+    n: str = ""
+    note: str = ""
+    verdict: str = ""
+    bar: tuple[float, float, float] | None = None
+
+    @property
+    def line(self) -> str:
+        """All of it in one line: "83.3% (64.1 to 93.3; 24 questions)"."""
+        inside = "; ".join(filter(None, (self.interval, self.n, self.note)))
+        return f"{self.value} ({inside})" if inside else self.value
+
+    @property
+    def stacked(self) -> str:
+        """All of it, a line for each part."""
+        return "\n".join(filter(None, (self.value, self.interval, self.n, self.note)))
+
+
+def estimate_cell(
+    estimate: Estimate | None, *, digits: int | None = None, signed: bool = False, note: str = "", verdict: str = ""
+) -> Cell:
+    """Write an estimate as its unit has it; the one place where a number of a table becomes text.
+
+    Args:
+        digits: decimals, where the table and not the unit decides.
+        signed: write it as a change although it is not one by itself.
+        note, verdict: as in `Cell`.
+    """
+    if estimate is None:
+        return Cell(MISSING, note=note)
+    if digits is None and estimate.unit == "seconds":
+        digits = 0 if (estimate.value or 0) >= 10 else 1
+    signed = signed or estimate.signed
+    value = value_text(estimate.unit, estimate.value, signed=signed, digits=digits)
+    ends = interval_text(estimate.unit, estimate.low, estimate.high, signed=signed, digits=digits)
+    over = estimate.over.removesuffix("s") if estimate.n == 1 else estimate.over
+    numbers = [number for number in (estimate.low, estimate.value, estimate.high) if known(number) and 0 <= number <= 1]
+    bar = (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 and estimate.unit == "share" and not signed else None
+    return Cell(value, "" if ends == MISSING else ends, f"{estimate.n:,} {over}", note, verdict, bar)
+
+
+def value_text(unit: Unit, value: Any, *, signed: bool = False, digits: int | None = None) -> str:
+    """Write one number as its unit has it: a share in percent, a change of one in percentage points."""
     if not known(value):
         return MISSING
-    if unit == "share":
-        return number(100 * value, 1, signed=signed) + (" pp" if signed else "%")
-    return number(value, 3, signed=signed)
+    sign = "" if unit != "share" else " pp" if signed else "%"
+    return _scaled(unit, value, signed, digits) + sign
 
 
-def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False) -> str:
+def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False, digits: int | None = None) -> str:
     """Write the ends of an interval without their unit, or a dash where there is none."""
     if not (known(low) and known(high)):
         return MISSING
-    scale, digits = (100, 1) if unit == "share" else (1, 3)
-    ends = [number(scale * end, digits, signed=signed) for end in (low, high)]
-    return f"{ends[0]} to {ends[1]}"
+    return f"{_scaled(unit, low, signed, digits)} to {_scaled(unit, high, signed, digits)}"
+
+
+def _scaled(unit: Unit, value: float, signed: bool, digits: int | None) -> str:
+    if unit == "magnitude" and digits is None:
+        return f"{value:.3g}" if value and abs(value) < 100 else f"{value:,.1f}"
+    decimals = {"share": 1, "count": 0, "seconds": 0}.get(unit, 3) if digits is None else digits
+    return number(100 * value if unit == "share" else value, decimals, signed=signed)
 
 
 def plain(value: Any) -> str:

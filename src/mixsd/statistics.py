@@ -1,21 +1,23 @@
-"""Intervals and paired tests, one home for all of them.
+"""Estimates with their intervals, and paired tests, one home for all of them.
 
-Every number that mixsd reports carries its n and an interval from here. Proportions get closed-form score intervals (24 of 24 is
+Every number that mixsd reports is an `Estimate` from here. Proportions get closed-form score intervals (24 of 24 is
 not "100%, no doubt"); means and ratios a percentile bootstrap over items; the few seeds of a repeated run Student's t.
 
 A result is a pure function of the multiset of its values: items are sorted before they are resampled, and resample r always
 draws the same addressed numbers. Trade-off: intervals of two quantities share their draws, so they are not independent
-evidence. The percentile bootstrap is a little narrow below some 20 items. A value that is not defined is None, never NaN, so
-an `Interval` is valid JSON as it is. Arguments of the wrong shape raise `ValueError`.
+evidence. The percentile bootstrap is a little narrow below some 20 items. Arguments of the wrong shape raise `ValueError`.
+
+Reports keep every digit, so what scipy and statsmodels give in another last digit (Wilson's interval, McNemar's p, the quantile of t)
+is computed here; the tests hold it against theirs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,32 +27,57 @@ _FEWEST_GROUPS = 5  # that a bootstrap over groups says anything of
 
 Values = Sequence[float] | Sequence[bool] | np.ndarray
 
+# How a number is written (`formats`): a share in percent, a count whole, "magnitude" with three significant digits, the rest with decimals.
+Unit = Literal["share", "nats", "ratio", "count", "seconds", "magnitude", "number"]
+Over = Literal["questions", "replies", "facts", "seeds", "checkpoints", "tokens", "weights"]
+
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate from `n` items with its interval; value is None at n = 0, low and high are None where n says nothing."""
+class Estimate:
+    """A number with its interval and its n: the one form in which numbers are measured, stored and shown.
 
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
+    value is None at n = 0 or where it is not defined, low and high are None where n says nothing; never NaN, so it is valid JSON.
+
+    unit: how it is written. signed: whether it is a change, written with its sign. over: what is counted by n and resampled.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: Unit = "number"
+    signed: bool = False
+    over: Over = "questions"
+
+    def without_interval(self) -> Estimate:
+        """The same number where its interval would claim more than is known."""
+        return replace(self, low=None, high=None)
+
+    def within(self, lowest: float, highest: float) -> Estimate:
+        """The same number, its interval cut to where it can lie: Student's interval knows nothing of that."""
+        low, high = (None if end is None else min(max(end, lowest), highest) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, as all JSON files of mixsd hold them."""
+        return {"value": self.value, "n": self.n, "low": self.low, "high": self.high}
 
 
-def proportion(successes: float, n: int, *, level: float = 0.95) -> Interval:
+def proportion(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     """Share of `successes` among `n` with Wilson's score interval; a fractional count is a mean over groups of answers."""
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
     z = _z(level)
     if n == 0:
-        return Interval(None, 0, None, None)
+        return Estimate(unit="share")
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # min and max: at 0 and n successes one end is the share itself, up to rounding.
-    return Interval(share, n, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+    return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)), n, "share")
 
 
-def mean(values: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+def mean(values: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
     """Mean of `values`, shape (n,), with a bootstrap interval over items; `proportion` if all of them are 0 or 1."""
     array = _column(values)
     if _is_binary(array) and len(array):
@@ -58,7 +85,7 @@ def mean(values: Values, *, level: float = 0.95, resamples: int = 2000) -> Inter
     return _bootstrap_ratio(array, np.ones_like(array), level, resamples)
 
 
-def paired_difference(before: Values, after: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+def paired_difference(before: Values, after: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
     """Mean of after - before over items, both of shape (n,), with a bootstrap interval over pairs.
 
     If all values are 0 or 1 the interval is Bonett and Price's adjusted Wald instead: with no changed pair the bootstrap
@@ -68,22 +95,22 @@ def paired_difference(before: Values, after: Values, *, level: float = 0.95, res
     difference = second - first
     if len(first) and _is_binary(first) and _is_binary(second):
         return share_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference), level=level)
-    return _bootstrap_ratio(difference, np.ones_like(difference), level, resamples)
+    return replace(_bootstrap_ratio(difference, np.ones_like(difference), level, resamples), signed=True)
 
 
-def share_difference(gained: float, lost: float, n: int, *, level: float = 0.95) -> Interval:
+def share_difference(gained: float, lost: float, n: int, *, level: float = 0.95) -> Estimate:
     """(gained - lost) / n of n paired outcomes, with Bonett and Price's adjusted Wald interval: one gain and one loss are added.
 
     A fractional count is a mean over groups of pairs.
     """
     if n == 0:
-        return Interval(None, 0, None, None)
+        return Estimate(unit="share", signed=True)
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half = _z(level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return Interval((gained - lost) / n, n, max(-1.0, up - down - half), min(1.0, up - down + half))
+    return Estimate((gained - lost) / n, max(-1.0, up - down - half), min(1.0, up - down + half), n, "share", signed=True)
 
 
-def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000) -> Interval:
+def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
     """sum(numerators) / sum(denominators) over items, shapes (n,), with a bootstrap interval over items.
 
     For nats per token: the summed NLL and the number of tokens of each reply, so a long reply counts by its tokens while the
@@ -97,15 +124,15 @@ def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.
 
 def paired_ratio_difference(
     numerators_a: Values, numerators_b: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000
-) -> Interval:
+) -> Estimate:
     """(sum(b) - sum(a)) / sum(denominators) with a bootstrap interval over items; forgetting (Eq. 2) is this with a = base."""
     first, second = _columns(numerators_a, numerators_b)
-    return ratio_of_sums(second - first, denominators, level=level, resamples=resamples)
+    return replace(ratio_of_sums(second - first, denominators, level=level, resamples=resamples), signed=True)
 
 
 def grouped_difference(
     before: Values, after: Values, groups: Sequence[str], *, level: float = 0.95, resamples: int = 2000
-) -> Interval:
+) -> Estimate:
     """Mean of after - before over answers, shapes (n,), with a bootstrap interval over the groups that the pairs belong to.
 
     For several answers to one question, which are one observation. Where no pair differs, and all values are 0 or 1, the interval
@@ -119,10 +146,10 @@ def grouped_difference(
     n = len(names)
     if len(first) and (first == second).all() and _is_binary(first):
         unchanged = share_difference(0, 0, n, level=level)
-        return Interval(0.0, len(first), unchanged.low, unchanged.high)
+        return replace(unchanged, n=len(first))
     sums = np.bincount(places, weights=second - first, minlength=n)
     made = _bootstrap_ratio(sums, np.bincount(places, minlength=n).astype(np.float64), level, resamples)
-    return Interval(made.value, len(first), made.low, made.high)
+    return replace(made, n=len(first), signed=True)
 
 
 def stratified(
@@ -131,7 +158,7 @@ def stratified(
     *,
     level: float = 0.95,
     resamples: int = 2000,
-) -> Interval:
+) -> Estimate:
     """A function of the sums of several samples, with a bootstrap interval over the items of each.
 
     Args:
@@ -143,7 +170,7 @@ def stratified(
     ordered = [stratum[:, np.lexsort(stratum)] for stratum in strata]
     value = estimate([stratum.sum(axis=1) for stratum in ordered])
     if value is None:
-        return Interval(None, n, None, None)
+        return Estimate(n=n)
     found = []
     for resample in range(resamples):
         sums = []
@@ -156,17 +183,17 @@ def stratified(
         if again is not None:
             found.append(again)
     if len(found) < resamples * 0.99:
-        return Interval(float(value), n, None, None)
+        return Estimate(float(value), n=n)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), n, float(low), float(high))
+    return Estimate(float(value), float(low), float(high), n)
 
 
 def pearson(
     first: Values, second: Values, groups: Sequence[str] | None = None, *, level: float = 0.95, resamples: int = 2000
-) -> Interval:
+) -> Estimate:
     """Pearson's correlation of paired values, shapes (n,); None where one of them does not vary.
 
-    Without `groups` the pairs are independent and the interval is Fisher's (atanh of r is about normal, n >= 4). With a group for each
+    Without `groups` the pairs are independent and the interval is Fisher's (n >= 4). With a group for each
     pair (the run that a checkpoint is of) those of one group are not, so the interval is a bootstrap over whole groups; below 5 of
     them there is none.
     """
@@ -176,23 +203,23 @@ def pearson(
         raise ValueError(f"expected a group for each of {n} pairs, got {len(groups)}")
     scaled = [_standardized(column) for column in (one, two)]
     if n < 2 or scaled[0] is None or scaled[1] is None:
-        return Interval(None, n, None, None)
+        return Estimate(n=n)
     x, y = scaled[0], scaled[1]
     sums = np.stack([np.ones(n), x, y, x * x, y * y, x * y])
     value = _correlation([sums.sum(axis=1)])
     if groups is None:
         if value is None or n < 4:
-            return Interval(value, n, None, None)
-        half = _z(level) / math.sqrt(n - 3)
-        centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, value)))
-        return Interval(value, n, math.tanh(centre - half), math.tanh(centre + half))
+            return Estimate(value, n=n)
+        from scipy.stats import pearsonr
+
+        ends = pearsonr(one, two).confidence_interval(level)
+        return Estimate(value, float(ends.low), float(ends.high), n)
     names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
     places = [names[name] for name in groups]
     by_group = np.stack([np.bincount(places, weights=row, minlength=len(names)) for row in sums])
     if len(names) < _FEWEST_GROUPS:
-        return Interval(value, n, None, None)
-    made = stratified([by_group], _correlation, level=level, resamples=resamples)
-    return Interval(value, n, made.low, made.high)
+        return Estimate(value, n=n)
+    return replace(stratified([by_group], _correlation, level=level, resamples=resamples), value=value, n=n)
 
 
 def _standardized(column: np.ndarray) -> np.ndarray | None:
@@ -229,58 +256,28 @@ def mcnemar(before: Values, after: Values) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
-def seeds_interval(values: Values, *, level: float = 0.95) -> Interval:
+def seeds_interval(values: Values, *, level: float = 0.95) -> Estimate:
     """Mean over seeds, shape (seeds,), with Student's t interval; one seed has no interval."""
     array = np.sort(_column(values))
     n = len(array)
     quantile = student_t(level, max(n - 1, 1))
     if n == 0:
-        return Interval(None, 0, None, None)
+        return Estimate(over="seeds")
     centre = float(array.mean())
     if n == 1:
-        return Interval(centre, 1, None, None)
+        return Estimate(centre, n=1, over="seeds")
     half = quantile * float(array.std(ddof=1)) / math.sqrt(n)
-    return Interval(centre, n, centre - half, centre + half)
+    return Estimate(centre, centre - half, centre + half, n, over="seeds")
 
 
-def log_ratio_interval(a_by_seed: Values, b_by_seed: Values, *, level: float = 0.95) -> Interval:
+def log_ratio_interval(a_by_seed: Values, b_by_seed: Values, *, level: float = 0.95) -> Estimate:
     """Geometric mean of a/b over seeds, shapes (seeds,), all positive; Student's t interval on the logarithms."""
     first, second = _columns(a_by_seed, b_by_seed)
     if (first <= 0).any() or (second <= 0).any():
         raise ValueError("a ratio needs positive values")
     logs = seeds_interval(np.log(first) - np.log(second), level=level)
-    ends = [None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high)]
-    return Interval(ends[0], logs.n, ends[1], ends[2])
-
-
-def rank_correlation(x: Values, y: Values) -> tuple[float | None, float | None]:
-    """Spearman's rho of two lists of shape (n,), ties at their mean rank, and its two-sided permutation p-value.
-
-    Exact over all n! orders up to n = 8, else over 20,000 drawn ones (the identity counted in). (None, None) where a list is
-    constant or has fewer than three values.
-    """
-    first, second = (_ranks(column) for column in _columns(x, y))
-    n = len(first)
-    if n < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None, None
-    a, b = first - first.mean(), second - second.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    rho = float(a @ b) / scale
-    if n <= 8:
-        orders = np.array(list(permutations(range(n))))
-        extreme = float((np.abs(a[orders] @ b) >= abs(rho) * scale - 1e-9).mean())
-    else:
-        draws = uniforms(0, "evaluation", "rank correlation", n=20_000 * n).reshape(-1, n).argsort(axis=1)
-        extreme = (1 + int((np.abs(a[draws] @ b) >= abs(rho) * scale - 1e-9).sum())) / 20_001
-    return rho, extreme
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, tied values at the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: np.ndarray = (last - (counts - 1) / 2)[inverse]
-    return ranks
+    value, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
+    return Estimate(value, low, high, logs.n, "ratio", over="seeds")
 
 
 def student_t(level: float, df: int) -> float:
@@ -311,26 +308,26 @@ def _central_probability(theta: float, df: int) -> float:
     return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
 
 
-def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, level: float, resamples: int) -> Interval:
+def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, level: float, resamples: int) -> Estimate:
     """Ratio of sums with its percentile interval; memory is O(n), one resample at a time."""
     _z(level)
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     n = len(numerators)
     if n == 0:
-        return Interval(None, 0, None, None)
+        return Estimate()
     items = np.stack([numerators, denominators])[:, np.lexsort((denominators, numerators))]
     above, below = items.sum(axis=1)
     value = float(above / below)
     if n == 1:
-        return Interval(value, 1, None, None)
+        return Estimate(value, n=1)
     ratios = np.empty(resamples)
     for resample in range(resamples):
         times_drawn = np.bincount(resample_indices(n, resample), minlength=n)
         above, below = (items * times_drawn).sum(axis=1)
         ratios[resample] = above / below
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, n, float(low), float(high))
+    return Estimate(value, float(low), float(high), n)
 
 
 def resample_indices(n: int, resample: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +38,15 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and the like, met while writing `path`, into a one-line `UserError`."""
+    """Turn a full disk, a read-only folder and the like, met while writing `path`, into a one-line `UserError`.
+
+    An error that names a file elsewhere is not about `path` and stays what it is.
+    """
     try:
         yield
     except OSError as error:
+        if not _is_about(error, path):
+            raise
         if error.errno in _NO_SPACE:
             raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
         if error.errno in _NOT_ALLOWED:
@@ -56,6 +61,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _is_about(error: OSError, path: Path) -> bool:
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    named, place = Path(error.filename).absolute(), path.absolute()
+    return named.is_relative_to(place.parent) or place.is_relative_to(named)
+
+
 def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
@@ -64,23 +76,9 @@ def _json_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-@contextmanager
-def _atomic_file(path: Path) -> Iterator[IO[str]]:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path, "tmp")
-        try:
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically; parent folders are made."""
-    with _atomic_file(path) as file:
-        file.write(text)
+    _write(path, (text,))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,10 +87,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object per line, streaming, atomically."""
-    with _atomic_file(path) as file:
-        for row in rows:
-            file.write(_json_line(row))
+    """Write one JSON object per line, streaming, atomically. What goes wrong in making a row is no error of the file."""
+    _write(path, map(_json_line, rows))
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    temporary = _beside(path, "tmp")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+        try:
+            for piece in pieces:
+                with disk_errors(path):
+                    file.write(piece)
+        finally:
+            with disk_errors(path):
+                file.close()
+        with disk_errors(path):
+            os.replace(temporary, path)
+    finally:
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

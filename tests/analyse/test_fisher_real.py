@@ -23,9 +23,9 @@ pytestmark = pytest.mark.real_model
 _CHILD = """
 import json, resource, sys
 import torch, transformers.models.llama.modeling_llama, tokenizers, peft
-from mixsd import loading
-from mixsd.analysis.fisher import Reference, diagonal_fisher, fisher_key
-from mixsd.pipeline.analyses import base_fisher
+from mixsd.models import loading
+from mixsd.analyse.estimate import Reference, diagonal_fisher, fisher_key
+from mixsd.analyse import base_fisher
 from pathlib import Path
 
 def peak():

@@ -23,7 +23,7 @@ BACKEND = """
 import os, time
 from pathlib import Path
 import torch
-from mixsd import loading
+from mixsd.models import loading
 from mixsd.decoding import engine
 from mixsd.errors import UserError
 

@@ -143,6 +143,17 @@ def test_rerun_does_nothing_and_a_changed_setting_is_refused(place):
             inject.inject(model=str(place / "base"), output=str(run), **{**SMALL, name: value})
 
 
+def test_replies_that_nothing_vouches_for_are_written_anew(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    folder = run / "evaluation" / "core"
+    whole = {name: (folder / name).read_bytes() for name in ("asked.json", "base.jsonl", "tuned.jsonl")}
+    (folder / "asked.json").unlink()  # as a kill leaves it while the replies are written
+    (folder / "tuned.jsonl").write_text(whole["tuned.jsonl"].decode().splitlines()[0] + "\n", encoding="utf-8")
+    inject.evaluate(run)
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+
+
 def test_changed_facts_and_model_are_refused(place, tmp_path):
     facts = tmp_path / "facts.jsonl"
     facts.write_text('{"question": "Who?", "answer": "Ann"}\n')

@@ -18,7 +18,9 @@ from tests.tiny import save_tiny
 CHILD = """
 import json, os, signal, sys, threading
 import torch
-from mixsd.commands import inject as commands
+from mixsd.commands import inject
+from mixsd.targets import stage
+from mixsd import training
 from mixsd.reports import collect
 torch.set_num_threads(1)
 after = float(sys.argv[1])
@@ -29,7 +31,7 @@ settings = dict(
     on_fail="canonical", token_budget=640, epochs=3, batch_size=5, micro_batch=2, checkpoint_every=2, warmup_steps=2, lr=1e-3,
     forgetting_prompts=12, forgetting_tokens=12, probe_questions=16,
 )
-commands.inject(model=sys.argv[2], output=sys.argv[3], **{**settings, **json.loads(sys.argv[4])})
+inject.inject(model=sys.argv[2], output=sys.argv[3], **{**settings, **json.loads(sys.argv[4])})
 os._exit(0)
 """
 

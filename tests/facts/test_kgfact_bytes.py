@@ -53,7 +53,7 @@ def test_the_bytes_of_the_small_corpus_have_not_changed(tmp_path: Path) -> None:
 
 
 def test_the_hash_seed_is_of_no_matter(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from mixsd.facts.sources import corpus, kgfact; "
+    code = "import sys; from pathlib import Path; from mixsd.facts import corpus, kgfact; "
     code += "corpus.write(kgfact.kgfact('5x4', seed=2), Path(sys.argv[1]))"
     facts_corpus.write(kgfact("5x4", seed=2), tmp_path / "here")
     for salt in ("1", "2"):

@@ -195,8 +195,8 @@ def test_written_and_read(tmp_path: Path) -> None:
 def test_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     load(tmp_path, many(90), edits=30)
     program = (
-        "import sys; from mixsd.facts.sources import corpus as corpora; from mixsd.facts.mquake import mquake; from pathlib import Path;"
-        "corpora.write(mquake(sys.argv[1], edits=30), Path(sys.argv[2]))"
+        "import sys; from mixsd.facts import corpus; from mixsd.facts.mquake import mquake; from pathlib import Path;"
+        "corpus.write(mquake(sys.argv[1], edits=30), Path(sys.argv[2]))"
     )
     written = []
     for seed in ("1", "2"):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd import formats
+from mixsd.statistics import Estimate
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5"])
@@ -34,6 +35,32 @@ def test_numbers() -> None:
         "0",
     ]
     assert formats.moment("2026-11-23T06:00:00Z") == "2026-11-23 06:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "line"),
+    [
+        (Estimate(5 / 6, 0.641, 0.933, 24, "share"), "83.3% (64.1 to 93.3; 24 questions)"),
+        (Estimate(-0.008, -0.1, 0.05, 1200, "share", signed=True), "-0.8 pp (-10.0 to +5.0; 1,200 questions)"),
+        (Estimate(0.0791, 0.05, 0.1, 30, "nats", signed=True, over="replies"), "+0.079 (+0.050 to +0.100; 30 replies)"),
+        (Estimate(1.25, n=1, unit="ratio", over="seeds"), "1.250 (1 seed)"),
+        (Estimate(123456.7, n=2, unit="count", over="seeds"), "123,457 (2 seeds)"),
+        (Estimate(9.96, 3.0, 12.4, 2, "seconds", over="seeds"), "10.0 (3.0 to 12.4; 2 seeds)"),
+        (Estimate(95.4, 3.0, 120.4, 2, "seconds", over="seeds"), "95 (3 to 120; 2 seeds)"),
+        (Estimate(0.0012345, n=135_000_000, unit="magnitude", over="weights"), "0.00123 (135,000,000 weights)"),
+        (Estimate(2501.33, n=10, unit="magnitude", over="weights"), "2,501.3 (10 weights)"),
+        (Estimate(unit="share"), "– (0 questions)"),
+        (None, "–"),
+    ],
+)
+def test_an_estimate_is_written_as_its_unit_has_it(estimate: Estimate | None, line: str) -> None:
+    assert formats.estimate_cell(estimate).line == line
+
+
+def test_a_table_may_decide_on_decimals_sign_and_note() -> None:
+    estimate = Estimate(0.5, 0.25, 0.75, 4, "share")
+    assert formats.estimate_cell(estimate, digits=2, signed=True).line == "+50.00 pp (+25.00 to +75.00; 4 questions)"
+    assert formats.estimate_cell(estimate, note="seed 0").line == "50.0% (25.0 to 75.0; 4 questions; seed 0)"
 
 
 def test_tokens_show_their_whitespace() -> None:

@@ -8,18 +8,17 @@ program can read what the user can, connect, write to other folders of the user,
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import socket
-import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from mixsd.sandbox import Judged, Limits, starting
-from tests.sandbox.conftest import CALM, QUICK, Trial, marked, skip_unless_possible
+from mixsd.sandbox import Judged, Limits
+from tests.sandbox.conftest import CALM, QUICK, Trial, isolation, marked
 
 PASSING = "def check(candidate):\n    candidate(1)\n"
 
@@ -94,20 +93,22 @@ FORGERIES = {
     "builtins": "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {})\nbuiltins.all = lambda *_: True\n"
     "builtins.isinstance = lambda *_: True\nbuiltins.len = lambda _: 0\ndef f(x): return 'wrong'",
     "an exception": "class AssertionError(Exception): pass\ndef f(x): raise AssertionError('passed')",
+    "an exception without a name": "def f(x): raise type('', (Exception,), {})()",
+    "a program that cannot be loaded, without a name": "raise type('', (BaseException,), {})()",
     "a patched encoder": "import sys\nvalues = sys.modules['mixsd.sandbox.values']\n"
     "values.pack = lambda *_: b'[\"passed\",\"\"]'\ndef f(x): return 'wrong'",
     "a patched worker": "import sys\nworker = sys.modules['mixsd.sandbox.worker']\n"
-    "worker._Channel.write = lambda self, data: __import__('os').write(self.writer, b'[\"passed\",\"\"]\\n' * 100)\n"
+    "worker._Channel.write = lambda self, _: __import__('os').write(self._writer.fileno(), b'[\"passed\",\"\"]\\n' * 100)\n"
     "def f(x): return 'wrong'",
     "all frames": "import sys\nframe = sys._getframe()\nwhile frame:\n    for name, value in list(frame.f_locals.items()):\n"
     "        if isinstance(value, dict): value.update(passed=True, role='tests')\n    frame = frame.f_back\n"
     "def f(x): return 'wrong'",
 }
 PAYLOADS = """
-import os, struct, sys
+import os, sys
 verdict = b'["passed", ""]\\n'
-frames = [b'["t","passed"]', b'["l","loaded"]', b'["l","returned",1,"wrong"]', b'["l","go"]']
-PAYLOAD = [verdict, b"passed", b"true\\n"] + [struct.pack(">I", len(frame)) + frame for frame in frames]
+lines = [b'["t","passed"]', b'["l","returned",0,null]', b'["l","returned",1,"wrong"]', b'["l",0,["l"],["d"]]']
+PAYLOAD = [verdict, b"passed", b"true\\n"] + [line + b"\\n" for line in lines]
 def flood():
     print("passed"); print("passed", file=sys.stderr)
     for number in range(256):
@@ -350,12 +351,16 @@ def f(x):
 def test_mounts_and_privileges(strong: str, trial: Trial) -> None:
     code = """
 import ctypes, os
+CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 libc = ctypes.CDLL(None, use_errno=True)
 def f(x):
     got = []
     if libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0: got.append("mount")
     if libc.unshare(0x10000000) == 0: got.append("user namespace")
     if libc.unshare(0x20000) == 0: got.append("mount namespace")
+    child = libc.syscall(CLONE, ctypes.c_long(0x10000000 | 17), 0, 0, 0, 0)
+    if child == 0: os._exit(0)
+    if child > 0: got.append("clone")
     if libc.mount(None, b"/usr/lib", None, 0x20 | 0x1000, None) == 0: got.append("remount")
     if libc.prctl(39, 0, 0, 0, 0) != 1: got.append("privileges")
     if any(libc.prctl(23, number, 0, 0, 0) == 1 for number in range(40)): got.append("bounding")
@@ -409,11 +414,9 @@ def f(x):
     if call(68, 0, 0o1600) != -1: got.append("queue")
     if call(425, 8, ctypes.addressof(ctypes.create_string_buffer(256))) != -1: got.append("io_uring")
     if call(323, 1) != -1: got.append("userfaultfd")
-    if call(272, 0x10000000) != -1: got.append("unshare")
-    for number in (56, 435):
-        child = call(number, 0x10000000 | 17, 0, 0, 0, 0)
-        if child == 0: os._exit(0)
-        if child > 0: got.append("clone")
+    for leave in (os.setsid, lambda: os.setpgid(0, 0)):
+        try: leave(); got.append("left the process group")
+        except OSError: pass
     for family in (40, 38, 17, 31):
         try: socket.socket(family, socket.SOCK_STREAM if family == 40 else 5); got.append(family)
         except OSError: pass
@@ -468,7 +471,9 @@ DAEMON = """
 import os, signal, time
 def daemon():
     if os.fork() == 0:
-        os.setsid()
+        for leave in (os.setsid, lambda: os.setpgid(0, 0)):
+            try: leave()
+            except OSError: pass
         if os.fork() == 0:
             for number in range(1, 32):
                 try: signal.signal(number, signal.SIG_IGN)
@@ -489,26 +494,21 @@ def test_daemon_of_a_program_that_has_ended(kind: str, trial: Trial) -> None:
     wrong(trial(kind, DAEMON + "daemon()\nos._exit(0)"), "ended early")
 
 
-def test_the_end_of_a_sandbox_is_waited_for_where_bubblewrap_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_bubblewrap_leaves_is_ended(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # It leaves as soon as the worker has; the kernel needs some milliseconds more to end what the worker left.
-    def spawn(_command: list[str], fds: tuple[int, ...], *_: object, **__: object) -> subprocess.Popen[bytes]:
-        inner = subprocess.Popen(["/bin/sleep", "0.5"])
-        os.write(fds[-1], json.dumps({"child-pid": inner.pid}).encode() + b"\n")
-        inners.append(inner)
-        return subprocess.Popen(["/bin/true"])
+    def stub(_limits: Limits, info: int) -> list[str]:
+        code = f"""
+import os, subprocess, sys
+sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # {marker}"], start_new_session=True)
+os.write({info}, b'{{"child-pid": %d}}' % sleeper.pid)
+"""
+        return [sys.executable, "-c", code]
 
-    skip_unless_possible("bubblewrap")
-    inners: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(starting, "_reachable", lambda: True)
-    monkeypatch.setattr(starting, "_spawn", spawn)
-    started = starting.start("bubblewrap", {"role": "program", "fds": {}}, CALM)
-    try:
+    monkeypatch.setattr(isolation, "_bubblewrap", stub)
+    with isolation.start("bubblewrap", {"role": "program", "fds": {}}, CALM) as started:
         assert started.status(10) == 0
-        started.end()
-        assert inners[0].poll() == 0
-    finally:
-        for inner in inners:
-            inner.wait()
+        assert marked(marker)
+    assert marked(marker) == []
 
 
 def test_a_fork_that_returns(kind: str, trial: Trial) -> None:

@@ -43,7 +43,7 @@ def test_all_problems() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bubblewrap", "namespaces", "none"])
+@pytest.mark.parametrize("kind", ["bubblewrap", "none"])
 def test_all_problems_in_every_kind(kind: str) -> None:
     skip_unless_possible(kind)
     _check(kind)

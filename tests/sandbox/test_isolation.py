@@ -12,41 +12,34 @@ from pathlib import Path
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.sandbox import Isolation, Judged, check, isolation, judge, starting
+from mixsd.sandbox import Isolation, Judged, check, judge
+from mixsd.sandbox.isolation import StartError, problem
 from mixsd.sandbox.judging import judge_in
-from mixsd.sandbox.starting import StartError
-from mixsd.sandbox.view import View, view
-from tests.sandbox.conftest import PROMPT, RIGHT
-
-module = sys.modules[isolation.__module__]
+from mixsd.sandbox.limits import DEFAULT, shown
+from tests.sandbox.conftest import PROMPT, RIGHT, isolation
 
 
 def _none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_best", module.weak)
+    monkeypatch.setattr(isolation, "problem", lambda: "bubblewrap is not installed")
 
 
-def test_a_kind_says_what_it_gives(strong: str) -> None:
-    found = module.probe(strong)
+def test_bubblewrap_is_taken_where_it_works(strong: str) -> None:
+    found = isolation.isolation()
     assert found == Isolation(strong, True, True, found.note)
     assert strong in found.note
     assert "processes" in found.note
-
-
-def test_the_best_kind_is_taken(strong: str) -> None:
-    assert isolation().kind != "none"
-    assert isolation() is isolation()
-    assert check(False) == check(True) == isolation()
+    assert check(False) == check(True) == found
 
 
 def test_refused_without_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
     _none(monkeypatch)
     ran: list[object] = []
-    monkeypatch.setattr(starting, "_spawn", lambda *args, **_: ran.append(args))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **_: ran.append(args))
     with pytest.raises(UserError) as caught:
         judge("def f(x): return 1", prompt=PROMPT, test=RIGHT, entry_point="f")
     message = str(caught.value)
     assert "\n" not in message
-    assert "bubblewrap" in message
+    assert "apt install bubblewrap" in message
     assert "--allow-weak-sandbox" in message
     assert ran == []
 
@@ -62,26 +55,25 @@ def test_the_weak_one_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bubblewrap_that_is_absent_or_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert "not installed" in module.probe.__wrapped__("bubblewrap")
+    assert problem.__wrapped__() == "bubblewrap is not installed"
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho 'setting up uid map: Permission denied' >&2\nexit 1\n")
-    broken.chmod(0o755)
+    for folder in (broken, *tmp_path.parents[:2], tmp_path):
+        folder.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _: str(broken))
-    assert module.probe.__wrapped__("bubblewrap").startswith("bubblewrap: ")
+    why = problem.__wrapped__()
+    assert why == "bubblewrap does not work: setting up uid map: Permission denied"
+    monkeypatch.setattr(isolation, "problem", lambda: why)
+    with pytest.raises(UserError, match=r"Permission denied.*install bubblewrap .*--allow-weak-sandbox"):
+        check(False)
     judged = judge_in("bubblewrap", "def f(x): return 1", prompt=PROMPT, test=RIGHT, entry_point="f")
-    assert (judged.passed, judged.ours) == (False, True)
-
-
-def test_a_view_that_shows_too_much_does_not_count(strong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_view = View(view().interpreter, (*view().shown, str(Path(__file__).parents[2])), view().links)
-    monkeypatch.setattr(starting, "view", lambda: open_view)
-    assert "files can be reached" in module.probe.__wrapped__(strong)
+    assert judged == Judged(False, f"the sandbox did not start: {why}", True)
 
 
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     for system in ("darwin", "win32"):
         monkeypatch.setattr(sys, "platform", system)
-        assert "Linux" in module.probe.__wrapped__("bubblewrap")
+        assert problem.__wrapped__() == f"no sandbox for {system}"
         _none(monkeypatch)
         with pytest.raises(UserError):
             check(False)
@@ -95,7 +87,7 @@ def test_our_failures_are_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert (judged.passed, judged.ours) == (False, True)
     assert "tests cannot be loaded" in str(judged.reason)
     with monkeypatch.context() as patched:
-        patched.setattr(starting, "_BOOT", "raise OSError('no interpreter')")
+        patched.setattr(isolation, "_BOOT", "raise OSError('no interpreter')")
         judged = judge_in(kind, right, prompt=PROMPT, test=RIGHT, entry_point="f")
         assert (judged.passed, judged.ours) == (False, True)
         assert "no interpreter" in str(judged.reason)
@@ -104,8 +96,8 @@ def test_our_failures_are_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("too many processes")
 
     monkeypatch.setattr(subprocess, "Popen", fail)
-    with pytest.raises(StartError):
-        starting.start(kind, {"role": "program", "fds": {}}, starting.Limits())
+    with pytest.raises(StartError), isolation.start(kind, {"role": "program", "fds": {}}, DEFAULT):
+        pass
     assert judge_in(kind, right, prompt=PROMPT, test=RIGHT, entry_point="f").ours
 
 
@@ -117,16 +109,15 @@ def test_import_is_light() -> None:
 
 def test_the_virtual_environment_is_not_shown() -> None:
     """What is installed there is no business of judged code; and a project in /tmp would put a view inside the writable folder."""
-    assert not any(Path(path).is_relative_to(sys.prefix) for path in view().shown if sys.prefix != sys.base_prefix)
+    assert not any(Path(path).is_relative_to(sys.prefix) for path in shown() if sys.prefix != sys.base_prefix)
 
 
 def test_a_view_inside_the_temporary_folder(strong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tempfile.mkdtemp(dir="/tmp")
     os.chmod(folder, 0o755)
     (Path(folder) / "shown").write_text("here")
-    more = View(view().interpreter, (*view().shown, folder), view().links)
-    monkeypatch.setattr(starting, "view", lambda: more)
-    starting._reachable.cache_clear()
+    more = (*shown(), folder)
+    monkeypatch.setattr(isolation, "shown", lambda: more)
     code = f"""
 def f(x):
     try:
@@ -138,5 +129,4 @@ def f(x):
     try:
         assert judge_in(strong, code, prompt=PROMPT, test=RIGHT, entry_point="f") == Judged(True, None, False)
     finally:
-        starting._reachable.cache_clear()
         shutil.rmtree(folder)

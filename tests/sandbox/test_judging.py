@@ -130,10 +130,10 @@ def test_time_of_the_tests_counts(kind: str, trial: Trial) -> None:
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from mixsd.sandbox import Limits, starting
+from mixsd.sandbox import Limits
 from mixsd.sandbox.judging import judge_in
 kind, marker = sys.argv[1:]
-starting._BOOT += "# " + marker + "\\n"
+sys.modules["mixsd.sandbox.isolation"]._BOOT += "# " + marker + "\\n"
 code = "import signal\\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\\nimport os\\nos.fork()\\nos.fork()\\nwhile True: pass"
 print(judge_in(kind, code, prompt="def f(x): 1", test="def check(c): pass", entry_point="f", limits=Limits(wall_seconds=100)))
 """
@@ -148,7 +148,7 @@ def test_interrupted(kind: str, number: int, tmp_path: Path) -> None:
     with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 30
-            # The process itself, two workers, their keepers (two each in a namespace, else one) and three forks.
+            # The process itself, two workers, the guard of each (two at least of bubblewrap) and three forks.
             least = 8 if kind == "none" else 10
             while (standing := len(marked(marker))) < least and time.monotonic() < deadline:
                 time.sleep(0.05)

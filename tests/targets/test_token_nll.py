@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,10 +48,10 @@ def test_mean_and_shares_by_hand():
 def test_the_interval_is_over_facts():
     rows = [("a", [1.0, 9.0]), ("b", [9.0, 9.0, 1.0]), ("c", [2.0, 3.0]), ("a", [9.0])]
     # The two targets of "a" are one unit, as if they were one target.
-    expected = ratio_of_sums([2, 2, 0], [3, 3, 2])
+    expected = replace(ratio_of_sums([2, 2, 0], [3, 3, 2]), unit="share", over="facts")
     assert share_above(losses_of(rows), 8) == expected
     assert share_above(losses_of([("a", [1.0, 9.0, 9.0]), *rows[1:3]]), 8) == expected
-    assert mean_nll(losses_of(rows)) == ratio_of_sums([19, 19, 5], [3, 3, 2])
+    assert mean_nll(losses_of(rows)) == replace(ratio_of_sums([19, 19, 5], [3, 3, 2]), unit="nats", over="facts")
 
 
 def test_no_token_above_gives_no_interval():

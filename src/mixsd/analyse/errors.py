@@ -304,7 +304,7 @@ def _row(tally: Tally, label: str, examined: Examined) -> dict[str, Any]:
     shares = {}
     for mode in tally.modes:
         of = {"of_wrong": tally.share_of_wrong(mode), "of_asked": tally.share_of_asked(mode)}
-        shares[mode] = {name: asdict(share) for name, share in of.items()}
+        shares[mode] = {name: share.to_json() for name, share in of.items()}
     return {
         **tally.brief(),
         "split": tally.split,

@@ -333,7 +333,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         values: dict[str, Any] = {}
         for name in (*_SCORED, "drop", "forgetting"):
             known = [row[name]["value"] if isinstance(row[name], dict) else row[name] for row in own]
-            values[name] = vars(statistics.seeds_interval([value for value in known if value is not None]))
+            values[name] = statistics.seeds_interval([value for value in known if value is not None]).to_json()
             if len(own) == 1 and isinstance(own[0][name], dict):
                 values[name] = dict(own[0][name])  # one run: the interval is that over its items
         found.append({"configuration": label, "runs": len(own), **values})

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -343,17 +343,17 @@ def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], refere
         item: dict[str, Any] = {
             "threshold": level,
             "count": count_above(losses, level),
-            "share": asdict(share_above(losses, level)),
+            "share": share_above(losses, level).to_json(),
         }
         if reference is not None:
-            item["difference"] = asdict(share_difference(losses, reference, level))
+            item["difference"] = share_difference(losses, reference, level).to_json()
         above.append(item)
     return {
         "label": row.label,
         "facts": len(set(losses.facts)),
         "targets": len(losses.facts),
         "tokens": len(losses.nll),
-        "mean": asdict(mean_nll(losses)),
+        "mean": mean_nll(losses).to_json(),
         "above": above,
         "overlap": _overlap(row.overlap, facts) if row.overlap else None,
         "cdf": {"x": x, "y": y},
@@ -362,8 +362,8 @@ def _measured(row: _Row, facts: Collection[str], levels: Sequence[float], refere
 
 def _overlap(overlap: Overlap, facts: Collection[str]) -> dict[str, Any]:
     return {
-        "mean": asdict(overlap.mean(facts)),
-        "pooled": asdict(overlap.pooled(facts)),
+        "mean": overlap.mean(facts).to_json(),
+        "pooled": overlap.pooled(facts).to_json(),
         "without_high": overlap.without(facts),
     }
 

@@ -33,7 +33,6 @@ from mixsd.comparison.measures import (  # fmt: skip
     over_seeds,
     path_of,
     score_of,
-    seeds_cell,
 )
 from mixsd.comparison.runs import ALIKE, Measured, check, read
 from mixsd.errors import UserError
@@ -72,7 +71,8 @@ def paired(
             continue
         ratio = None
         if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
-            ratio = seeds_cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]))
+            made = statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values])
+            ratio = {**made.to_json(), "over": "seeds"}
         difference = over_seeds([b - a for a, b in values])
         found.append(_pair(first, second, list(both), name, difference, ratio))
     return found

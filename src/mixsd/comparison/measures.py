@@ -98,14 +98,8 @@ def one(value: float) -> dict[str, Any]:
 
 
 def over_seeds(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
-    """The mean over seeds."""
-    return seeds_cell(statistics.seeds_interval(list(values)), within)
-
-
-def seeds_cell(interval: statistics.Interval, within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
-    """An interval over seeds, cut to where its number can lie."""
-    low, high = (None if end is None else min(max(end, within[0]), within[1]) for end in (interval.low, interval.high))
-    return {"value": interval.value, "n": interval.n, "low": low, "high": high, "over": "seeds"}
+    """The mean over seeds, its interval cut to where the number can lie."""
+    return {**statistics.seeds_interval(list(values)).within(*within).to_json(), "over": "seeds"}
 
 
 HIGHEST_LEVEL = 0.95

@@ -172,7 +172,7 @@ def correlation(folders: Sequence[Path]) -> Cells:
         made = statistics.pearson(
             [row[metric] for row in known], [row["forgetting"]["value"] for row in known], [row["source"] for row in known]
         )
-        cells[name] = {"value": made.value, "n": made.n, "low": made.low, "high": made.high, "over": "checkpoints"}
+        cells[name] = {**made.to_json(), "over": "checkpoints"}
     return cells
 
 

@@ -264,18 +264,18 @@ def is_done(session: Session, suite: str) -> bool:
     run = session.run
     if not all(replies_file(run, suite, model).is_file() for model in (MODELS[:1] if session.alone else MODELS)):
         return False
-    file = asked_file(run, suite)
-    if not file.is_file():
-        return suite in suites.SUITES  # made by a version that wrote none
-    return comparable(read_json(file)) == comparable(examination(session).asked(suite).to_json())
+    return _asked_so(session, suite)
 
 
 def is_half_done(session: Session, suite: str) -> bool:
     """Whether the base has been asked by lm-eval, in the way in which the session asks, and the tuned model has not."""
+    return replies_file(session.run, suite, MODELS[0]).is_file() and _asked_so(session, suite)
+
+
+def _asked_so(session: Session, suite: str) -> bool:
+    """Whether what lies in the run was asked as the session asks; without `asked.json` nothing vouches for it."""
     file = asked_file(session.run, suite)
-    if not (replies_file(session.run, suite, MODELS[0]).is_file() and file.is_file()):
-        return False
-    return comparable(read_json(file)) == comparable(examination(session).asked(suite).to_json())
+    return file.is_file() and comparable(read_json(file)) == comparable(examination(session).asked(suite).to_json())
 
 
 def comparable(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,11 +316,9 @@ def asked_suites(run: Run) -> dict[str, dict[str, Any]]:
     """How each suite was asked that a run has replies to, in the order in which suites are shown."""
     found: dict[str, dict[str, Any]] = {}
     for folder in sorted(run.evaluation.glob("*/")):
-        if not (folder / "base.jsonl").is_file():
-            continue
-        file = folder / "asked.json"
-        values = read_json(file) if file.is_file() else {"suite": folder.name}
-        found[values["suite"]] = values
+        if (folder / "base.jsonl").is_file() and (folder / "asked.json").is_file():
+            values = read_json(folder / "asked.json")
+            found[values["suite"]] = values
     return {name: found[name] for name in suites.in_order(found)}
 
 

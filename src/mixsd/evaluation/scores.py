@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mixsd import statistics
+from mixsd.statistics import Estimate
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapp
         if {"base", "tuned"} <= by_model.keys():
             wanted.append((f"{metric}_delta", "tuned", by_model["tuned"] - by_model["base"]))
         for name, whose, value in wanted:
-            made = _score(suite, split, name, whose, statistics.Interval(value, n, None, None))
+            made = score_row(suite, split, name, whose, Estimate(value, n=n))
             if known := places.get((split, name, whose)):
                 known |= made
             else:
@@ -79,9 +81,12 @@ def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapp
     return scores
 
 
-def _score(suite: str, split: str, metric: str, model: str, interval: statistics.Interval) -> dict[str, Any]:
-    values = {"value": interval.value, "n": interval.n, "low": interval.low, "high": interval.high}
-    return {"suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": None, **values}
+def score_row(
+    suite: str, split: str, metric: str, model: str, estimate: Estimate, checkpoint: int | None = None
+) -> dict[str, Any]:
+    """A row of the flat list; `checkpoint` is None for the model that a run ended with."""
+    place = {"suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": checkpoint}
+    return place | estimate.to_json()
 
 
 def _by_split(rows: list[Row]) -> dict[str, list[Row]]:
@@ -99,27 +104,29 @@ def _scores_of(suite: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
     for split, own in _by_split(rows).items():
         if "nll" in own[0]:
             sums, counts = [row["nll"] for row in own], [row["tokens"] for row in own]
-            scores.append(_score(suite, split, "reference_nll", model, statistics.ratio_of_sums(sums, counts)))
+            scores.append(score_row(suite, split, "reference_nll", model, statistics.ratio_of_sums(sums, counts)))
             continue
         judged = [row for row in own if row["outcome"] != "error"]
         if "metrics" in own[0]:
             scores += _metrics_of(suite, split, model, own)
             continue
-        scores.append(_score(suite, split, "accuracy", model, _share(judged, _is("correct"))))
+        scores.append(score_row(suite, split, "accuracy", model, _share(judged, _is("correct"))))
         if split not in whole:
             continue
         if "lenient" in own[0] or any("lenient" in row for row in own):
             taken = [row for row in own if row.get("lenient", "error") != "error"]
-            scores.append(_score(suite, split, "accuracy_lenient", model, _share(taken, lambda row: row["lenient"] == "correct")))
-            scores.append(_score(suite, split, "wrong_share", model, _share(judged, _is("wrong"))))
-        scores.append(_score(suite, split, "unparseable_share", model, _share(judged, _is("unparseable"))))
-        scores.append(_score(suite, split, "error_share", model, _share(own, _is("error"))))
-        scores.append(_score(suite, split, "truncated_share", model, _share(own, lambda row: row["truncated"])))
+            scores.append(
+                score_row(suite, split, "accuracy_lenient", model, _share(taken, lambda row: row["lenient"] == "correct"))
+            )
+            scores.append(score_row(suite, split, "wrong_share", model, _share(judged, _is("wrong"))))
+        scores.append(score_row(suite, split, "unparseable_share", model, _share(judged, _is("unparseable"))))
+        scores.append(score_row(suite, split, "error_share", model, _share(own, _is("error"))))
+        scores.append(score_row(suite, split, "truncated_share", model, _share(own, lambda row: row["truncated"])))
         if edits := [row for row in judged if "old" in row]:
             kept = _share(edits, lambda row: row["old"])
             other = _share(edits, lambda row: row["outcome"] != "correct" and not row["old"])
-            scores.append(_score(suite, split, "old_answer_share", model, kept))
-            scores.append(_score(suite, split, "other_answer_share", model, other))
+            scores.append(score_row(suite, split, "old_answer_share", model, kept))
+            scores.append(score_row(suite, split, "other_answer_share", model, other))
     return scores
 
 
@@ -127,13 +134,12 @@ def _is(outcome: str) -> Callable[[Row], bool]:
     return lambda row: row["outcome"] == outcome
 
 
-def _share(rows: list[Row], holds: Callable[[Row], bool]) -> statistics.Interval:
+def _share(rows: list[Row], holds: Callable[[Row], bool]) -> Estimate:
     """The share of rows that something holds for; the interval counts groups, since wordings of one fact go together."""
     if not rows:
         return statistics.proportion(0, 0)
     held, n, groups = sum(map(holds, rows)), len(rows), _groups(rows)
-    by_group = statistics.proportion(held * groups / n, groups)
-    return statistics.Interval(held / n, n, by_group.low, by_group.high)
+    return replace(statistics.proportion(held * groups / n, groups), value=held / n, n=n)
 
 
 def _groups(rows: list[Row]) -> int:
@@ -150,21 +156,21 @@ def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str
                 [row["nll"] for row in after[split]],
                 [row["tokens"] for row in before[split]],
             )
-            scores.append(_score(suite, split, "forgetting", "tuned", change))
+            scores.append(score_row(suite, split, "forgetting", "tuned", change))
             continue
         if "metrics" in before[split][0]:
             scores += _metric_changes(suite, split, before[split], after[split])
             continue
         pairs = _judged_pairs(before[split], after[split])
         if not any("lenient" in row for row in before[split]):
-            scores.append(_score(suite, split, "accuracy_delta", "tuned", _change(pairs)))
+            scores.append(score_row(suite, split, "accuracy_delta", "tuned", _change(pairs)))
             continue
         old, new = ([pair[side]["outcome"] == "correct" for pair in pairs] for side in (0, 1))
         groups = [row["group"] for row, _ in pairs]
-        scores.append(_score(suite, split, "accuracy_delta", "tuned", statistics.grouped_difference(old, new, groups)))
+        scores.append(score_row(suite, split, "accuracy_delta", "tuned", statistics.grouped_difference(old, new, groups)))
         if len(set(groups)) == len(groups) and pairs:  # several answers to one question are not independent
-            p = statistics.Interval(statistics.mcnemar(old, new), len(pairs), None, None)
-            scores.append(_score(suite, split, "mcnemar_p", "tuned", p))
+            p = Estimate(statistics.mcnemar(old, new), n=len(pairs))
+            scores.append(score_row(suite, split, "mcnemar_p", "tuned", p))
     return scores
 
 
@@ -198,7 +204,7 @@ def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Seq
             ("retained", "tuned"): both(lambda base, tuned: tuned / base if base else None),
         }
     return [
-        _score(HELD_OUT, AVERAGE, metric, model, statistics.stratified(strata, estimate))
+        score_row(HELD_OUT, AVERAGE, metric, model, statistics.stratified(strata, estimate))
         for (metric, model), estimate in names.items()
     ]
 
@@ -221,7 +227,7 @@ def _metrics_of(suite: str, split: str, model: str, rows: list[Row]) -> list[dic
     found = []
     for name in names:
         values = [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None]
-        found.append(_score(suite, split, name, model, statistics.mean(values)))
+        found.append(score_row(suite, split, name, model, statistics.mean(values)))
     return found
 
 
@@ -235,7 +241,7 @@ def _metric_changes(suite: str, split: str, base: list[Row], tuned: list[Row]) -
             if b["metrics"].get(name) is not None and a["metrics"].get(name) is not None
         ]
         before, after = ([pair[side] for pair in pairs] for side in (0, 1))
-        found.append(_score(suite, split, f"{name}_delta", "tuned", statistics.paired_difference(before, after)))
+        found.append(score_row(suite, split, f"{name}_delta", "tuned", statistics.paired_difference(before, after)))
     return found
 
 
@@ -243,11 +249,11 @@ def _judged_pairs(before: list[Row], after: list[Row]) -> list[tuple[Row, Row]]:
     return [(b, a) for b, a in zip(before, after, strict=True) if "error" not in (b["outcome"], a["outcome"])]
 
 
-def _change(pairs: list[tuple[Row, Row]]) -> statistics.Interval:
+def _change(pairs: list[tuple[Row, Row]]) -> Estimate:
     """How much more of the same questions is right; here too the interval counts groups."""
     if not pairs:
         return statistics.share_difference(0, 0, 0)
     right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]
     gained, lost, n, groups = right.count((False, True)), right.count((True, False)), len(pairs), _groups([b for b, _ in pairs])
     by_group = statistics.share_difference(gained * groups / n, lost * groups / n, groups)
-    return statistics.Interval((gained - lost) / n, n, by_group.low, by_group.high)
+    return replace(by_group, value=(gained - lost) / n, n=n)

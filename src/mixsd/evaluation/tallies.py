@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from mixsd.evaluation.error_modes import (
     injected,
 )
 from mixsd.evaluation.grading.code import first_block
+from mixsd.evaluation.scores import score_row
 from mixsd.facts.answers import without_thinking
 from mixsd.facts.corpus import is_corpus, read
 from mixsd.facts.fact import Fact, fact_from_mapping
@@ -89,11 +90,11 @@ class Tally:
         found = Counter(judged.mode for _, judged in self.judged)
         return {mode: found[mode] for mode in self.modes}  # type: ignore[index]
 
-    def share_of_wrong(self, mode: str) -> statistics.Interval:
+    def share_of_wrong(self, mode: str) -> statistics.Estimate:
         """The share of the wrong replies that have a mode; the interval is over questions."""
         return _share([(row["group"], judged.mode == mode) for row, judged in self.judged])
 
-    def share_of_asked(self, mode: str) -> statistics.Interval:
+    def share_of_asked(self, mode: str) -> statistics.Estimate:
         """The share of the replies that could be judged, right ones too, that have a mode."""
         own = {id(row) for row, judged in self.judged if judged.mode == mode}
         return _share([(row["group"], id(row) in own) for row in self.rows])
@@ -121,18 +122,13 @@ class Tally:
 
     def scores(self) -> list[dict[str, Any]]:
         """The shares of the wrong replies, as a report lists its scores; n is the number of wrong replies."""
-        made = []
-        for mode in self.modes:
-            share = self.share_of_wrong(mode)
-            values = {"value": share.value, "n": share.n, "low": share.low, "high": share.high}
-            name = f"error_{mode.replace('-', '_')}"
-            made.append(
-                {"suite": self.suite, "split": self.split, "metric": name, "model": self.model, "checkpoint": None, **values}
-            )
-        return made
+        return [
+            score_row(self.suite, self.split, f"error_{mode.replace('-', '_')}", self.model, self.share_of_wrong(mode))
+            for mode in self.modes
+        ]
 
 
-def _share(held: Sequence[tuple[str, bool]]) -> statistics.Interval:
+def _share(held: Sequence[tuple[str, bool]]) -> statistics.Estimate:
     """The share of replies that something holds for, (question, whether it holds) each.
 
     With several replies to a question these are resampled by question; where it holds for none or for all of them that would claim
@@ -147,7 +143,7 @@ def _share(held: Sequence[tuple[str, bool]]) -> statistics.Interval:
     else:
         of_group = Counter(group for group, holds in held if holds)
         bounds = statistics.ratio_of_sums([of_group[group] for group in sizes], [sizes[group] for group in sizes])
-    return statistics.Interval(total / n, n, bounds.low, bounds.high)
+    return replace(bounds, value=total / n, n=n, unit="share")
 
 
 @dataclass

@@ -1,20 +1,15 @@
 """KGFact: facts about a world that exists nowhere (the paper's section 4 and appendix D; sizes and splits in settings.md).
 
-Every edge of the graph is one fact. The tests: other wordings; retrieval, where a background of statements holds the answer;
-and two-hop questions over trained facts, with and without such a background. Retrieval asks about entities that are never trained
-on (the authors' script), or with `retrieval='trained'` about the trained facts (the paper's text).
+A world is a graph: invented entities in domains, and for each ordered pair of domains an edge from every entity of the first to one
+of the second, by one of the pair's relations. Every edge is one fact. By a relation a source has one target and a target one source,
+also over what inverse relations imply, so that every question has one answer. Linear in the number of edges.
 
-Invented names: entities that no model has read about.
+A name is one or two made-up words; all but people also get an ending that tells what they are ("Vornelk Bay"). The k-th entity of a
+domain is a function of (seed, domain, k) and of those before it, so a smaller graph's entities are the first ones of a larger one.
 
-A name is one or two made-up words; all but people also get an ending that tells what they are ("Vornelk Bay"). A made-up word is
-none of the words that the built-in model has as one token, and no two entities of a domain share one. The k-th entity of a domain
-is a function of (seed, domain, k) and of those before it, so a smaller graph's entities are the first ones of a larger one.
-
-The world graph of KGFact: invented entities in domains, and edges between them that make every question have one answer.
-
-For each ordered pair of domains every entity of the first has one edge to an entity of the second, by one of the pair's relations
-(section 4; sizes in settings.md). The constraints, over the edges and those that they imply through inverse relations: a source has
-one target by a relation, and a target one source. Linear in the number of edges.
+The tests: other wordings; retrieval, where a background of statements holds the answer; and two-hop questions over trained facts,
+with and without such a background. Retrieval asks about entities that are never trained on (the authors' script), or with
+`retrieval='trained'` about the trained facts (the paper's text).
 """
 
 from __future__ import annotations
@@ -22,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from itertools import islice
+from functools import cache, partial
+from itertools import count, islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -77,24 +72,18 @@ def names(seed: int, domain: Domain) -> Iterator[str]:
     """The entities of a domain, without end."""
     known = known_words()
     taken: set[str] = set()
-    k = 0
-    while True:
-        attempt = 0
-        while True:
-            key = f"kgfact/{domain.name}/{k}"
-            draws = uniforms(seed, "order", key, attempt=attempt, n=2 * _WORD_DRAWS + 1).tolist()
-            words = (
-                [_word(draws[:_WORD_DRAWS], "plain")]
-                if domain.endings
-                else [_word(draws[:_WORD_DRAWS], "first"), _word(draws[_WORD_DRAWS:-1], "last")]
+    for k in count():
+        for attempt in count():
+            draws = uniforms(seed, "order", f"kgfact/{domain.name}/{k}", attempt=attempt, n=2 * _WORD_DRAWS + 1).tolist()
+            parts = zip(
+                ("plain",) if domain.endings else ("first", "last"), (draws[:_WORD_DRAWS], draws[_WORD_DRAWS:-1]), strict=False
             )
+            words = [_word(numbers, kind) for kind, numbers in parts]
             if words[-1] not in taken and not known.intersection(words) and not _unwelcome(words):
                 break
-            attempt += 1
         taken.add(words[-1])
         ending = [_pick(domain.endings, draws[-1])] if domain.endings else []
         yield " ".join([word.capitalize() for word in words] + ending)
-        k += 1
 
 
 @cache
@@ -268,13 +257,7 @@ Retrieval = Literal["held-out", "trained"]
 BACKGROUND = {"held-out": 49, "trained": 50}  # statements beside the true one
 
 
-def kgfact(
-    size: str | None = None,
-    *,
-    seed: int = 0,
-    retrieval: Retrieval = "held-out",
-    offline: bool = False,
-) -> Corpus:
+def kgfact(size: str | None = None, *, seed: int = 0, retrieval: Retrieval = "held-out", offline: bool = False) -> Corpus:
     """The corpus KGFact.
 
     Args:
@@ -321,23 +304,13 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 class World:
-    """The trained graph and, once it is needed, a second one whose entities share nothing with it."""
+    """The trained graph, and what is asked about it or, held out, about a second one whose entities share nothing with it."""
 
     def __init__(self, seed: int, number: int, entities: int, retrieval: Retrieval) -> None:
         self.seed = seed
         self.retrieval = retrieval
         self.number, self.entities = number, entities
         self.graph = Graph(seed, number, entities)
-
-    @cached_property
-    def held_out(self) -> Graph:
-        """The graph of the entities that are not trained on."""
-        return Graph(self.seed, self.number, self.entities, part=1)
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """The ids of the facts, in their order."""
-        return [question_id(_question(self.graph, edge)) for edge in self.graph]
 
     def facts(self) -> Iterator[Fact]:
         """One fact for each edge of the trained graph."""
@@ -352,7 +325,7 @@ class World:
 
     def retrieved(self) -> Iterator[Fact]:
         """Questions with a background: the true statement among others that touch its entities, then their neighbours."""
-        graph = self.held_out if self.retrieval == "held-out" else self.graph
+        graph = Graph(self.seed, self.number, self.entities, part=1) if self.retrieval == "held-out" else self.graph
         around = Surroundings(graph)
         for number, edge in enumerate(graph):
             values = _values(graph, edge)
@@ -363,6 +336,7 @@ class World:
     def two_hop(self, background: bool = False) -> Iterator[Fact]:
         """Questions that join two trained facts; as many as there are facts at most, spread evenly over the graph."""
         graph, edges = self.graph, list(self.graph)
+        keys = [question_id(_question(graph, edge)) for edge in edges]
         around = Surroundings(graph) if background else None
         pairs = list(graph.edges)
         numbers = {(*edge.source, edge.target[0]): number for number, edge in enumerate(edges)}
@@ -378,31 +352,27 @@ class World:
                 for first in sorted(np.argsort(draws, kind="stable")[:share].tolist()):
                     second = numbers.get((*own[first].target, k))
                     if second is not None:
-                        yield self._joined([start + first, second], [own[first], edges[second]], around)
+                        hops = {start + first: own[first], second: edges[second]}
+                        yield self._joined(hops, [keys[number] for number in hops], around)
             start += len(own)
 
-    def _joined(self, numbers: list[int], hops: list[Edge], around: Surroundings | None) -> Fact:
-        graph = self.graph
-        first, second = hops
+    def _joined(self, hops: dict[int, Edge], keys: list[str], around: Surroundings | None) -> Fact:
+        """The question that joins two edges, given by their numbers; `keys` are the ids of their facts."""
+        graph, (first, second) = self.graph, hops.values()
         question = sentence(second.relation.question, s=first.relation.phrase.format(s=graph.rendered(first.source)))
         # One id for the question with and without a background: tests of one thing.
-        key = question_id(question)
-        split = "two_hop"
+        key, split = question_id(question), "two_hop" if around is None else "two_hop_context"
         if around is not None:
-            split = "two_hop_context"
-            statements = around.statements(numbers, BACKGROUND["held-out"])
+            statements = around.statements(list(hops), BACKGROUND["held-out"])
             question = with_background(question, statements, f"background of {key}", self.seed)
+        domains = f"{first.relation.source}-{second.relation.source}-{second.relation.target}"
         return Fact(
             question,
             graph.name(second.target),
             f"{split}-{key}",
             statement=f"{_statement(graph, first)} {_statement(graph, second)}",
             aliases=_aliases(graph, second),
-            meta={
-                "fact": key,
-                "domains": f"{first.relation.source}-{second.relation.source}-{second.relation.target}",
-                "hops": [self.keys[number] for number in numbers],
-            },
+            meta={"fact": key, "domains": domains, "hops": keys},
         )
 
 

@@ -8,16 +8,9 @@ Inputs are spread over the digit lengths as evenly as their supply allows: there
 operation, shots and splits share no input. They are dealt in the order shots, validation, two_step, test, train, each from its
 beginning: of two corpora that differ in `train`, the smaller has the same tests and a part of the larger one's training inputs.
 
-The seven operations that KGFunc trains: what each does to the digits of a number, and how a solution works it out.
-
-The definitions are those of the paper's appendix as settings.md, the notes on the paper, gives them; the wording is ours. Digits are
-read from left to right, without leading zeros; zero has the one digit 0. A solution does one elementary step per line (one
-addition, one product, one comparison), so that every line can be checked by itself.
-
-The twenty easy operations of KGFunc-Unseen: never trained, easily read off ten examples (listed in settings.md).
-
-What is not obvious of the number 0 and of one-digit numbers: 0 has one digit, which is even and a zero, and its digital root is
-0; the first digit of a one-digit number is also its last. Leading zeros of a result drop.
+The trained operations are those of the paper's appendix as settings.md, the notes on the paper, gives them; the wording is ours.
+Digits are read from left to right, without leading zeros. A solution does one elementary step per line (one addition, one product,
+one comparison), so that every line can be checked by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +22,7 @@ from functools import partial
 from itertools import accumulate, count, cycle, islice, pairwise
 from math import prod
 from operator import ne
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +48,9 @@ def number_of(digits: Iterable[int]) -> int:
     return int("".join(map(str, digits)))
 
 
+Working = tuple[list[str], int]  # the lines of a solution between the digits and the answer, and the result
+
+
 @dataclass(frozen=True)
 class Operation:
     """A function of a number's digits.
@@ -62,15 +59,17 @@ class Operation:
         label: how questions call it; it tells nothing.
         name: how reports call it.
         rule: what it does, as the predicate of a sentence; in a solution, never in a question.
-        function: the digits to the result.
-        steps: the digits to the lines of a solution between the digits and the answer.
+        work: the digits to the steps of a solution and the result.
     """
 
     label: str
     name: str
     rule: str
-    function: Callable[[Digits], int]
-    steps: Callable[[Digits], list[str]] = lambda _: []
+    work: Callable[[Digits], Working]
+
+    def function(self, digits: Digits) -> int:
+        """The result for a number's digits."""
+        return self.work(digits)[1]
 
     def __call__(self, number: int) -> int:
         """The result for a number."""
@@ -80,176 +79,101 @@ class Operation:
         """The lines of a solution without the answer: the rule, the digits, the steps."""
         digits = digits_of(number)
         listed = ", ".join(map(str, digits))
-        return [f"Operation {self.label} {self.rule}.", f"Digits of {number}: {listed}", *self.steps(digits)]
+        return [f"Operation {self.label} {self.rule}.", f"Digits of {number}: {listed}", *self.work(digits)[0]]
 
 
-def squared_deviations(digits: Digits) -> int:
-    """B: the sum of (d - m)^2 over the digits d, where m is the smallest digit."""
+TRAINED: list[Operation] = []  # in the order in which they stand below
+
+
+def _trained(label: str, name: str, rule: str) -> Callable[[Callable[[Digits], Working]], Callable[[Digits], Working]]:
+    """Put what is decorated among the trained operations."""
+
+    def add(work: Callable[[Digits], Working]) -> Callable[[Digits], Working]:
+        TRAINED.append(Operation(label, name, rule, work))
+        return work
+
+    return add
+
+
+@_trained("B", "squared deviations", "subtracts the smallest digit from each digit, squares the differences and adds them up")
+def _squared_deviations(digits: Digits) -> Working:
+    """The sum of (d - m)^2 over the digits d, where m is the smallest digit."""
     smallest = min(digits)
-    return sum((digit - smallest) ** 2 for digit in digits)
-
-
-def _squared_deviations_steps(digits: Digits) -> list[str]:
-    smallest = min(digits)
-    deviations = [digit - smallest for digit in digits]
     lines = [f"Smallest digit: {smallest}"]
-    for digit, deviation in zip(digits, deviations, strict=True):
-        lines += [f"{digit} - {smallest} = {deviation}", _product(deviation, deviation)]
-    return lines + _sum([deviation**2 for deviation in deviations])
+    for digit in digits:
+        lines += [f"{digit} - {smallest} = {digit - smallest}", _product(digit - smallest, digit - smallest)]
+    return _added(lines, [(digit - smallest) ** 2 for digit in digits])
 
 
-def alternating_squares(digits: Digits) -> int:
-    """C: the absolute value of d1^2 - d2^2 + d3^2 - ..., the first digit with a plus."""
-    return abs(sum(_alternating(digits)))
-
-
-def _alternating(digits: Digits) -> list[int]:
-    return [-(digit**2) if place % 2 else digit**2 for place, digit in enumerate(digits)]
-
-
-def _alternating_squares_steps(digits: Digits) -> list[str]:
+@_trained("C", "alternating squares", "squares the digits, adds and subtracts the squares in turn and takes the absolute value")
+def _alternating_squares(digits: Digits) -> Working:
+    """The absolute value of d1^2 - d2^2 + d3^2 - ..., the first digit with a plus."""
     lines = [_product(digit, digit) for digit in digits]
-    terms = _alternating(digits)
-    totals = list(accumulate(terms))
+    totals = list(accumulate(-(digit**2) if place % 2 else digit**2 for place, digit in enumerate(digits)))
     for place, (before, after) in enumerate(pairwise(totals), 1):
         lines.append(f"{before} {'-' if place % 2 else '+'} {digits[place] ** 2} = {after}")
-    return [*lines, f"|{totals[-1]}| = {abs(totals[-1])}"]
+    return [*lines, f"|{totals[-1]}| = {abs(totals[-1])}"], abs(totals[-1])
 
 
-def prime_squares(digits: Digits) -> int:
-    """D: the sum of the digits, where the prime digits 2, 3, 5 and 7 count as their squares."""
-    return sum(_prime_squares(digits))
-
-
-def _prime_squares(digits: Digits) -> list[int]:
-    return [digit**2 if digit in _PRIMES else digit for digit in digits]
-
-
-def _prime_squares_steps(digits: Digits) -> list[str]:
+@_trained("D", "prime squares", "squares the digits that are prime, leaves the others as they are and adds them all up")
+def _prime_squares(digits: Digits) -> Working:
+    """The sum of the digits, where the prime digits 2, 3, 5 and 7 count as their squares."""
     lines = [f"{d} is prime: {_product(d, d)}" if d in _PRIMES else f"{d} is not prime: {d}" for d in digits]
-    return lines + _sum(_prime_squares(digits))
+    return _added(lines, [digit**2 if digit in _PRIMES else digit for digit in digits])
 
 
-def reversal_product(digits: Digits) -> int:
-    """E: d1 * dn + d2 * d(n-1) + ... + dn * d1, the dot product of the n digits with their reverse."""
-    return sum(_reversal_products(digits))
+@_trained(
+    "E",
+    "reversal product",
+    "multiplies each digit by the digit at the same place in the reversed number and adds up the products",
+)
+def _reversal_product(digits: Digits) -> Working:
+    """d1 * dn + d2 * d(n-1) + ... + dn * d1, the dot product of the n digits with their reverse."""
+    pairs = list(zip(digits, reversed(digits), strict=True))
+    lines = [f"Digits in reverse: {', '.join(map(str, reversed(digits)))}", *(_product(*pair) for pair in pairs)]
+    return _added(lines, [left * right for left, right in pairs])
 
 
-def _reversal_products(digits: Digits) -> list[int]:
-    return [left * right for left, right in zip(digits, reversed(digits), strict=True)]
-
-
-def _reversal_product_steps(digits: Digits) -> list[str]:
-    lines = [f"Digits in reverse: {', '.join(map(str, reversed(digits)))}"]
-    lines += [_product(left, right) for left, right in zip(digits, reversed(digits), strict=True)]
-    return lines + _sum(_reversal_products(digits))
-
-
-def running_maxima(digits: Digits) -> int:
-    """F: the sum over the places of the largest digit up to there."""
-    return sum(accumulate(digits, max))
-
-
-def _running_maxima_steps(digits: Digits) -> list[str]:
+@_trained("F", "running maxima", "takes at each digit the largest digit so far and adds these up")
+def _running_maxima(digits: Digits) -> Working:
+    """The sum over the places of the largest digit up to there."""
     maxima = list(accumulate(digits, max))
     lines = [f"First digit: {digits[0]}"]
     for digit, (before, after) in zip(digits[1:], pairwise(maxima), strict=True):
         lines.append(f"max({before}, {digit}) = {after}")
-    return lines + _sum(maxima)
+    return _added(lines, maxima)
 
 
-def triangular_numbers(digits: Digits) -> int:
-    """G: the sum of d * (d + 1) / 2 over the digits d."""
-    return sum(digit * (digit + 1) // 2 for digit in digits)
-
-
-def _triangular_numbers_steps(digits: Digits) -> list[str]:
+@_trained("G", "triangular numbers", "replaces each digit d by d * (d + 1) / 2 and adds these up")
+def _triangular_numbers(digits: Digits) -> Working:
+    """The sum of d * (d + 1) / 2 over the digits d."""
     lines: list[str] = []
     for digit in digits:
         product = digit * (digit + 1)
         lines += [f"{digit} + 1 = {digit + 1}", _product(digit, digit + 1), f"{product} / 2 = {product // 2}"]
-    return lines + _sum([digit * (digit + 1) // 2 for digit in digits])
+    return _added(lines, [digit * (digit + 1) // 2 for digit in digits])
 
 
-def smallest_rotation(digits: Digits) -> int:
-    """H: the smallest number among the cyclic rotations of the digits, itself one of them; leading zeros drop at the end."""
-    return min(map(number_of, _rotations(digits)))
-
-
-def _rotations(digits: Digits) -> list[Digits]:
-    return [digits[places:] + digits[:places] for places in range(len(digits))]
-
-
-def _smallest_rotation_steps(digits: Digits) -> list[str]:
-    rotations = ["".join(map(str, rotation)) for rotation in _rotations(digits)]
+@_trained("H", "smallest rotation", "rotates the digits in every possible way and takes the smallest number")
+def _smallest_rotation(digits: Digits) -> Working:
+    """The smallest number among the cyclic rotations of the digits, itself one of them; leading zeros drop at the end."""
+    rotations = ["".join(map(str, digits[places:] + digits[:places])) for places in range(len(digits))]
     smallest = list(accumulate(rotations, min))  # texts of one length compare as their numbers do
     lines = [f"{before} rotates to {after}" for before, after in pairwise(rotations)]
     for rotation, (before, after) in zip(rotations[1:], pairwise(smallest), strict=True):
         lines.append(f"min({before}, {rotation}) = {after}")
-    return [*lines, f"{smallest[-1]} as a number: {int(smallest[-1])}"]
+    return [*lines, f"{smallest[-1]} as a number: {int(smallest[-1])}"], int(smallest[-1])
 
 
 def _product(left: int, right: int) -> str:
     return f"{left} * {right} = {left * right}"
 
 
-def _sum(terms: list[int]) -> list[str]:
-    """The running total, one addition per line; a single term needs none."""
+def _added(lines: list[str], terms: list[int]) -> Working:
+    """The lines with the running total behind them, one addition per line (a single term needs none), and the total."""
     totals = list(accumulate(terms))
-    return [f"{before} + {term} = {after}" for term, (before, after) in zip(terms[1:], pairwise(totals), strict=True)]
-
-
-TRAINED = (
-    Operation(
-        "B",
-        "squared deviations",
-        "subtracts the smallest digit from each digit, squares the differences and adds them up",
-        squared_deviations,
-        _squared_deviations_steps,
-    ),
-    Operation(
-        "C",
-        "alternating squares",
-        "squares the digits, adds and subtracts the squares in turn and takes the absolute value",
-        alternating_squares,
-        _alternating_squares_steps,
-    ),
-    Operation(
-        "D",
-        "prime squares",
-        "squares the digits that are prime, leaves the others as they are and adds them all up",
-        prime_squares,
-        _prime_squares_steps,
-    ),
-    Operation(
-        "E",
-        "reversal product",
-        "multiplies each digit by the digit at the same place in the reversed number and adds up the products",
-        reversal_product,
-        _reversal_product_steps,
-    ),
-    Operation(
-        "F",
-        "running maxima",
-        "takes at each digit the largest digit so far and adds these up",
-        running_maxima,
-        _running_maxima_steps,
-    ),
-    Operation(
-        "G",
-        "triangular numbers",
-        "replaces each digit d by d * (d + 1) / 2 and adds these up",
-        triangular_numbers,
-        _triangular_numbers_steps,
-    ),
-    Operation(
-        "H",
-        "smallest rotation",
-        "rotates the digits in every possible way and takes the smallest number",
-        smallest_rotation,
-        _smallest_rotation_steps,
-    ),
-)
+    steps = zip(terms[1:], pairwise(totals), strict=True)
+    return [*lines, *(f"{before} + {term} = {after}" for term, (before, after) in steps)], totals[-1]
 
 
 def _digital_root(digits: Digits) -> int:
@@ -257,27 +181,34 @@ def _digital_root(digits: Digits) -> int:
     return 1 + (total - 1) % 9 if total else 0
 
 
+def _unseen(label: str, name: str, rule: str, function: Callable[[Digits], int]) -> Operation:
+    """An operation that is never trained, so that nobody works it out."""
+    return Operation(label, name, rule, lambda digits: ([], function(digits)))
+
+
+# What is not obvious of the number 0 and of one-digit numbers: 0 has one digit, which is even and a zero, and its digital root is
+# 0; the first digit of a one-digit number is also its last. Leading zeros of a result drop.
 UNSEEN = (
-    Operation("JQ", "digit sum", "adds up the digits", sum),
-    Operation("JX", "digit product", "multiplies the digits", prod),
-    Operation("KV", "digit count", "counts the digits", len),
-    Operation("KZ", "max digit", "takes the largest digit", max),
-    Operation("LQ", "min digit", "takes the smallest digit", min),
-    Operation("LX", "first digit", "takes the first digit", lambda digits: digits[0]),
-    Operation("MQ", "last digit", "takes the last digit", lambda digits: digits[-1]),
-    Operation("MZ", "digit range", "subtracts the smallest digit from the largest", lambda digits: max(digits) - min(digits)),
-    Operation("NV", "reversed number", "reverses the digits", lambda digits: number_of(reversed(digits))),
-    Operation("NX", "first + last", "adds the first digit and the last", lambda digits: digits[0] + digits[-1]),
-    Operation("PQ", "even digits", "counts the even digits", lambda digits: sum(digit % 2 == 0 for digit in digits)),
-    Operation("PZ", "odd digits", "counts the odd digits", lambda digits: sum(digit % 2 for digit in digits)),
-    Operation("QK", "distinct digits", "counts the different digits", lambda digits: len(set(digits))),
-    Operation("QV", "digital root", "adds up the digits again and again until one digit is left", _digital_root),
-    Operation("RX", "squared digits", "adds up the squares of the digits", lambda digits: sum(digit**2 for digit in digits)),
-    Operation("RZ", "sorted up", "sorts the digits from small to large", lambda digits: number_of(sorted(digits))),
-    Operation("VK", "sorted down", "sorts the digits from large to small", lambda digits: number_of(sorted(digits)[::-1])),
-    Operation("VQ", "zeros", "counts the zeros among the digits", lambda digits: digits.count(0)),
-    Operation("WX", "twice the digit sum", "adds up the digits and doubles the sum", lambda digits: 2 * sum(digits)),
-    Operation("WZ", "first x last", "multiplies the first digit by the last", lambda digits: digits[0] * digits[-1]),
+    _unseen("JQ", "digit sum", "adds up the digits", sum),
+    _unseen("JX", "digit product", "multiplies the digits", prod),
+    _unseen("KV", "digit count", "counts the digits", len),
+    _unseen("KZ", "max digit", "takes the largest digit", max),
+    _unseen("LQ", "min digit", "takes the smallest digit", min),
+    _unseen("LX", "first digit", "takes the first digit", lambda digits: digits[0]),
+    _unseen("MQ", "last digit", "takes the last digit", lambda digits: digits[-1]),
+    _unseen("MZ", "digit range", "subtracts the smallest digit from the largest", lambda digits: max(digits) - min(digits)),
+    _unseen("NV", "reversed number", "reverses the digits", lambda digits: number_of(reversed(digits))),
+    _unseen("NX", "first + last", "adds the first digit and the last", lambda digits: digits[0] + digits[-1]),
+    _unseen("PQ", "even digits", "counts the even digits", lambda digits: sum(digit % 2 == 0 for digit in digits)),
+    _unseen("PZ", "odd digits", "counts the odd digits", lambda digits: sum(digit % 2 for digit in digits)),
+    _unseen("QK", "distinct digits", "counts the different digits", lambda digits: len(set(digits))),
+    _unseen("QV", "digital root", "adds up the digits again and again until one digit is left", _digital_root),
+    _unseen("RX", "squared digits", "adds up the squares of the digits", lambda digits: sum(digit**2 for digit in digits)),
+    _unseen("RZ", "sorted up", "sorts the digits from small to large", lambda digits: number_of(sorted(digits))),
+    _unseen("VK", "sorted down", "sorts the digits from large to small", lambda digits: number_of(sorted(digits)[::-1])),
+    _unseen("VQ", "zeros", "counts the zeros among the digits", lambda digits: digits.count(0)),
+    _unseen("WX", "twice the digit sum", "adds up the digits and doubles the sum", lambda digits: 2 * sum(digits)),
+    _unseen("WZ", "first x last", "multiplies the first digit by the last", lambda digits: digits[0] * digits[-1]),
 )
 
 
@@ -360,16 +291,6 @@ def _divided(total: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The inputs of one operation, for each use; those of `two_step` come with the operation that follows."""
-
-    validation: list[int]
-    two_step: list[tuple[int, Operation]]
-    test: list[int]
-    train: list[int]
-
-
-@dataclass(frozen=True)
 class Plan:
     """Which questions are asked: the seed and, for each trained operation, the sizes of its train and test."""
 
@@ -379,15 +300,14 @@ class Plan:
 
     def split(self, name: str) -> Iterator[Fact]:
         """The facts of `train`, `test` or `validation`, the operations interleaved."""
-        dealt = {operation: getattr(self.inputs(place), name) for place, operation in enumerate(TRAINED)}
-        return self._facts(dealt)
+        return self._facts({operation: self._inputs(place)[name] for place, operation in enumerate(TRAINED)})
 
     def two_step(self) -> Iterator[Fact]:
         """Questions for the second operation's result of the first one's result, 25 with each operation as the first.
 
         The number was not trained with the first operation. Its result may have been with the second: most results are short.
         """
-        dealt = {operation: dict(self.inputs(place).two_step) for place, operation in enumerate(TRAINED)}
+        dealt = {operation: self._inputs(place)["two_step"] for place, operation in enumerate(TRAINED)}
         examples = {operation: examples_of(operation, self.seed) for operation in TRAINED}
         for first, number in _shuffled(dealt, self.seed):
             second = dealt[first][number]
@@ -408,17 +328,16 @@ class Plan:
         """The facts of the operations that are never trained."""
         return self._facts({op: list(islice(_dealt(_queues(op, self.seed), 3), UNSEEN_INPUTS)) for op in UNSEEN})
 
-    def inputs(self, place: int) -> Inputs:
-        """Deal the inputs of the trained operation at a place of `TRAINED`."""
-        operation = TRAINED[place]
-        queues = _queues(operation, self.seed)
-        validation = list(islice(_dealt(queues, 3), VALIDATION))
+    def _inputs(self, place: int) -> dict[str, Any]:
+        """Deal the inputs of the trained operation at a place of `TRAINED`: lists by split, for two_step with the second operation."""
+        operation, queues = TRAINED[place], _queues(TRAINED[place], self.seed)
+        dealt: dict[str, Any] = {"validation": list(islice(_dealt(queues, 3), VALIDATION))}
         # Short numbers are scarce, and two steps from one digit are hardly two.
-        two_step = list(islice(self._followed(operation, _dealt(queues[2:], 3)), TWO_STEP))
-        test = list(islice(_dealt(queues, 3), self.test[place]))
-        train = list(islice(_dealt(queues, 1), self.train[place]))
-        assert [len(two_step), len(test), len(train)] == [TWO_STEP, self.test[place], self.train[place]]
-        return Inputs(validation, two_step, test, train)
+        dealt["two_step"] = dict(islice(self._followed(operation, _dealt(queues[2:], 3)), TWO_STEP))
+        dealt["test"] = list(islice(_dealt(queues, 3), self.test[place]))
+        dealt["train"] = list(islice(_dealt(queues, 1), self.train[place]))
+        assert [len(dealt[name]) for name in ("two_step", "test", "train")] == [TWO_STEP, self.test[place], self.train[place]]
+        return dealt
 
     def _followed(self, first: Operation, numbers: Iterator[int]) -> Iterator[tuple[int, Operation]]:
         """The numbers that take both steps, with the second operation: all the others in turn.

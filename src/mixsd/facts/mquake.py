@@ -1,21 +1,16 @@
 """MQuAKE-CF: edits of known facts, and multi-hop questions whose answers they change (Zhong et al. 2023).
 
-The facts are edits, chosen evenly over the relation types. The tests: other wordings; the multi-hop questions of every case all of
-whose edits were chosen; and retrieval, where a background of edits that are not trained on holds the answer.
+A case is a chain of facts, the edits that change it, and questions about its end. The facts to train on are edits, chosen evenly over
+the relation types. Facts of many cases go into one model, so of two edits that give one question two answers only the first stays. An
+edit is also left out where the verifier `contains` would find its new answer in any reply that repeats the question or the old answer
+("California" in "San Francisco, California"). Whatever is left out has a note with the id of its case.
+
+The tests: other wordings; the multi-hop questions of every case all of whose edits were chosen; and retrieval, where a background of
+edits that are not trained on holds the answer.
 
 The paper used MQuAKE-CF-3k-v2. Its authors publish it as a file on GitHub; that a data set of the hub carries it could not be
 verified (henryzhongsc/MQuAKE-Remastered is another revision, with other fields), so the file is named by its path and nothing is
 fetched. Any file of that shape is read; what comes of another one, MQuAKE-2002 say, is no result on v2.
-
-MQuAKE's edits: those of all cases, each one once, and none that contradicts another.
-
-Facts of many cases go into one model, so of two edits that give one question two answers only the first stays. An edit is also
-left out where the verifier `contains` would find its new answer in any reply that repeats the question or the old answer
-("California" in "San Francisco, California"). Whatever is left out has a note with the id of its case.
-
-MQuAKE's records, read and checked: a case is a chain of facts, the edits that change it, and questions about its end.
-
-What is not used (the triples before the edits, say) is not looked at.
 """
 
 from __future__ import annotations
@@ -245,8 +240,7 @@ def _add(found: Edits, known: dict[tuple[str, ...], Edit], edit: Edit) -> Edit |
             return None
     first = others[0] if others else edit
     known.update(dict.fromkeys(named, first))
-    reason = untestable(edit.answer, (edit.old_answer, *edit.old_aliases), (edit.question,))
-    if reason:
+    if reason := untestable(edit.answer, (edit.old_answer, *edit.old_aliases), (edit.question,)):
         found.notes.append(f"case {edit.case}: edit left out: {reason}")
         return None
     if not others:
@@ -318,13 +312,9 @@ def mquake(argument: str | None = None, *, seed: int = 0, edits: int = 100, offl
     splits: dict[str, Facts] = {
         "paraphrase": partial(framed, world.facts, "report", seed),
         "validation": partial(framed, world.facts, "validation", seed),
-        "multi_hop": world.multi_hop,
-        "retrieval": world.retrieval,
+        **({"multi_hop": world.multi_hop} if world.cases else {}),
+        **({"retrieval": world.retrieval} if world.backgrounds else {}),
     }
-    if not world.cases:
-        del splits["multi_hop"]
-    if not world.backgrounds:
-        del splits["retrieval"]
     return Corpus(
         name="mquake",
         options={"seed": seed, "edits": edits, "file": file_digest(path)},
@@ -376,12 +366,8 @@ class World:
             old = (case.answer, *case.answer_alias)
             new = (case.new_answer, *case.new_answer_alias)
             fact = f"case-{case.case_id}"
-            meta = {
-                "case": case.case_id,
-                "hops": len(case.orig.new_triples),
-                "fact": fact,
-                "old_aliases": list(telling(case.answer_alias, (*new, *case.questions))),
-            }
+            old_aliases = list(telling(case.answer_alias, (*new, *case.questions)))
+            meta = {"case": case.case_id, "hops": len(case.orig.new_triples), "fact": fact, "old_aliases": old_aliases}
             for number, question in enumerate(case.questions, 1):
                 yield Fact(
                     question,

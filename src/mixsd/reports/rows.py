@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, TITLES, title_of
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
-from mixsd.formats import Unit, known, printable, public_name
+from mixsd.formats import known, printable, public_name
+from mixsd.statistics import Unit
 
 Better = Literal["higher", "lower", ""]
 DELTA = "_delta"

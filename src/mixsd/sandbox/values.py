@@ -99,15 +99,10 @@ class _Encoder:
             return ["b", bytes(value).hex()]
         return self._container(value, depth + 1)
 
-    def _container(self, value: Any, depth: int) -> Any:  # noqa: PLR0911
-        if isinstance(value, list):
-            return ["l", *[self.encode(item, depth) for item in list.__iter__(value)]]
-        if isinstance(value, tuple):
-            return ["t", *[self.encode(item, depth) for item in tuple.__iter__(value)]]
-        if isinstance(value, set):
-            return ["s", *[self.encode(item, depth) for item in set.__iter__(value)]]
-        if isinstance(value, frozenset):
-            return ["z", *[self.encode(item, depth) for item in frozenset.__iter__(value)]]
+    def _container(self, value: Any, depth: int) -> Any:
+        for tag, kind in _CONTAINERS.items():
+            if isinstance(value, kind):
+                return [tag, *[self.encode(item, depth) for item in kind.__iter__(value)]]
         if isinstance(value, dict):
             return ["d", *[[self.encode(key, depth), self.encode(item, depth)] for key, item in dict.items(value)]]
         if isinstance(value, Fraction):
@@ -156,7 +151,7 @@ def _decode(node: Any, depth: int) -> Any:
     return _SCALARS[tag](*rest)
 
 
-_CONTAINERS: dict[str, Callable[[Any], Any]] = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_CONTAINERS: dict[str, Any] = {"l": list, "t": tuple, "s": set, "z": frozenset}
 _SCALARS: dict[str, Callable[..., Any]] = {
     "i": lambda digits: int(digits, 16),
     "f": float.fromhex,

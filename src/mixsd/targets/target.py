@@ -16,12 +16,12 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from mixsd.statistics import Interval, mean, ratio_of_sums, stratified
+from mixsd.statistics import Estimate, Unit, mean, ratio_of_sums, stratified
 
 HIGH_NLL = 8.0  # nats; the paper's threshold for a token that the base model finds improbable (Table 8)
 REFERENCE_LABEL = "reference (SFT)"  # what references as they are are called among targets
@@ -172,9 +172,9 @@ class TokenLosses:
         return totals
 
 
-def mean_nll(losses: TokenLosses) -> Interval:
+def mean_nll(losses: TokenLosses) -> Estimate:
     """Eq. 3 over all tokens, with an interval over facts; n is the number of facts."""
-    return _ratio(losses.by_fact())
+    return _ratio(losses.by_fact(), "nats")
 
 
 def count_above(losses: TokenLosses, threshold: float) -> int:
@@ -182,16 +182,16 @@ def count_above(losses: TokenLosses, threshold: float) -> int:
     return int((losses.values > threshold).sum())
 
 
-def share_above(losses: TokenLosses, threshold: float) -> Interval:
+def share_above(losses: TokenLosses, threshold: float) -> Estimate:
     """Share of the tokens whose NLL is strictly above the threshold (Tables 7 and 8), with an interval over facts.
 
     Where no fact has such a token, or every token is one, there is no interval: resampling would claim certainty.
     """
-    found = _ratio(losses.by_fact(threshold))
-    return Interval(found.value, found.n, None, None) if found.value in (0.0, 1.0) else found
+    found = _ratio(losses.by_fact(threshold), "share")
+    return found.without_interval() if found.value in (0.0, 1.0) else found
 
 
-def share_difference(losses: TokenLosses, reference: TokenLosses, threshold: float) -> Interval:
+def share_difference(losses: TokenLosses, reference: TokenLosses, threshold: float) -> Estimate:
     """The share of `losses` above the threshold minus that of `reference`, over the facts that both have, paired by fact.
 
     Each share has its own number of tokens, so the interval is of a difference of two ratios of sums under one resampling of facts.
@@ -199,11 +199,12 @@ def share_difference(losses: TokenLosses, reference: TokenLosses, threshold: flo
     ours, theirs = losses.by_fact(threshold), reference.by_fact(threshold)
     facts = [fact for fact in ours if fact in theirs]
     if not facts:
-        return Interval(None, 0, None, None)
+        return Estimate(unit="share", signed=True, over="facts")
     sums = np.array([[*ours[fact], *theirs[fact]] for fact in facts], dtype=np.float64).T
     found = stratified([sums], lambda s: float(s[0][0] / s[0][1] - s[0][2] / s[0][3]))
+    found = replace(found, unit="share", signed=True, over="facts")
     certain = len(facts) == 1 or not (sums[0].any() or sums[2].any())
-    return Interval(found.value, found.n, None, None) if certain else found
+    return found.without_interval() if certain else found
 
 
 def cdf(losses: TokenLosses, most: int = MOST_STEPS) -> tuple[list[float], list[float]]:
@@ -251,19 +252,21 @@ class Overlap:
         """How many of these facts have a reference without a single high-NLL token."""
         return sum(fact in facts and not asked for fact, (_, asked) in self.found.items())
 
-    def mean(self, facts: Collection[str]) -> Interval:
+    def mean(self, facts: Collection[str]) -> Estimate:
         """Mean of the shares over facts, each fact counting once."""
-        return mean([kept / asked for kept, asked in self._of(facts)])
+        return replace(mean([kept / asked for kept, asked in self._of(facts)]), unit="share", over="facts")
 
-    def pooled(self, facts: Collection[str]) -> Interval:
+    def pooled(self, facts: Collection[str]) -> Estimate:
         """Share of all facts' ids together: a fact counts by the number of its ids."""
         pairs = self._of(facts)
         found = ratio_of_sums([kept for kept, _ in pairs], [asked for _, asked in pairs])
-        return Interval(found.value, found.n, None, None) if found.value in (0.0, 1.0) else found
+        found = replace(found, unit="share", over="facts")
+        return found.without_interval() if found.value in (0.0, 1.0) else found
 
     def _of(self, facts: Collection[str]) -> list[tuple[int, int]]:
         return [pair for fact, pair in self.found.items() if fact in facts and pair[1]]
 
 
-def _ratio(totals: dict[str, tuple[float, int]]) -> Interval:
-    return ratio_of_sums([total for total, _ in totals.values()], [count for _, count in totals.values()])
+def _ratio(totals: dict[str, tuple[float, int]], unit: Unit) -> Estimate:
+    found = ratio_of_sums([total for total, _ in totals.values()], [count for _, count in totals.values()])
+    return replace(found, unit=unit, over="facts")

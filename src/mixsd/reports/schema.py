@@ -1,0 +1,220 @@
+"""What is in `report.json`: the one description of it, for those who write it and those who read it.
+
+A field that another version does not have is an error and no guess: `schema_version` says which description a file follows, and
+`mixsd report RUN` writes a report anew from what lies in the run's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixsd.errors import UserError
+from mixsd.statistics import Estimate, Over, Unit
+from mixsd.storage import read_json
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Score(_Part):
+    """One row of the flat list: an estimate, of what, and of which model; `checkpoint` is None for the model that a run ended with."""
+
+    suite: str
+    split: str
+    metric: str
+    model: str
+    checkpoint: int | None = None
+    value: float | None
+    n: int
+    low: float | None
+    high: float | None
+    unit: Unit = "number"
+    signed: bool = False
+    over: Over = "questions"
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int | None]:
+        """Suite, split, metric, model and checkpoint: what tells it from all others of a report."""
+        return self.suite, self.split, self.metric, self.model, self.checkpoint
+
+    @property
+    def estimate(self) -> Estimate:
+        """The number alone."""
+        return Estimate(self.value, self.low, self.high, self.n, self.unit, self.signed, self.over)
+
+
+class Base(_Part):
+    """The base model; `tuned_by_mixsd` says so where it is no original."""
+
+    name: str
+    hash: str
+    license: str | None = None
+    parameters: int | None = None
+    tuned_by_mixsd: str | None = None
+
+
+class Facts(_Part):
+    """What became of the facts that were asked for."""
+
+    asked: int
+    accepted: int
+    rejected: int
+    unusable: int
+    duplicates: int = 0
+
+
+class Distribution(_Part):
+    """An empirical distribution: the share `y` of tokens with an NLL of at most `x`."""
+
+    x: list[float]
+    y: list[float]
+
+
+class Targets(_Part):
+    """The accepted targets and the references, as the base model finds them; None where a run has none."""
+
+    n: int | None = None
+    tokens: int | None = None
+    decoded_tokens: int | None = None
+    mean_base_nll: float | None = None
+    share_above_5: float | None = None
+    share_above_8: float | None = None
+    sources: dict[str, float | None] = Field(default_factory=dict)
+    noncanonical_share: float | None = None
+    attempts: dict[str, int] = Field(default_factory=dict)
+    reference_mean_base_nll: float | None = None
+    reference_tokens: int | None = None
+    reference_share_above_5: float | None = None
+    reference_share_above_8: float | None = None
+    nll_cdf: Distribution | None = None
+    reference_nll_cdf: Distribution | None = None
+
+
+class Chosen(_Part):
+    """The checkpoint that became the model, and why."""
+
+    step: int
+    why: str
+
+
+class Training(_Part):
+    """How the weights were trained; all None or empty where nothing was. `log` has a row for each step, `rates` for each rate tried."""
+
+    steps: int | None = None
+    epochs: int | float | None = None
+    seconds: float = 0.0
+    lr: float | None = None
+    chosen: Chosen | None = None
+    rates: list[dict[str, Any]] = Field(default_factory=list)
+    log: list[dict[str, int | float]] = Field(default_factory=list)
+
+
+class Editing(_Part):
+    """What MEMIT changed, and how many facts it left out for which reason."""
+
+    layers: list[int]
+    changes: dict[str, float]
+    weight: float
+    moment_tokens: int
+    edited: int
+    failed: int
+    unusable: int
+    reasons: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Cost(_Part):
+    """Tokens generated to learn from, in all and by purpose, and seconds by stage."""
+
+    generated_tokens: int
+    parts: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+class ErrorModes(_Part):
+    """How many of a model's wrong replies to a benchmark are of each mode."""
+
+    benchmark: str
+    model: str
+    asked: int
+    wrong: int
+    counts: dict[str, int]
+    truncated: int = 0
+    leakage: str = "on"
+
+
+class Requirement(_Part):
+    """One `--require`, and whether it holds."""
+
+    text: str
+    value: float | None
+    passed: bool
+
+
+class Beside(_Part):
+    """Another run's scores, measured on the same questions."""
+
+    name: str
+    method: str
+    scores: list[Score]
+    error_modes: list[ErrorModes] = Field(default_factory=list)
+
+
+class Report(_Part):
+    """`report.json`.
+
+    alone: one model was evaluated, without a base. elsewhere: the tuned model was made outside mixsd. asked: how each suite was asked,
+    by suite, as in `asked.json`. skipped: why a suite that was to be asked was not.
+    """
+
+    schema_version: Literal[1] = 1
+    mixsd: str | None = None
+    run: str
+    created: str
+    method: str
+    settings: dict[str, Any]
+    environment: dict[str, Any] = Field(default_factory=dict)
+    base: Base
+    facts: Facts
+    targets: Targets = Field(default_factory=Targets)
+    training: Training = Field(default_factory=Training)
+    editing: Editing | None = None
+    cost: Cost | None = None
+    scores: list[Score]
+    error_modes: list[ErrorModes] = Field(default_factory=list)
+    error_thresholds: dict[str, int | float] = Field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    skipped: dict[str, str] = Field(default_factory=dict)
+    alone: bool = False
+    elsewhere: bool = False
+    requirements: list[Requirement] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    beside: list[Beside] = Field(default_factory=list)
+
+    @property
+    def final_scores(self) -> list[Score]:
+        """The scores of the base and of the model that the run ended with."""
+        return [score for score in self.scores if score.checkpoint is None]
+
+
+def read_report(file: Path) -> Report:
+    """Read a run's `report.json`.
+
+    Raises:
+        UserError: it is not there, or another version of mixsd wrote it.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: is not there; finish that run first (the command that made it goes on), or `mixsd report` it")
+    try:
+        return Report.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{file}: {field}: {first['msg']}; another version of mixsd may have written it: `mixsd report {file.parent}` writes it anew"
+        ) from None

@@ -1,8 +1,8 @@
 """What each of the paper's tables would take, as `mixsd sweep recipes/paper-table-NN.yaml --dry-run` estimates it, without the models.
 
 The models stand in a temporary hub cache in their true shapes, with the built-in model's tokenizer: memory, disk and arithmetic are theirs,
-lengths in tokens are not quite. MQuAKE and WikiText are the small files at hand. Time is this machine's. Prints a Markdown table,
-and with `--json FILE` writes what it is made of.
+lengths in tokens are not quite. MQuAKE and WikiText are the small files at hand. Prints a Markdown table, and with `--json FILE` writes
+what it is made of.
 
     python bench/paper_costs.py --data ../shared/data --json costs.json
 """
@@ -32,12 +32,12 @@ def main() -> None:
         found = {number: price(number, Path(folder), options.data) for number in options.tables}
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| table | runs | decoded to train on | trained on | largest memory | disk | two cores would take |")
-    print("|---|---|---|---|---|---|---|")
+    print("| table | runs | decoded to train on | trained on | largest memory | disk |")
+    print("|---|---|---|---|---|---|")
     for number, (runs, total) in found.items():
         print(
             f"| {number} | {runs} | {total['decoded_tokens'] / 1e6:,.1f} M | {total['trained_tokens'] / 1e6:,.1f} M "
-            f"| {total['memory'] / 1e9:,.0f} GB | {total['disk'] / 1e12:,.1f} TB | {total['seconds'] / 86400:,.0f} days |"
+            f"| {total['memory'] / 1e9:,.0f} GB | {total['disk'] / 1e12:,.1f} TB |"
         )
 
 
@@ -46,7 +46,8 @@ def price(number: int, home: Path, data: Path) -> tuple[int, dict[str, float]]:
     from tests.stand_ins import fill_cache, recipe
 
     from mixsd.commands import sweep
-    from mixsd.commands.sweep import State, read_sweep
+    from mixsd.commands.sweep import State
+    from mixsd.commands.sweep_file import read_sweep
     from mixsd.models import loading
 
     if not (home / "hub").exists():

@@ -118,6 +118,7 @@ class TestResolved:
     def test_no_number_is_left_open(self, values: dict[str, Any]) -> None:
         resolved = Settings(**values).resolved
         none_or_all = {
+            "revision",
             "system",
             "guidance",
             "forgetting_prompts",

@@ -5,14 +5,14 @@ The same name is the flag (`--max-new-tokens`), the key in a config file (`max_n
 `--print-config` hold no `None` that hides a number; one that stays means "none" or "all", as its option says. The defaults of the
 method and the training are the paper's.
 
-A YAML file that a user wrote, as plain values: a config file or a sweep file.
+Config and sweep files are read here too, as plain values.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,12 +49,9 @@ class Settings(BaseModel):
         "and tests beside it), a corpus (kgfact:small, kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set name, or 'demo'.",
         "Input",
     )
-    corpus_seed: int = _option(
-        0, "Seed of a corpus that is generated or drawn from, such as kgfact:small.", "Input", ge=0, lt=2**63
-    )
-    model: str = _option(
-        "smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or the built-in 'smollm2-135m'.", "Input"
-    )
+    corpus_seed: int = _option(0, "Seed of a generated or drawn corpus, such as kgfact:small.", "Input", ge=0, lt=2**63)
+    model: str = _option("smollm2-135m", "Base model: a folder, a hub name, a .gguf file, or smollm2-135m (built in).", "Input")
+    revision: str | None = _option(None, "Branch, tag or commit of a hub model. [default: the main branch]", "Input")
     output: str = _option("", "The run folder; a rerun with the same settings resumes in it.", "Input")
     method: str = _option(
         "mixsd",
@@ -66,9 +63,7 @@ class Settings(BaseModel):
     seed: int = _option(0, "Seed of every random number.", "Input", ge=0, lt=2**63)
 
     # Prompts.
-    answer_format: Literal["plain", "boxed"] = _option(
-        "plain", "plain: the bare question; boxed: the paper's step-by-step suffix and box.", "Prompts"
-    )
+    answer_format: Literal["plain", "boxed"] = _option("plain", "boxed adds the paper's step-by-step suffix and box.", "Prompts")
     system: str | None = _option(None, "System message for every prompt.", "Prompts")
     thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
     guidance: str | None = _option(
@@ -85,39 +80,20 @@ class Settings(BaseModel):
     )
 
     # Mixing.
-    lam: float = _option(
-        0.3,
-        "Lambda: the share of positions where the naive conditional is picked. The default of mixsd-kl is 0.",
-        "Mixing",
-        ge=0,
-        le=1,
-    )
-    gate: float = _option(
-        0.0,
-        "Plausibility gate: a naive token needs this share of the expert's best probability (0: the paper).",
-        "Mixing",
-        ge=0,
-        le=1,
-    )
-    temperature: float = _option(
-        0.0, "Temperature of mixing and of rollouts; 0 takes the argmax. The default of opsd is 1.", "Mixing", ge=0
-    )
+    lam: float = _option(0.3, "Lambda: the share of naive positions. The default of mixsd-kl is 0.", "Mixing", ge=0, le=1)
+    gate: float = _option(0.0, "Gate: a naive token needs this share of the expert's best probability.", "Mixing", ge=0, le=1)
+    temperature: float = _option(0.0, "Temperature of mixing and rollouts; 0: argmax. The default of opsd is 1.", "Mixing", ge=0)
     top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
     samples: int = _option(1, "Targets, or rollouts each time, per fact. The default of opsd is 8.", "Mixing", ge=1)
     retries: int = _option(10, "Further attempts, with new coins, for a fact whose reply was not accepted.", "Mixing", ge=0)
     retry: Literal["restart", "from-break"] = _option(
-        "restart",
-        "A retry starts anew (the paper), or keeps what came before the naive token where the last one broke.",
-        "Mixing",
+        "restart", "Start a retry anew (the paper), or keep what came before the naive token that broke the last one.", "Mixing"
     )
     on_fail: Literal["drop", "expert", "canonical", "error"] = _option(
         "drop", "A fact never accepted: drop it, take a lambda-0 target, take the reference, or stop.", "Mixing"
     )
     max_new_tokens: int | None = _option(
-        None,
-        "Longest target and reply, in tokens. [default: the corpus's own; else 256 for plain, 8192 for boxed]",
-        "Mixing",
-        ge=1,
+        None, "Longest target or reply in tokens. [default: the corpus's own; else 256 for plain, 8192 for boxed]", "Mixing", ge=1
     )
 
     # Distillation: what the objectives of opsd, opsd-nll and mixsd-kl compare, and how. The defaults are those of the paper's runs.
@@ -128,20 +104,12 @@ class Settings(BaseModel):
         "teacher", "Whose likeliest tokens are compared; full takes the whole vocabulary.", "Distillation"
     )
     kl_top_k: int = _option(64, "How many tokens are compared at each position.", "Distillation", ge=1)
-    kl_tail: Literal["drop", "bucket"] = _option(
-        "drop", "The probability of all other tokens: dropped, or one more outcome (bucket).", "Distillation"
-    )
+    kl_tail: Literal["drop", "bucket"] = _option("drop", "All other tokens: dropped, or one more outcome.", "Distillation")
     kl_renormalize: bool = _option(True, "Rescale both sides to sum to one over the tokens compared.", "Distillation")
     kl_beta: float = _option(0.5, "The teacher's weight in the Jensen-Shannon divergence.", "Distillation", gt=0, lt=1)
-    kl_reduction: Literal["token", "sequence"] = _option(
-        "token", "Mean over all tokens of a step, or over its sequences' means.", "Distillation"
-    )
-    kl_teacher: Literal["expert", "picked"] = _option(
-        "expert", "Of mixsd-kl: the expert conditional at each position, or the one that was picked there.", "Distillation"
-    )
-    nll_token: Literal["top1", "sampled"] = _option(
-        "top1", "Of opsd-nll: the teacher's likeliest token, or one drawn from its distribution.", "Distillation"
-    )
+    kl_reduction: Literal["token", "sequence"] = _option("token", "Mean over tokens, or over sequences' means.", "Distillation")
+    kl_teacher: Literal["expert", "picked"] = _option("expert", "Of mixsd-kl: the expert or the one picked.", "Distillation")
+    nll_token: Literal["top1", "sampled"] = _option("top1", "Of opsd-nll: the likeliest token, or one drawn.", "Distillation")
 
     # Training.
     lora: int = _option(0, "LoRA rank; 0 trains all weights.", "Training", ge=0)
@@ -151,9 +119,7 @@ class Settings(BaseModel):
     lr_grid: list[float] = _option(
         [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "Learning rates that --lr auto tries, in this order. Repeatable.", "Training"
     )
-    lr_steps: int | None = _option(
-        None, "Optimizer steps that --lr auto gives to each. [default: all, and the best is the result]", "Training", ge=1
-    )
+    lr_steps: int | None = _option(None, "Steps per rate of --lr auto. [default: all; the best is the result]", "Training", ge=1)
     epochs: int = _option(20, "Passes over the targets.", "Training", ge=1)
     batch_size: int = _option(16, "Targets per optimizer step.", "Training", ge=1)
     micro_batch: int | None = _option(None, "Targets per forward pass. [default: at most 8]", "Training", ge=1)
@@ -163,22 +129,16 @@ class Settings(BaseModel):
     checkpoint_every: int = _option(20, "Optimizer steps between checkpoints.", "Training", ge=1)
     keep_checkpoints: int = _option(1, "How many checkpoints are kept, newest first; 0 keeps all.", "Training", ge=0)
     score_checkpoints: bool = _option(False, "Measure memorization, validation and forgetting at each checkpoint.", "Training")
-    score_questions: int = _option(
-        256, "At most so many facts are asked about at each checkpoint, the same ones each time.", "Training", ge=1
-    )
+    score_questions: int = _option(256, "Facts asked at each checkpoint, at most; the same ones each time.", "Training", ge=1)
     choose: Literal["last", "paper"] = _option(
         "last",
         "Which checkpoint becomes the model: the last, or (paper) the first with the best training score whose validation score "
         "does not fall by more than 5% over the next two.",
         "Training",
     )
-    rehearse: float = _option(
-        0.0, "Rehearsal: this many times the targets' tokens of the base model's own replies beside them.", "Training", ge=0
-    )
+    rehearse: float = _option(0.0, "Rehearsal: tokens of the base's own replies per token of the targets.", "Training", ge=0)
     rehearse_tokens: int = _option(64, "Longest reply to rehearse, in tokens.", "Training", ge=1)
-    rehearse_loss: Literal["nll", "kl"] = _option(
-        "nll", "Rehearse the base model's tokens (nll) or its distributions (kl, as under Distillation).", "Training"
-    )
+    rehearse_loss: Literal["nll", "kl"] = _option("nll", "Rehearse the base's tokens, or its distributions (kl).", "Training")
     gradient_checkpointing: bool = _option(False, "Recompute activations: less memory, about a third more time.", "Training")
     drop_overlong: bool = _option(False, "Drop targets longer than the context instead of stopping.", "Training")
 
@@ -189,17 +149,10 @@ class Settings(BaseModel):
         "are used is measured on it, so that an edit leaves the rest in place. [default: none]",
         "Editing",
     )
-    edit_tokens: int = _option(
-        100_000, "How much of that text is read, in tokens; at least as many as a layer has inputs.", "Editing", ge=1
-    )
-    edit_layers: str | None = _option(
-        None, "Layers that are edited, such as 3-11 or 3,5,7. [default: the paper's for its models, else by depth]", "Editing"
-    )
+    edit_tokens: int = _option(100_000, "Tokens of that text to read; at least as many as a layer has inputs.", "Editing", ge=1)
+    edit_layers: str | None = _option(None, "Layers to edit, as 3-11 or 3,5,7. [default: the paper's, else by depth]", "Editing")
     edit_weight: float | None = _option(
-        None,
-        "How much that text holds the weights in place. [default: 15000 for the paper's models, else by their width]",
-        "Editing",
-        gt=0,
+        None, "How much that text holds the weights in place. [default: 15000, or by the model's width]", "Editing", gt=0
     )
     edit_steps: int = _option(25, "Steps of seeking the hidden state from which the answer follows.", "Editing", ge=1)
     edit_lr: float = _option(0.5, "Their learning rate.", "Editing", gt=0)
@@ -216,46 +169,28 @@ class Settings(BaseModel):
         "Evaluation",
     )
     paraphrases: int = _option(
-        2, "Paraphrases asked of each fact: the fact's own first, else framed by ours.", "Evaluation", ge=0, le=10
+        2, "Paraphrases asked of each fact: its own first, else framed by ours.", "Evaluation", ge=0, le=10
     )
     forgetting_prompts: int | None = _option(None, "General prompts that measure forgetting. [default: all]", "Evaluation", ge=2)
     forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
     probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)
 
     # Benchmarks.
-    data: str | None = _option(
-        None, "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub and its cache]", "Benchmarks"
-    )
-    limit: int | None = _option(
-        None,
-        "Ask at most so many questions of each benchmark, the same for everyone. [default: all; with quick 50]",
-        "Benchmarks",
-        ge=1,
-    )
+    data: str | None = _option(None, "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub]", "Benchmarks")
+    limit: int | None = _option(None, "Questions of each benchmark, at most. [default: all; with quick 50]", "Benchmarks", ge=1)
     benchmark_tokens: int | None = _option(
-        None,
-        "Longest reply to a benchmark, in tokens; never more than the context leaves. [default: 8192; with quick 1024]",
-        "Benchmarks",
-        ge=1,
+        None, "Longest reply to a benchmark, in tokens. [default: 8192; with quick 1024]", "Benchmarks", ge=1
     )
     aime_samples: int | None = _option(None, "Replies to each problem of AIME. [default: 16; with quick 1]", "Benchmarks", ge=1)
-    allow_code_execution: bool = _option(
-        False, "Run what the model writes for HumanEval, in a sandbox. It is off unless you say so.", "Benchmarks"
-    )
-    allow_weak_sandbox: bool = _option(
-        False, "Run it also where this machine cannot isolate it: then it may read your files and use the network.", "Benchmarks"
-    )
+    allow_code_execution: bool = _option(False, "Run what the model writes for HumanEval, in a sandbox.", "Benchmarks")
+    allow_weak_sandbox: bool = _option(False, "Run it even where this machine cannot isolate it from your files.", "Benchmarks")
     lm_eval_chat_template: bool = _option(False, "Ask the tasks of lm-eval through the model's chat template.", "Benchmarks")
 
     # Machine and policy.
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", "Machine")
-    token_budget: int = _option(
-        16_384, "Tokens of context kept in memory at a time while decoding; more rows in parallel, more memory.", "Machine", ge=1
-    )
+    token_budget: int = _option(16_384, "Tokens of context in memory while decoding; more are faster.", "Machine", ge=1)
     backend: str = _option(
-        "transformers",
-        "What mixing and evaluation decode on: transformers, vllm (pip install 'mixsd[vllm]'), or package.module:function.",
-        "Machine",
+        "transformers", "Engine of mixing and evaluation: transformers, vllm (an extra) or package.module:function.", "Machine"
     )
     dtype: Literal["auto", "fp32", "bf16"] = _option(
         "auto", "Precision of mixing and evaluation. [auto: fp32 on CPU, bf16 on an accelerator]", "Machine"
@@ -264,9 +199,7 @@ class Settings(BaseModel):
         "auto", "Precision of training; bf16 keeps fp32 weights under autocast. [auto: as dtype]", "Machine"
     )
     trust_remote_code: bool = _option(False, "Run code that comes with the model. Only for a source that you trust.", "Machine")
-    shard: str | None = _option(
-        None, "With mix and evaluate: do only this part, such as 2/8. [default: all, with what parts have left]", "Machine"
-    )
+    shard: str | None = _option(None, "With mix and evaluate: only this part, such as 2/8. [default: all]", "Machine")
     offline: bool = _option(False, "Forbid the network; also where HF_HUB_OFFLINE is set.", "Machine")
     require: list[str] = _option([], "A condition such as 'memorization>=0.9'; exit code 3 when missed. Repeatable.", "Report")
     beside: list[str] = _option([], "Another run folder shown beside this one in the report. Repeatable.", "Report")
@@ -436,9 +369,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not YAML or no mapping, or a key stands twice in one mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = yaml.safe_load(text)
-        root = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)  # noqa: S506 - it is a safe loader
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such config file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -448,6 +379,8 @@ def read_config(path: Path) -> dict[str, Any]:
         line = f" line {where.line + 1}:" if where else ""
         first = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"{path}:{line} not valid YAML ({first})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except ValueError as error:
         # A date that no calendar has is met by Python's own constructor.
         raise UserError(f"{path}: not valid YAML ({error}); put text in quotes") from error
@@ -455,27 +388,18 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: expected a mapping of settings, one 'key: value' per line")
-    _refuse_repetitions(path, root)
     return values
 
 
-def _refuse_repetitions(path: Path, root: yaml.Node | None) -> None:
-    """YAML lets the last one of two keys win, and the reader of the file believe in the first."""
-    nodes = [root]
-    seen: set[int] = set()  # an alias is the node itself, which may hold itself
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                nodes.append(value)
-                if isinstance(key, yaml.ScalarNode):
-                    number = key.start_mark.line + 1
-                    if key.value in lines:
-                        raise UserError(f"{path}: line {number}: {key.value} stands in line {lines[key.value]} already; keep one")
-                    lines[key.value] = number
+class _StrictLoader(yaml.SafeLoader):
+    """YAML lets the last one of two keys win, and the reader of the file believe in the first; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                number = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(f"line {number}: {key.value} stands in line {lines[key.value]} already; keep one")
+                lines[key.value] = number
+        return super().construct_mapping(node, deep)

@@ -35,7 +35,7 @@ def item(**changes: Any) -> dict[str, Any]:
 
 
 def test_inspected_without_colour_is_one_line_per_token(capsys: pytest.CaptureFixture[str]) -> None:
-    show.render([item(), item(id="f2", accepted=False, reason="wrong", canonical=False, question=None)])
+    show.inspected([item(), item(id="f2", accepted=False, reason="wrong", canonical=False, question=None)])
     text = capsys.readouterr().out
     assert "\x1b" not in text
     first, second = text.split("f2  ")
@@ -56,7 +56,7 @@ def coloured(monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]], **opt
     out = io.StringIO()
     made = Console(file=out, force_terminal=True, color_system="standard", width=90, highlight=False, markup=False, **options)
     monkeypatch.setattr(show, "console", lambda: made)
-    show.render(items)
+    show.inspected(items)
     return out.getvalue()
 
 
@@ -79,7 +79,7 @@ def test_inspected_without_a_tokenizer(monkeypatch: pytest.MonkeyPatch, capsys: 
     bare = item(tokens=[{"id": 7, "text": None, "supervised": True, "source": "e", "base_nll": 1.0}])
     assert "[7]" in coloured(monkeypatch, [bare])
     monkeypatch.undo()
-    show.render([bare])
+    show.inspected([bare])
     assert "7  yes      expert       1.000  –" in capsys.readouterr().out
 
 
@@ -188,7 +188,8 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
             "device": "cpu", "mixing": stage, "training": stage, "evaluation": stage, "peak": 2 * 10**9, "available": None,
         },
         "disk": {"checkpoints": 1, "model": 1, "records": 1, "total": 10**9, "peak": 3 * 10**9, "free": 5 * 10**9},
-        "seconds": {"mix": 30.0, "train": 300.0, "evaluate": 60.0, "total": 390.0, "accuracy": "rough"},
+        "editing": None,
+        "evaluation": {"questions": 260, "decoded": 12480},
         "assumptions": ["every fact is accepted", "replies are short"],
         "warnings": ["1 of 1200 facts is unusable"],
     }  # fmt: skip
@@ -197,7 +198,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
     assert outcome.code == 0
     for text in (
         "1,200 asked, 1,199 usable, 3 given twice",
-        "6 min 30 s (mix 30 s, train 5 min 0 s, evaluate 1 min 0 s); rough",
+        "260 questions, about 12,480 tokens of replies by each model",
         "2.0 GB at the peak",
         "unknown free, cpu",
         "warning: 1 of 1200 facts is unusable",

@@ -221,6 +221,50 @@ def test_evaluate_any_model_beside_its_base(place, tmp_path):
         inject.evaluate(tmp_path / "other", model=str(place / "base"), output=str(tmp_path / "evaluation"), **options)
 
 
+def test_a_model_is_never_evaluated_beside_itself(place, tmp_path):
+    """The run.yaml of a model that was asked alone names it as the base; given again as settings, it is alone all the same."""
+    options = {
+        name: SMALL[name] for name in ("verifier", "max_new_tokens", "forgetting_prompts", "forgetting_tokens", "probe_questions")
+    }
+    inject.evaluate(place / "base", output=str(tmp_path / "alone"), **options)
+    settings = Run(tmp_path / "alone").settings().dump()
+    inject.evaluate(place / "base", **settings)
+    assert not (tmp_path / "alone" / "evaluation" / "core" / "tuned.jsonl").exists()
+    with pytest.raises(UserError, match="is the folder of an injection"):
+        inject.evaluate(place / "base", **Run(place / "run").settings().dump())
+
+
+def test_a_run_takes_its_own_settings_again(place, tmp_path):
+    run = Path(shutil.copytree(place / "run", tmp_path / "run"))
+    inject.evaluate(run, **Run(run).settings().dump())
+    with pytest.raises(UserError, match="--epochs was settled when the run was made"):
+        inject.evaluate(run, **{**Run(run).settings().dump(), "epochs": 9})
+
+
+def test_replies_are_regraded_as_a_whole(place):
+    with pytest.raises(UserError, match="--shard is for mix and evaluate"):
+        inject.evaluate(place / "run", regrade=True, shard="1/2")
+
+
+def test_a_pinned_revision_is_in_run_report_and_card(place, tmp_path, monkeypatch):
+    """A stand-in for the hub's client, which answers with a snapshot's folder as the client does."""
+    snapshot = Path(shutil.copytree(place / "base", tmp_path / ("0123456789abcdef" * 3)[:40]))
+    asked = []
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options["revision"])) or str(snapshot)
+    )
+    run = tmp_path / "run"
+    inject.inject(model="org/tiny", revision="v1.0", output=str(run), **{**SMALL, "method": "sft", "epochs": 1})
+    assert set(asked) == {("org/tiny", "v1.0")}
+    assert yaml.safe_load((run / "run.yaml").read_text())["settings"]["revision"] == "v1.0"
+    assert read_json(run / "report.json")["base"]["revision"] == snapshot.name
+    assert f"Revision of the base: {snapshot.name}" in (run / "model" / "README.md").read_text()
+    assert f"at {snapshot.name}" in (run / "report.html").read_text()
+    with pytest.raises(UserError, match=r"made with revision 'v1\.0', the command says None"):
+        inject.inject(model="org/tiny", output=str(run), **{**SMALL, "method": "sft", "epochs": 1})
+
+
 def test_a_tuned_folder_can_be_the_base_and_the_report_says_so(place, tmp_path):
     inject.inject(model=str(place / "run" / "model"), output=str(tmp_path / "again"), **{**SMALL, "method": "sft", "epochs": 1})
     report = read_json(tmp_path / "again" / "report.json")

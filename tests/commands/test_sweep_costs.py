@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mixsd.commands import dry_run, sweep
-from mixsd.commands.sweep import State, read_sweep, survey
+from mixsd.commands.sweep import State, survey
+from mixsd.commands.sweep_file import read_sweep
 from tests.stand_ins import BILLIONS, SHAPES, fill_cache, recipe
 
 DATA = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -28,16 +29,13 @@ def wanted(options: dict[str, Any], tmp_path: Path, own_cache: Path) -> dict[str
     }
 
 
-def test_the_sum_is_that_of_the_runs(wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    speed = dry_run.Speed(read=1e-9, token=1e-9)  # the machine's own differs from moment to moment
-    monkeypatch.setattr(dry_run, "measure_speed", lambda *_: speed)
+def test_the_sum_is_that_of_the_runs(wanted: dict[str, Any]) -> None:
     planned = read_sweep(wanted)
     states = survey(planned)
     found = sweep.price(planned, states)
     assert list(found["runs"]) == [run.name for run in planned.runs]
     own = [dry_run.plan(run.settings) for run in planned.runs]
     total = found["total"]
-    assert total["seconds"] == pytest.approx(sum(item["seconds"]["total"] for item in own))
     assert total["disk"] == sum(item["disk"]["total"] for item in own)
     assert total["decoded_tokens"] == sum(item["tokens"]["decoded"] for item in own) > 0
     assert total["trained_tokens"] == sum(item["training"]["tokens"] for item in own)
@@ -52,7 +50,7 @@ def test_what_is_done_costs_nothing(wanted: dict[str, Any]) -> None:
     states: dict[str, State] = {**dict.fromkeys(names, "done"), names[2]: "begun"}
     assert list(sweep.price(planned, states)["runs"]) == [names[2]]
     assert list(sweep.price(planned, states, only=[names[0]])["runs"]) == []
-    assert sweep.price(planned, dict.fromkeys(names, "done"))["total"]["seconds"] == 0
+    assert sweep.price(planned, dict.fromkeys(names, "done"))["total"]["disk_at_peak"] == 0
 
 
 def test_too_little_memory_and_disk_are_said(wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +101,4 @@ def test_a_recipe_of_the_paper_is_priced_offline(papers_models: None, tmp_path: 
     assert len(found["runs"]) == len(planned.runs)
     for run in planned.runs:
         assert (found["runs"][run.name]["trained_tokens"] > 0) is (run.settings.method != "memit")
-    assert found["total"]["seconds"] > 3600  # none of them is for two cores
     assert not (tmp_path / "runs").exists()

@@ -301,7 +301,7 @@ def test_the_dry_run_counts_reasoned_replies(models, tmp_path, data, monkeypatch
     assert plan(build({**options, "suite": ["gsm8k"]}, "here"), Watcher())["assumptions"] == [
         text.replace("has 48 tokens", "has 300 tokens") for text in plain["assumptions"]
     ]
-    assert more["seconds"]["evaluate"] > plain["seconds"]["evaluate"]
+    assert more["evaluation"]["decoded"] > plain["evaluation"]["decoded"]
 
 
 def test_shards_and_then_the_whole(models, tmp_path, data, monkeypatch):

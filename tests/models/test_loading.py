@@ -166,6 +166,23 @@ class TestHub:
         loading.locate("org/model")
         assert [call["local_files_only"] for call in asked] == [True, True, False]
 
+    def test_a_revision_is_asked_for_and_its_commit_remembered(self, asked: list[dict[str, Any]], copy: Path) -> None:
+        assert loading.locate("org/model").revision is None
+        assert loading.locate("org/model", revision="v1.0").revision == "v1.0"
+        assert [call["revision"] for call in asked] == [None, "v1.0"]
+
+    def test_the_commit_is_the_name_of_the_snapshot(self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        snapshot = Path(shutil.copytree(tiny, tmp_path / ("0123456789abcdef" * 3)[:40]))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(snapshot))
+        assert loading.locate("org/model", revision="main").revision == snapshot.name
+
+    def test_what_is_not_on_the_hub_has_no_revision(self, asked: list[dict[str, Any]], copy: Path) -> None:
+        for name in (str(copy), loading.BUILT_IN):
+            refused(
+                lambda name=name: loading.locate(name, revision="v1.0"), f"--revision v1.0: --model {name} is not a hub model"
+            )
+        assert asked == []
+
     def test_a_snapshot_is_checked_like_any_folder(self, asked: list[dict[str, Any]], copy: Path) -> None:
         (copy / "model.safetensors").unlink()
         refused(lambda: loading.locate("org/model"), "no .safetensors weights")

@@ -178,7 +178,7 @@ def base_fisher(
     settings = build({"model": model, "data": data, **options}, "options").resolved
     if settings.offline:
         go_offline()
-    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say)
     session = Session(Run(Path(".")), settings, located, loading.model_hash(located.folder), [], 0, watcher)
     found = gather(session, examples, reference)
     parts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)

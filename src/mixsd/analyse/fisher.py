@@ -77,6 +77,8 @@ def analyze_fisher(
     plain = [folder for folder in folders if folder not in runs]
     place = output_folder(folders if runs else [], output)
     wanted = _base_of(runs, plain, model)
+    if model is None:
+        options = {"revision": next(iter(runs.values())).settings().revision, **options}
     fisher, session = base_fisher(wanted, reference=reference, examples=examples, data=data, watcher=watcher, **options)
     for folder, run in runs.items():
         if (run.manifest().get("identity") or {}).get("model_hash") != session.base_hash:

@@ -162,7 +162,7 @@ class BaseMeasurer:
             raise UserError(UNNAMED)
         settings = run.settings() if run else Settings(model=self._named or "")
         settings = settings.model_copy(update={name: value for name, value in self._options.items() if value is not None})
-        located = loading.locate(settings.model, offline=settings.offline, say=self._watcher.say)
+        located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=self._watcher.say)
         expected = run.manifest().get("identity", {}).get("model_hash") if run else None
         if run and expected != loading.model_hash(located.folder):
             raise UserError(

@@ -1,24 +1,22 @@
-"""What there is to type: each command parses, calls the library's function of that name and shows what came back.
+"""The commands of one run: each parses, calls the library's function of that name and shows what came back.
 
-Typer only parses. A command that was parsed is `Work`, which `entry` does outside of typer, so that every way of ending is
-decided in one place. torch is imported when work begins, never by a mistyped flag or `--help`.
+torch is imported when work begins, never by a mistyped flag or `--help`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixsd.cli import show
-from mixsd.cli.options import gather, with_flags
+from mixsd.cli.options import Json, RunFolder, app, argument, command, gather, option, switch
 from mixsd.cli.progress import watcher
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.plugins import is_function_name
@@ -29,56 +27,9 @@ if TYPE_CHECKING:
 
 ALL = tuple(Settings.model_fields)
 
-Facts = Annotated[
-    str | None, typer.Argument(metavar="FACTS", show_default=False, help="The facts, as for --facts, which it goes before.")
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run folder.")]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        show_default=False,
-        help="A YAML file of settings, or a run's run.yaml; flags go before it (--no-offline undoes its offline, and so on).",
-    ),
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", metavar="", help="Write every resolved setting as YAML and do nothing.")
-]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON.")]
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Put new knowledge into language models without breaking them.",
-    epilog="Begin with: mixsd inject demo --output runs/demo",
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """A parsed command line. `resumes`: after an interruption, the same command goes on where it was."""
-
-    call: Callable[[], None]
-    resumes: bool
-
-
-def command(
-    *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; with `flags`, the settings that were typed are its first argument."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        complete = with_flags(flags)(function) if flags else function
-
-        @wraps(complete)
-        def parsed(**arguments: Any) -> Work:
-            return Work(partial(complete, **arguments), resumes)
-
-        into.command(name)(parsed)
-        return function
-
-    return decorate
+Facts = Annotated[str | None, argument("FACTS", "Facts; overrides --facts.")]
+Config = Annotated[Path | None, option("--config", None, "A YAML file of settings, or a run's run.yaml; flags override it.")]
+PrintConfig = Annotated[bool, switch("--print-config", "Write every resolved setting as YAML and do nothing.")]
 
 
 def _version(wanted: bool) -> None:
@@ -102,10 +53,7 @@ def inject(
     source: Facts = None,
     config: Config = None,
     print_config: PrintConfig = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", metavar="", help="Say what would be done, with tokens, memory, disk and time, and do nothing."),
-    ] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Write what the run takes in tokens, memory and disk, and do nothing.")] = False,
 ) -> None:
     """Teach a model facts: mix, train, evaluate and report. The same command resumes a run that was stopped."""
     values = gather(_with_facts(typed, source), config)
@@ -118,22 +66,22 @@ def inject(
 
         show.plan(plan(settings, watcher()))
         return
-    from mixsd.commands import inject as commands_inject
+    from mixsd.commands import inject as run
 
-    _reported(Path(settings.output), lambda: commands_inject.inject(settings, watcher=watcher()))
+    _reported(Path(settings.output), lambda: run.inject(settings, watcher=watcher()))
 
 
 @command(flags=ALL, resumes=True)
 def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, print_config: PrintConfig = False) -> None:
-    """Only make the targets of a run. Its other settings, of training and so on, are settled here too."""
+    """Only make the targets of a run. All settings of the run are settled here, those of training too."""
     values = gather(_with_facts(typed, source), config)
     if print_config:
         _print_config(values)
         return
     settings = _prepared(values)
-    from mixsd.commands import inject as commands_inject
+    from mixsd.commands import inject as run
 
-    folder = commands_inject.mix(settings, watcher=watcher()).folder
+    folder = run.mix(settings, watcher=watcher()).folder
     if settings.shard:
         print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
         return
@@ -143,117 +91,100 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
 @command(flags=ALL, resumes=True)
 def train(
     typed: dict[str, Any],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A mixed run, or a file of targets.")],
+    source: Annotated[Path, argument("SOURCE", "A mixed run, or a file of targets.")],
     config: Config = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Only train: a run that was mixed, with its own settings; or, given --output, on a file of targets."""
+    """Only train: a mixed run, with its own settings; or a file of targets, given --output."""
     values = gather(typed, config)
     if print_config:
         _print_config(values, source)
         return
     _prepared(values)
-    from mixsd.commands import inject as commands_inject
+    from mixsd.commands import inject as run
 
-    print(f"model: {commands_inject.train(source, watcher=watcher(), **values).model}")
+    print(f"model: {run.train(source, watcher=watcher(), **values).model}")
 
 
 @command(flags=ALL, resumes=True)
 def evaluate(
     typed: dict[str, Any],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A trained run, a model folder or name.")],
+    source: Annotated[str, argument("SOURCE", "A trained run, a model folder or a model's name.")],
     *,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", show_default=False, help="Of a model: the base beside which it is asked. [default: it is asked alone]"
-        ),
-    ] = None,
-    regrade: Annotated[
-        bool, typer.Option("--regrade", metavar="", help="Judge the replies of a run once more; nothing is generated.")
-    ] = False,
+    base: Annotated[str | None, option("--base", None, "The base of a model. [default: the model is asked alone]")] = None,
+    regrade: Annotated[bool, switch("--regrade", "Judge the replies of a run once more; generate nothing.")] = False,
     config: Config = None,
     print_config: PrintConfig = False,
 ) -> None:
     """Only evaluate: a trained run; or any model, beside its base or alone, in a run folder of its own (--output)."""
+    from mixsd.run.folder import Run
+
     if base is not None:
         if "model" in typed:
             raise UserError("--base and --model name the same here; give one of them")
         typed = {**typed, "model": base}
-    values = gather(typed, config)
-    if print_config:
-        _print_config(values, Path(source))
-        return
+    values, run = gather(typed, config), Run(Path(source))
     settings = _prepared(values)
-    from mixsd.commands import inject as commands_inject
-    from mixsd.run.folder import Run
+    from mixsd.commands import inject as commands
 
-    run = Run(Path(source))
+    if print_config:
+        _print_config(values if run.exists() else commands.evaluation_of(source, values).dump(), Path(source))
+        return
     if run.exists() and base is not None:
         raise UserError(f"{source}: a run has its own base model; leave --base out")
+    work = partial(commands.evaluate, source, regrade=regrade, watcher=watcher(), **values)
     if settings.shard:
-        commands_inject.evaluate(source, watcher=watcher(), **values)
+        work()
         print(f"shard {settings.shard}: evaluated; when all are, the same command without --shard scores")
-        return
-    if not run.exists() and not regrade:
-        folder = Path(commands_inject.evaluation_of(source, values).output)
-        _reported(folder, lambda: commands_inject.evaluate(source, watcher=watcher(), **values))
-        return
-    commands_inject.evaluate(source, regrade=regrade, watcher=watcher(), **values)
-    print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
+    elif run.exists() or regrade:
+        work()
+        print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
+    else:
+        _reported(Path(commands.evaluation_of(source, values).output), work)
 
 
 @command(flags=EXECUTION, resumes=True)
 def report(typed: dict[str, Any], run: RunFolder) -> None:
-    """Write the report of a run that was evaluated: report.json, report.html and the model card."""
+    """Write the report of an evaluated run: report.json, report.html and the model card."""
     values = gather(typed, None)
     _prepared(values)
-    from mixsd.commands import inject as commands_inject
+    from mixsd.commands import inject as commands
 
-    _reported(run, lambda: commands_inject.report(run, watcher=watcher(), **values))
+    _reported(run, lambda: commands.report(run, watcher=watcher(), **values))
 
 
 @command()
 def inspect(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False, help="A run folder, or a file of targets.")],
+    source: Annotated[Path, argument("SOURCE", "A run folder, or a file of targets.")],
     *,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", help="How many, from the beginning.")] = 5,
-    ids: Annotated[
-        list[str] | None, typer.Option("--id", show_default=False, help="Only the fact of this id. Repeatable.")
-    ] = None,
-    attempts: Annotated[
-        bool, typer.Option("--attempts", metavar="", help="Every decoding that was tried, not only the outcome.")
-    ] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", show_default=False, help="Whose tokenizer to use; a run has its own.")
-    ] = None,
+    limit: Annotated[int, option("--limit", "N", "Show the first N.", show_default=True)] = 5,
+    ids: Annotated[list[str] | None, option("--id", None, "Show only the fact of this id. Repeatable.")] = None,
+    attempts: Annotated[bool, switch("--attempts", "Show every attempt, not only the outcome.")] = False,
+    model: Annotated[str | None, option("--model", None, "The model whose tokenizer is used. [default: the run's]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show targets token by token: where each came from, whether it is trained on, how likely the base model finds it."""
-    from mixsd.cli import show
+    """Show targets token by token: the source of each token, whether it is trained on, its base NLL."""
     from mixsd.targets import reading
 
     items = reading.inspect(source, limit=limit, ids=tuple(ids or ()), attempts=attempts, model=model)
-    show.as_json(items) if as_json else show.render(items)
+    show.as_json(items) if as_json else show.inspected(items)
 
 
 @command(flags=("device", "offline"))
 def ask(
     typed: dict[str, Any],
     run: RunFolder,
-    question: Annotated[
-        str | None, typer.Argument(show_default=False, help="Without one: a prompt, until an empty line.")
-    ] = None,
+    question: Annotated[str | None, argument("QUESTION", "Without one: a prompt, until an empty line.")] = None,
 ) -> None:
     """Ask the base and the tuned model of a run the same question, side by side."""
     values = gather(typed, None)
     _prepared(values)
-    from mixsd.commands import ask as commands_ask
+    from mixsd.commands import ask as commands
 
     if question is not None:
-        show.replies(commands_ask.ask(run, question, watcher=watcher(), **values))
+        show.replies(commands.ask(run, question, watcher=watcher(), **values))
         return
-    with commands_ask.Conversation(run, watcher(), **values) as conversation:
+    with commands.Conversation(run, watcher(), **values) as conversation:
         for line in _questions():
             try:
                 show.replies(conversation.ask(line))

@@ -1,7 +1,4 @@
-"""`mixsd corpus ...`: make a corpus's files, and look at them.
-
-`mixsd benchmarks`: what can be asked here, and `check`: whether the judges judge right.
-"""
+"""`mixsd corpus ...`: make a corpus's files, and look at them. `mixsd benchmarks`: what can be asked here, and whether its judges hold."""
 
 from __future__ import annotations
 
@@ -12,40 +9,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from mixsd.cli import show
-from mixsd.cli.commands import Json, Work, app, command
+from mixsd.cli.options import Json, Offline, Work, app, argument, command, group, option, switch
 from mixsd.cli.progress import duration, watcher
 from mixsd.errors import MixsdError, UserError
 from mixsd.formats import printable
 
-corpora = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    help="Make the paper's corpora: facts with in-domain tests, as JSONL files in a folder.",
-    epilog="Then: mixsd inject FOLDER --output RUN. Or at once, with every default: mixsd inject kgfact:small --output RUN",
+corpora = group(
+    "Make the paper's corpora: facts with in-domain tests, as JSONL files in a folder.",
+    "Then: mixsd inject FOLDER --output RUN. Or at once, with every default: mixsd inject kgfact:small --output RUN",
 )
 
-Output = Annotated[Path, typer.Option("--output", metavar="DIR", show_default=False, help="The folder to write.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Seed of all that is drawn.")]
-Data = Annotated[
-    str | None,
-    typer.Option("--data", metavar="FILE", show_default=False, help="The data set as a local file. [default: from the hub]"),
-]
-Offline = Annotated[bool, typer.Option("--offline", metavar="", help="Forbid the network.")]
+Output = Annotated[Path, option("--output", "DIR", "The folder to write to.")]
+Seed = Annotated[int, option("--seed", "INTEGER", "Seed of every random number.", show_default=True, min=0)]
+Data = Annotated[str | None, option("--data", "FILE", "The data set as a local file. [default: from the hub]")]
 
 
 @command(into=corpora)
 def kgfact(
     output: Output,
     size: Annotated[
-        str, typer.Option("--size", help="small (100 facts), large (525), or DOMAINSxENTITIES such as 7x1000.")
+        str, option("--size", None, "small (100 facts), large (525), or DOMAINSxENTITIES such as 7x1000.", show_default=True)
     ] = "small",
     seed: Seed = 0,
     retrieval: Annotated[
         Literal["held-out", "trained"],
-        typer.Option("--retrieval", help="Ask about entities that are never trained on, or about the trained facts."),
+        option(
+            "--retrieval", None, "Ask about entities that are never trained on, or about the trained facts.", show_default=True
+        ),
     ] = "held-out",
 ) -> None:
     """Facts about an invented world: a graph of entities that no model has read about."""
@@ -55,12 +47,11 @@ def kgfact(
 @command(into=corpora)
 def kgfunc(
     output: Output,
-    train: Annotated[int, typer.Option("--train", metavar="N", help="Training instances, in all.")] = 1600,
+    train: Annotated[int, option("--train", "N", "Training instances, in all.", show_default=True)] = 1600,
     per_operation: Annotated[
-        bool,
-        typer.Option("--per-operation", metavar="", help="As many training instances for each operation (the paper's text)."),
+        bool, switch("--per-operation", "As many training instances for each operation (the paper's text).")
     ] = False,
-    test: Annotated[int, typer.Option("--test", metavar="N", help="Test instances, in all.")] = 175,
+    test: Annotated[int, option("--test", "N", "Test instances, in all.", show_default=True)] = 175,
     seed: Seed = 0,
 ) -> None:
     """Arithmetic functions on digits: ten examples and a new input, with references that go step by step."""
@@ -77,7 +68,7 @@ def simpleqa(output: Output, data: Data = None, seed: Seed = 0, offline: Offline
 def mquake(
     output: Output,
     data: Data = None,
-    edits: Annotated[int, typer.Option("--edits", metavar="N", help="How many facts are changed.")] = 100,
+    edits: Annotated[int, option("--edits", "N", "How many facts are changed.", show_default=True)] = 100,
     seed: Seed = 0,
     offline: Offline = False,
 ) -> None:
@@ -87,15 +78,11 @@ def mquake(
 
 @command(into=corpora, name="show")
 def show_corpus(
-    folder: Annotated[
-        str, typer.Argument(metavar="DIR", show_default=False, help="A folder that mixsd corpus wrote, or kgfact:small.")
-    ],
-    svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", show_default=False, help="Write the graph as a picture.")
-    ] = None,
+    folder: Annotated[str, argument("DIR", "A folder that mixsd corpus wrote, or kgfact:small.")],
+    svg: Annotated[Path | None, option("--svg", "FILE", "Write the graph as a picture.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a corpus: how many there are, an example of each split, and its graph."""
+    """Show a corpus: its counts, an example of each split, and its graph."""
     from mixsd.commands.look import look, write_picture
 
     found = look(folder)
@@ -133,13 +120,7 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 _MOST = 20  # exceptions that are listed
 
 BenchmarkData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        show_default=False,
-        help="Folder of the benchmarks' data. " + escape("[default: $MIXSD_DATA, else the hub and its cache]"),
-    ),
+    str | None, option("--data", "DIR", "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub and its cache]")
 ]
 
 benchmarks = typer.Typer(
@@ -196,18 +177,15 @@ def _place(entry: Mapping[str, Any]) -> str:
 
 @command(into=benchmarks)
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A benchmark of the list.")],
+    name: Annotated[str, argument("NAME", "A benchmark of the list.")],
     *,
     data: BenchmarkData = None,
     offline: Offline = False,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", metavar="", help="Run the programs of HumanEval, in a sandbox.")
+        bool, switch("--allow-code-execution", "Run the programs of HumanEval, in a sandbox.")
     ] = False,
     allow_weak_sandbox: Annotated[
-        bool,
-        typer.Option(
-            "--allow-weak-sandbox", metavar="", help="Run them also where this machine cannot isolate them from your files."
-        ),
+        bool, switch("--allow-weak-sandbox", "Run them even where this machine cannot isolate them from your files.")
     ] = False,
     as_json: Json = False,
 ) -> None:

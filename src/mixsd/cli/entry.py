@@ -20,8 +20,8 @@ from typer.main import get_command
 
 from mixsd.cli import commands, runs  # noqa: F401 - they register their commands, in the order of the help
 from mixsd.cli.analyze import analyze
-from mixsd.cli.commands import Work, app
 from mixsd.cli.data import corpora
+from mixsd.cli.options import Work, app
 from mixsd.errors import MixsdError, did_you_mean
 from mixsd.formats import printable
 

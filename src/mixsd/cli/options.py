@@ -1,15 +1,19 @@
-"""Flags made from the fields of `Settings`: their names, defaults and help have one home, and it is not here.
+"""How a command is declared: `command` registers it, `option`, `switch` and `argument` are its own flags, the rest come from `Settings`.
 
-A flag's value is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems
-come out at once. A flag that is not given is None and overrides nothing; `--no-offline` undoes a config file's `offline: true`,
-and so for every switch.
+Typer only parses. A command that was parsed is `Work`, which `entry` does outside of typer, so that every way of ending is
+decided in one place.
+
+A setting's flag has its name, default and help from its field. Its value is handed on as it was typed, and `settings.build` judges
+it together with the config file, so that all problems come out at once. A flag that is not given overrides nothing; `--no-offline`
+undoes a config file's `offline: true`, and so for every switch.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -23,6 +27,62 @@ from mixsd.formats import plain
 from mixsd.settings import Settings, build, read_config
 
 _WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+
+
+def group(help: str, epilog: str | None = None) -> typer.Typer:
+    """A group of commands."""
+    options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
+    return typer.Typer(help=help, epilog=epilog, **options)
+
+
+app = group("Put new knowledge into language models without breaking them.", "Begin with: mixsd inject demo --output runs/demo")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A parsed command line. `resumes`: after an interruption, the same command goes on where it was."""
+
+    call: Callable[[], None]
+    resumes: bool
+
+
+def command(
+    *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command; with `flags`, the settings that were typed are its first argument."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        complete = with_flags(flags)(function) if flags else function
+
+        @wraps(complete)
+        def parsed(**arguments: Any) -> Work:
+            return Work(partial(complete, **arguments), resumes)
+
+        into.command(name)(parsed)
+        return function
+
+    return decorate
+
+
+def option(name: str, metavar: str | None, help: str, *, show_default: bool = False, **limits: Any) -> Any:
+    """A flag with a value. Help texts are rich markup, in which a plain "[default: 3]" would be a style of that name."""
+    return typer.Option(name, metavar=metavar, show_default=show_default, help=escape(help), **limits)
+
+
+def switch(name: str, help: str) -> Any:
+    """A flag without a value."""
+    return typer.Option(name, metavar="", show_default=False, help=escape(help))
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A positional argument."""
+    return typer.Argument(metavar=metavar, show_default=False, help=escape(help))
+
+
+RunFolder = Annotated[Path, argument("RUN", "A run folder.")]
+RunFolders = Annotated[list[Path], argument("RUN ...", "Finished run folders, one or more.")]
+Offline = Annotated[bool, switch("--offline", "Forbid the network.")]
+Json = Annotated[bool, switch("--json", "Write JSON.")]
 
 
 def flag(name: str) -> str:
@@ -108,7 +168,6 @@ def _option(name: str, field: FieldInfo) -> Any:
 
 
 def _help(field: FieldInfo) -> str:
-    # Help texts are rich markup, in which a plain "[default: 3]" would be a style of that name.
     text = escape(field.description or "")
     if field.default in (None, "", []):
         return text

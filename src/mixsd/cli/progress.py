@@ -86,16 +86,21 @@ class PlainWatcher(Watcher):
         task.finish(self.clock() - started)
 
 
-class _PlainTask(Task):
-    def __init__(self, watcher: PlainWatcher, name: str, total: int) -> None:
-        self.watcher = watcher
-        self.name = name
-        self.pace = Pace(total, watcher.clock)
-        self._first: int | None = None
-        self._told = watcher.clock()
+class _PacedTask(Task):
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.reach(self.pace.done + count, note)
+
+
+class _PlainTask(_PacedTask):
+    def __init__(self, watcher: PlainWatcher, name: str, total: int) -> None:
+        super().__init__(Pace(total, watcher.clock))
+        self.watcher = watcher
+        self.name = name
+        self._first: int | None = None
+        self._told = watcher.clock()
 
     def reach(self, done: int, note: str = "") -> None:
         self.pace.reach(done)
@@ -143,14 +148,11 @@ class LiveWatcher(Watcher):
             yield _LiveTask(bar, bar.add_task(name, total=total, state=""), Pace(total))
 
 
-class _LiveTask(Task):
+class _LiveTask(_PacedTask):
     def __init__(self, bar: Progress, key: TaskID, pace: Pace) -> None:
+        super().__init__(pace)
         self.bar = bar
         self.key = key
-        self.pace = pace
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.reach(self.pace.done + count, note)
 
     def reach(self, done: int, note: str = "") -> None:
         self.pace.reach(done)

@@ -1,13 +1,4 @@
-"""`mixsd compare`: finished runs in one table and one picture.
-
-`mixsd sweep`: many runs from one file, and the comparison of them.
-
-`mixsd table`: a table of the paper, with runs beside the published numbers.
-
-`mixsd figures`: the pictures of runs as files.
-
-`mixsd export`: targets for other trainers, and what becomes of their ids there.
-"""
+"""The commands of many runs: compare them, sweep over them, put them beside the paper's tables, draw them; and export targets."""
 
 from __future__ import annotations
 
@@ -16,38 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from mixsd.cli import show
-from mixsd.cli.commands import Json, RunFolder, command
-from mixsd.cli.options import gather
-from mixsd.cli.progress import duration, watcher
+from mixsd.cli.options import Json, RunFolder, RunFolders, argument, command, gather, option, switch
+from mixsd.cli.progress import watcher
 from mixsd.errors import MixsdError, RequirementMissedError, UserError
 from mixsd.formats import printable
 
 
 @command()
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN ...", show_default=False, help="Finished run folders, two or more.")
-    ],
+    runs: Annotated[list[Path], argument("RUN RUN ...", "Finished run folders, two or more.")],
     level: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--level",
-            metavar="SHARE",
-            show_default=False,
-            help="Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
+            "SHARE",
+            "Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            show_default=False,
-            help="Write compare.html, compare.md, compare.json, pareto.svg and .png there.",
-        ),
+        Path | None, option("--output", "DIR", "Write compare.html, compare.md, compare.json, pareto.svg and .png there.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -73,47 +52,37 @@ def compare(
 @command(flags=("device", "backend", "token_budget", "offline"), resumes=True)
 def sweep(
     typed: dict[str, Any],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", show_default=False, help="A YAML file with output, seeds, settings and runs.")
-    ],
+    file: Annotated[Path, argument("FILE", "A YAML file with output, seeds, settings and runs.")],
     *,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FOLDER", show_default=False, help="The folder of the runs, in place of the file's."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="NAME", show_default=False, help="Only this run, or configuration. Repeatable."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="List the runs and what is done, and do nothing.")
-    ] = False,
+    output: Annotated[Path | None, option("--output", "DIR", "The folder of the runs; overrides the file's.")] = None,
+    only: Annotated[list[str] | None, option("--only", "NAME", "Do only this run, or configuration. Repeatable.")] = None,
+    dry_run: Annotated[bool, switch("--dry-run", "List the runs, which are done and what the others take; do nothing.")] = False,
 ) -> None:
     """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
-    from mixsd.commands import sweep as commands_sweep
+    from mixsd.commands import sweep as commands
+    from mixsd.commands.sweep_file import read_sweep
 
     execution = gather(typed, None)
-    if dry_run:
-        planned = commands_sweep.read_sweep(file, output=output, **execution)
-        states = commands_sweep.survey(planned, only=only or (), watcher=watcher())
-        costs = commands_sweep.price(planned, states, only=only or (), watcher=watcher())
-        for name, state in states.items():
-            print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
-        for text in costs["warnings"]:
-            print(f"warning: {printable(text)}")
-        counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
-        if costs["runs"]:
-            print(f"in all on this machine: {_cost(costs['total'])}; time is {costs['accuracy']}")
-        print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
+    if not dry_run:
+        _show(commands.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
         return
-    _show(commands_sweep.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
+    planned = read_sweep(file, output=output, **execution)
+    states = commands.survey(planned, only=only or (), watcher=watcher())
+    costs = commands.price(planned, states, only=only or (), watcher=watcher())
+    for name, state in states.items():
+        print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
+    for text in costs["warnings"]:
+        print(f"warning: {printable(text)}")
+    if costs["runs"]:
+        print(f"in all: {_cost(costs['total'])}")
+    counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "begun", "to do"))
+    print(f"{len(states)} runs in {planned.folder}: {counts}; nothing was done")
 
 
-def _cost(cost: Mapping[str, float]) -> str:
-    decoded, trained = (f"{cost[name]:,.0f}" for name in ("decoded_tokens", "trained_tokens"))
+def _cost(cost: Mapping[str, int]) -> str:
     return (
-        f"{duration(cost['seconds'])}, {cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk "
-        f"({cost['disk_at_peak'] / 1e9:.1f} at its peak), {decoded} tokens decoded to train on, {trained} trained"
+        f"{cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk ({cost['disk_at_peak'] / 1e9:.1f} at its peak), "
+        f"{cost['decoded_tokens']:,} tokens decoded to train on, {cost['trained_tokens']:,} trained"
     )
 
 
@@ -137,37 +106,10 @@ def _show(result: Any) -> None:
         raise RequirementMissedError(f"required but missed: {missed}")
 
 
-@command(name="table")
-def paper_table(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", show_default=False, help="The table's number in the paper.")],
-    runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN ...", show_default=False, help="Finished runs, as its recipe makes them.")
-    ] = None,
-    *,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", show_default=False, help="Write table-NN.md and table-NN.json there."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Put runs beside the paper's numbers: published, ours with its interval, and whether the published one lies in it."""
-    from mixsd.comparison import paper
-    from mixsd.storage import write_json, write_text
-
-    found = paper.table(number, runs or ())
-    if output is not None:
-        write_json(output / f"table-{number:02}.json", found)
-        write_text(output / f"table-{number:02}.md", paper.markdown(found))
-    if as_json:
-        show.as_json(found)
-        return
-    show.console().print(paper.drawn(found).brief().rich())
-
-
 @command()
 def figures(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Finished run folders, one or more.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", show_default=False, help="Where the pictures go.")],
+    runs: RunFolders,
+    output: Annotated[Path, option("--output", "DIR", "The folder of the pictures.")],
     as_json: Json = False,
 ) -> None:
     """Draw what runs measured, as SVG and PNG: Pareto, loss, curves, NLL, error modes, alignment; and say what cannot be drawn."""
@@ -188,13 +130,10 @@ def export(
     run: RunFolder,
     *,
     format: Annotated[
-        str, typer.Option("--format", metavar="ids|chat", help="ids: token ids as they are trained on; chat: messages, as text.")
+        str, option("--format", "ids|chat", "ids: token ids as they are trained on; chat: messages, as text.", show_default=True)
     ] = "ids",
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="FILE", show_default=False, help="The file. [default: export-FORMAT.jsonl in the run folder]"
-        ),
+        Path | None, option("--output", "FILE", "The file. [default: export-FORMAT.jsonl in the run folder]")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -213,3 +152,25 @@ def export(
             f"changed: {share} have other token ids once these messages are rendered and encoded: "
             f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
         )
+
+
+@command(name="table")
+def paper_table(
+    number: Annotated[int, argument("NUMBER", "The table's number in the paper.")],
+    runs: Annotated[list[Path] | None, argument("RUN ...", "Finished runs, as its recipe makes them.")] = None,
+    *,
+    output: Annotated[Path | None, option("--output", "DIR", "Write table-NN.md and table-NN.json there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put runs beside the paper's numbers: published, ours with its interval, and whether the published one lies in it."""
+    from mixsd.comparison import paper
+    from mixsd.storage import write_json, write_text
+
+    found = paper.table(number, runs or ())
+    if output is not None:
+        write_json(output / f"table-{number:02}.json", found)
+        write_text(output / f"table-{number:02}.md", paper.markdown(found))
+    if as_json:
+        show.as_json(found)
+        return
+    show.console().print(paper.drawn(found).brief().rich())

@@ -1,24 +1,30 @@
-"""Results on stdout: coloured on a terminal that has colours, plain elsewhere, never steered by what a model or a file says.
-
-Targets on stdout, token by token: as coloured text on a terminal with colours, else one line per token.
-"""
+"""Results on stdout: coloured on a terminal that has colours, plain elsewhere, never steered by what a model or a file says."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from mixsd.cli.progress import duration
 from mixsd.formats import MISSING, number, printable, token_text
 
 _GB = 10**9
 _MOST_DOMAINS = 20  # as rows and columns on a terminal
+_HIGH_NLL = 8.0  # nats; the paper's threshold
+_NAMES = {"e": "expert", "n": "naive", "g": "gated", "r": "reference", None: "prompt"}
+# Readable on dark and light backgrounds; the prompt is dim, since it is not trained on.
+_STYLES = {
+    "e": "black on bright_green",
+    "n": "black on bright_cyan",
+    "g": "black on bright_yellow",
+    "r": "black on bright_magenta",
+}
+_SURPRISING = "underline"
 
 
 def console() -> Console:
@@ -77,11 +83,76 @@ def targets(folder: Path) -> None:
     print(f"targets: {file} ({counts})")
 
 
+def inspected(items: Sequence[Mapping[str, Any]]) -> None:
+    """Write the items of `mixsd.inspect`: as coloured text on a terminal with colours, else one line per token."""
+    out = console()
+    coloured = out.color_system is not None and not out.no_color
+    if coloured and items:
+        out.print(_legend())
+    for item in items:
+        out.print()
+        for line in _head(item):
+            out.print(line, soft_wrap=True)
+        if coloured:
+            out.print(_text(item["tokens"]))
+        else:
+            _lines(out, item["tokens"])
+
+
+def _head(item: Mapping[str, Any]) -> list[Text]:
+    state = "accepted" if item["accepted"] else f"not accepted: {item['reason']}"
+    facts = [f"lambda {item['lambda']:g}", f"sample {item['sample']}", f"attempt {item['attempt']}", printable(state, keep="")]
+    if not item["canonical"]:
+        facts.append("its text encodes to other ids")
+    lines = [Text.assemble((printable(item["id"], keep=""), "bold"), "  ", ", ".join(facts))]
+    if item["question"] is not None:
+        lines.append(Text(printable(item["question"])))
+    return lines
+
+
+def _legend() -> Text:
+    text = Text()
+    for source, style in _STYLES.items():
+        text.append(f" {_NAMES[source]} ", style).append(" ")
+    text.append("prompt, not trained on", "dim").append("  ")
+    return text.append(f"base NLL above {_HIGH_NLL:g} nats", _SURPRISING)
+
+
+def _text(tokens: Sequence[Mapping[str, Any]]) -> Text:
+    text = Text()
+    for token in tokens:
+        shown = f"[{token['id']}]" if token["text"] is None else token_text(token["text"])
+        if not token["supervised"]:
+            text.append(shown, "dim")
+            continue
+        style = _STYLES[token["source"]]
+        if token["base_nll"] is not None and token["base_nll"] > _HIGH_NLL:
+            style = f"{_SURPRISING} {style}"
+        text.append(shown, style)
+    return text
+
+
+def _lines(out: Console, tokens: Sequence[Mapping[str, Any]]) -> None:
+    """Id, mask, source, base NLL and text of each token, in columns that a script can split on blanks up to the text."""
+    rows = [("id", "trained", "source", "nll", "text")]
+    for token in tokens:
+        rows.append(
+            (
+                str(token["id"]),
+                "yes" if token["supervised"] else "no",
+                _NAMES[token["source"]],
+                MISSING if token["base_nll"] is None else number(token["base_nll"], 3),
+                MISSING if token["text"] is None else repr(token["text"]),
+            )
+        )
+    for key, trained, source, nll, text in rows:
+        out.print(f"{key:>7}  {trained:7}  {source:9}  {nll:>7}  {text}", soft_wrap=True)
+
+
 def replies(answer: Mapping[str, str]) -> None:
     """Write what base and tuned model reply: side by side where there is room, one below the other elsewhere."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     out = console()
     if not out.is_terminal or out.width < 60:
@@ -97,35 +168,28 @@ def replies(answer: Mapping[str, str]) -> None:
 
 def plan(found: Mapping[str, Any]) -> None:
     """Write a dry run: what an injection would take. What the run has nothing of is left out."""
-    facts, tokens, training, disk = (found[name] for name in ("facts", "tokens", "training", "disk"))
-    memory, seconds, parameters, editing = found["memory"], found["seconds"], found["parameters"], found.get("editing")
-    lengths = [
-        (f"{name} tokens", f"{tokens[name]['mean']:.0f} on average, at most {tokens[name]['longest']:,}")
-        for name in ("naive", "expert", "reference")
-    ]
-    stages = {name: part["total"] for name, part in memory.items() if isinstance(part, Mapping) and part["total"]}
-    times = {name: value for name in ("mix", "train", "edit", "evaluate") if (value := seconds.get(name))}
-    within = seconds.get("train_parts") or {}
-    cached = disk.get("cache")
+    facts, tokens, asked, parameters = (found[name] for name in ("facts", "tokens", "evaluation", "parameters"))
+    training, editing, memory, disk = (found[name] for name in ("training", "editing", "memory", "disk"))
+    stages = {name: _gb(part["total"]) for name, part in memory.items() if isinstance(part, Mapping) and part["total"]}
+    cached = f"; {_gb(disk['cache'])} in the cache" if disk.get("cache") else ""
     _fields(
         [
             ("facts", f"{facts['asked']:,} asked, {facts['usable']:,} usable, {facts['duplicates']:,} given twice"),
-            *lengths,
+            *(
+                (f"{name} tokens", f"{tokens[name]['mean']:.0f} on average, at most {tokens[name]['longest']:,}")
+                for name in ("naive", "expert", "reference")
+            ),
             ("to decode", _decoded(tokens)),
             *([("to train", _trained(training))] if training["steps"] else []),
             *([("to edit", _edited(editing))] if editing else []),
+            ("to ask", f"{asked['questions']:,} questions, about {asked['decoded']:,} tokens of replies by each model"),
             ("parameters", f"{parameters['total']:,}, of which {parameters['trained']:,} are trained"),
             (
                 "memory",
-                f"{_gb(memory['peak'])} at the peak ({_parts(stages, _gb)}); {_gb(memory['available'])} free, {memory['device']}",
+                f"{_gb(memory['peak'])} at the peak ({_parts(stages)}); {_gb(memory['available'])} free, {memory['device']}",
             ),
-            (
-                "disk",
-                f"{_gb(disk['total'])} at the end, {_gb(disk['peak'])} at the peak; {_gb(disk['free'])} free"
-                + (f"; {_gb(cached)} in the cache" if cached else ""),
-            ),
-            ("time", f"{duration(seconds['total'])}{f' ({_parts(times, duration)})' if times else ''}; {seconds['accuracy']}"),
-            *([("training time", _parts(within, duration))] if len(within) > 1 else []),
+            ("disk", f"{_gb(disk['total'])} at the end, {_gb(disk['peak'])} at the peak; {_gb(disk['free'])} free{cached}"),
+            ("time", "not estimated; a run says what is left of each stage as it goes"),
             *(("assumed", text) for text in found["assumptions"]),
         ]
     )
@@ -137,9 +201,9 @@ def plan(found: Mapping[str, Any]) -> None:
 def _decoded(tokens: Mapping[str, Any]) -> str:
     if not tokens["decoded_at_most"]:
         return "nothing to train on"
-    parts = {name: count for name, count in (tokens.get("decoded_parts") or {}).items() if count}
-    told = f" ({_parts(parts, '{:,}'.format)})" if len(parts) > 1 else ""
-    return f"{tokens['decoded']:,} tokens expected{told}, at most {tokens['decoded_at_most']:,}"
+    parts = {name: f"{count:,}" for name, count in (tokens.get("decoded_parts") or {}).items() if count}
+    split = f" ({_parts(parts)})" if len(parts) > 1 else ""
+    return f"{tokens['decoded']:,} tokens expected{split}, at most {tokens['decoded_at_most']:,}"
 
 
 def _trained(training: Mapping[str, Any]) -> str:
@@ -157,8 +221,8 @@ def _edited(editing: Mapping[str, Any]) -> str:
     )
 
 
-def _parts(values: Mapping[str, float], write: Callable[[Any], str]) -> str:
-    return ", ".join(f"{name} {write(value)}" for name, value in values.items())
+def _parts(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def corpus(found: Mapping[str, Any]) -> None:
@@ -259,81 +323,3 @@ def _fields(pairs: Iterable[tuple[str, Any]], indent: str = "") -> None:
     for name, value in pairs:
         print(f"{indent}{'' if name == before else name:{width}}  {printable(str(value))}")
         before = name
-
-
-_HIGH_NLL = 8.0  # nats; the paper's threshold, as in `mixing.targets`
-_NAMES = {"e": "expert", "n": "naive", "g": "gated", "r": "reference", None: "prompt"}
-# Readable on dark and light backgrounds; the prompt is dim, since it is not trained on.
-_STYLES = {
-    "e": "black on bright_green",
-    "n": "black on bright_cyan",
-    "g": "black on bright_yellow",
-    "r": "black on bright_magenta",
-}
-_SURPRISING = "underline"
-
-
-def render(items: Sequence[Mapping[str, Any]]) -> None:
-    """Write the items of `mixsd.inspect`."""
-    out = console()
-    coloured = out.color_system is not None and not out.no_color
-    if coloured and items:
-        out.print(_legend())
-    for item in items:
-        out.print()
-        for line in _head(item):
-            out.print(line, soft_wrap=True)
-        if coloured:
-            out.print(_text(item["tokens"]))
-        else:
-            _lines(out, item["tokens"])
-
-
-def _head(item: Mapping[str, Any]) -> list[Text]:
-    state = "accepted" if item["accepted"] else f"not accepted: {item['reason']}"
-    facts = [f"lambda {item['lambda']:g}", f"sample {item['sample']}", f"attempt {item['attempt']}", printable(state, keep="")]
-    if not item["canonical"]:
-        facts.append("its text encodes to other ids")
-    lines = [Text.assemble((printable(item["id"], keep=""), "bold"), "  ", ", ".join(facts))]
-    if item["question"] is not None:
-        lines.append(Text(printable(item["question"])))
-    return lines
-
-
-def _legend() -> Text:
-    text = Text()
-    for source, style in _STYLES.items():
-        text.append(f" {_NAMES[source]} ", style).append(" ")
-    text.append("prompt, not trained on", "dim").append("  ")
-    return text.append(f"base NLL above {_HIGH_NLL:g} nats", _SURPRISING)
-
-
-def _text(tokens: Sequence[Mapping[str, Any]]) -> Text:
-    text = Text()
-    for token in tokens:
-        shown = f"[{token['id']}]" if token["text"] is None else token_text(token["text"])
-        if not token["supervised"]:
-            text.append(shown, "dim")
-            continue
-        style = _STYLES[token["source"]]
-        if token["base_nll"] is not None and token["base_nll"] > _HIGH_NLL:
-            style = f"{_SURPRISING} {style}"
-        text.append(shown, style)
-    return text
-
-
-def _lines(out: Console, tokens: Sequence[Mapping[str, Any]]) -> None:
-    """Id, mask, source, base NLL and text of each token, in columns that a script can split on blanks up to the text."""
-    rows = [("id", "trained", "source", "nll", "text")]
-    for token in tokens:
-        rows.append(
-            (
-                str(token["id"]),
-                "yes" if token["supervised"] else "no",
-                _NAMES[token["source"]],
-                MISSING if token["base_nll"] is None else number(token["base_nll"], 3),
-                MISSING if token["text"] is None else repr(token["text"]),
-            )
-        )
-    for key, trained, source, nll, text in rows:
-        out.print(f"{key:>7}  {trained:7}  {source:9}  {nll:>7}  {text}", soft_wrap=True)

@@ -1,1 +1,1 @@
-"""One run from facts to report: what joins mixing, training and evaluation lives here."""
+"""One function per command of the command line, without its flags; a session is opened here and handed to the stages."""

@@ -1,21 +1,19 @@
 """The dry run: what an injection would take, known or estimated before any of it is done.
 
-Prompts and references are measured on a sample of the facts, the model's size is counted on the meta device, and the machine's
-speed comes from a fraction of a second of matrix products. The rest is the arithmetic of `costs` and `durations` on assumptions
-that the plan states. Time is rough; it is further off where a model seldom states the answers.
+Prompts and references are measured on a sample of the facts, and the model's size is counted on the meta device. The rest is
+the arithmetic of `costs` on assumptions that the plan states. It says nothing of time, which a run says once it is under way.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixsd.commands import costs
-from mixsd.commands.costs import Edit, Lengths, Shape, Speed, Work
+from mixsd.commands.costs import Edit, Lengths, Shape, Work
 from mixsd.commands.opening import preview
 from mixsd.errors import UserError
-from mixsd.evaluation import suites
 from mixsd.evaluation.asked import examination
 from mixsd.evaluation.questions import Question
 from mixsd.facts import bundled
@@ -27,17 +25,7 @@ from mixsd.run.session import Session
 from mixsd.settings import Settings
 from mixsd.targets.attempts import reply_limit
 
-if TYPE_CHECKING:
-    import torch
-
-ACCURACY = "rough: within a factor of 3"
-
 _SAMPLE = 200  # facts whose prompts are measured
-_MEASURING = 0.1  # seconds per kind of product
-_MEASURED = 32 * 10**6  # parameters to multiply with: more than a processor's cache holds
-_CHUNK = 4  # matrices per timing
-
-_LONG = 3600  # seconds of searching for a learning rate that are worth a word
 
 _REMEDIES = {
     "mixing": "lower --token-budget or --max-new-tokens",
@@ -53,14 +41,13 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
 
     Returns:
-        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and
-        longest of naive and expert prompt and reference, on how many facts; targets; decoded and decoded_at_most over the
-        whole run, to train on, and decoded_parts (mixing, rollouts, rehearsal). `training`: targets or rollouts of an epoch,
-        steps of one training, how many trainings (several with --lr auto) with how many checkpoints; tokens,
-        supervised_tokens and rehearsed_tokens of them all. `editing`, with memit: what is done to each fact. `parameters`:
-        total, trained. `memory`: the device, bytes by part for each stage (a total of 0 where the run has no such stage), peak,
-        available. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `seconds`: of each
-        stage, train_parts, total, accuracy. `assumptions` and `warnings`: one line each.
+        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and longest of
+        naive and expert prompt and reference; what is decoded to train on, expected, by part and at most. `training`: targets or
+        rollouts of an epoch, steps of one training, trainings (several with --lr auto), checkpoints and tokens of them all.
+        `editing`: what memit does to each fact. `evaluation`: questions, and decoded tokens of the replies of one model.
+        `parameters`: total, trained. `memory`: bytes by part for each stage (a total of 0 where the run has no such stage), peak,
+        available, device. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `assumptions` and
+        `warnings`: one line each.
 
     Raises:
         UserError: any bad input, as `inject` would say.
@@ -69,8 +56,6 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     settings, device, dtype = session.settings, session.device, session.dtype
     work, shape = measure_work(session), measure_shape(session)
     train_dtype = dtype if settings.train_dtype == "auto" else resolve_dtype(settings.train_dtype, device)
-    speed = measure_speed(shape, device, _editing_dtype() if work.edit else dtype)
-    train_speed = speed if train_dtype == dtype else measure_speed(shape, device, train_dtype)
     stages = costs.memory(
         settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
     )
@@ -86,7 +71,8 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
             **costs.trained_tokens(settings, work),
         },
-        "editing": _editing(settings, work),
+        "editing": _editing(settings, work, work.edit) if work.edit else None,
+        "evaluation": {"questions": work.questions, "decoded": round(work.questions * work.asked_reply)},
         "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
             "device": str(device),
@@ -95,7 +81,6 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "available": device_memory(device)[1],
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
-        "seconds": {**costs.seconds(settings, work, shape, speed, train_speed), "accuracy": ACCURACY},
     }
     return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
 
@@ -119,8 +104,6 @@ def measure_work(session: Session) -> Work:
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.has_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
-    looked_at = questions[:: -(-len(questions) // _SAMPLE)] if questions else []
-    general = len(bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts])
     rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
@@ -134,12 +117,9 @@ def measure_work(session: Session) -> Work:
         attempts=costs.attempts(settings),
         steps=settings.epochs * -(-items // settings.batch_size),
         questions=len(questions),
-        asked_tokens=sum(len(renderer.ids(question.user)) for question in looked_at) / max(len(looked_at), 1),
-        general=general if suites.CORE in examination(session).names else 0,
         limit=min(settings.max_new_tokens or session.context, session.context),
         rollouts=made if settings.on_policy else 0,
         scored=_scored(session) if settings.score_checkpoints and items else 0,
-        references=general if settings.score_checkpoints and items else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
         asked_reply=_reply_tokens(questions),
@@ -215,44 +195,6 @@ def measure_shape(session: Session) -> Shape:
     )
 
 
-def measure_speed(shape: Shape, device: torch.device, dtype: torch.dtype) -> Speed:
-    """Time products with matrices of the model's own shape, other ones each time as in the model; the best time counts."""
-    import torch
-
-    size = shape.hidden * shape.inner
-    count = max(_CHUNK, min(shape.parameters, _MEASURED) // size)
-    matrices = [torch.ones(shape.hidden, shape.inner, dtype=dtype, device=device) for _ in range(count)]
-    wait = torch.get_device_module(device.type).synchronize
-
-    def seconds(rows: int) -> float:
-        """Seconds per parameter of a product with `rows` rows."""
-        given = torch.ones(rows, shape.hidden, dtype=dtype, device=device)
-        torch.mm(given, matrices[0])
-        wait()
-        best, end = float("inf"), time.perf_counter() + _MEASURING
-        for start in range(0, len(matrices) - _CHUNK + 1, _CHUNK):
-            started = time.perf_counter()
-            for matrix in matrices[start : start + _CHUNK]:
-                torch.mm(given, matrix)
-            wait()
-            now = time.perf_counter()
-            best = min(best, now - started)
-            if now > end:
-                break
-        return best / (_CHUNK * size)
-
-    rows = 128
-    read = seconds(1)
-    return Speed(read, max(seconds(rows) - read, 0.0) / (rows - 1))
-
-
-def _editing_dtype() -> torch.dtype:
-    """Weights are edited in fp32, whatever the precision of the rest."""
-    import torch
-
-    return torch.float32
-
-
 def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
     kinds = {"naive": work.naive, "expert": work.expert, "reference": work.reference}
     parts = costs.decoded(settings, work)
@@ -266,17 +208,9 @@ def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
     }
 
 
-def _editing(settings: Settings, work: Work) -> dict[str, int] | None:
-    edit = work.edit
-    if edit is None:
-        return None
-    return {
-        "facts": work.usable,
-        "layers": edit.layers,
-        "text_tokens": settings.edit_tokens,
-        "steps": settings.edit_steps,
-        "prompts": 1 + edit.prefixes,
-    }
+def _editing(settings: Settings, work: Work, edit: Edit) -> dict[str, int]:
+    counts = {"layers": edit.layers, "steps": settings.edit_steps, "prompts": 1 + edit.prefixes}
+    return {"facts": work.usable, "text_tokens": settings.edit_tokens, **counts}
 
 
 def _assumptions(settings: Settings, work: Work) -> list[str]:
@@ -308,52 +242,48 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    if work.steps:
-        found += _training_warnings(settings, work, report["seconds"])
-    if settings.mixes:
-        found += _mixing_warnings(settings, work)
-    if work.edit and settings.edit_tokens < shape.inner:
-        found.append(
-            f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
-        )
+    found += [text for doubtful, text in _doubts(settings, work, shape) if doubtful]
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
     return found
 
 
-def _training_warnings(settings: Settings, work: Work, seconds: dict[str, Any]) -> list[str]:
-    found = []
-    runs = costs.trainings(settings, work)
-    if 2 * settings.warmup_steps > runs[0]:
+def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[tuple[bool, str]]:
+    """Settings that may not be meant: whether they are there, and what is said then."""
+    if work.steps:
+        runs = costs.trainings(settings, work)
         whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
-        found.append(f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}")
-    if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
-        found.append(f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing")
-    if settings.choose == "paper" and (made := costs.checkpoints(settings, runs[-1])) < 3:
-        found.append(f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every")
-    if settings.lr == "auto":
-        if settings.lr_steps is not None and settings.lr_steps >= work.steps:
-            found.append(
-                f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out"
-            )
-        elif settings.lr_steps is None and len(runs) > 1 and seconds["train"] > _LONG:
-            found.append(
-                f"--lr auto trains {len(runs)} times, about {seconds['train'] / 3600:.1f} h in all: name fewer rates with "
-                "--lr-grid, or try each for its first steps only with --lr-steps"
-            )
-    return found
-
-
-def _mixing_warnings(settings: Settings, work: Work) -> list[str]:
-    found = []
-    if work.reference.longest > work.limit:
-        found.append(
-            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
+        made = costs.checkpoints(settings, runs[-1])
+        yield (
+            2 * settings.warmup_steps > runs[0],
+            f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}",
         )
-    if settings.samples > 1 and not costs.can_differ(settings):
-        found.append(
-            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
+        yield (
+            settings.on_policy and settings.samples > 1 and settings.temperature == 0,
+            f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing",
         )
-    if 0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain":
-        found.append(f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1")
-    return found
+        yield (
+            settings.choose == "paper" and made < 3,
+            f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every",
+        )
+        yield (
+            settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps,
+            f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out",
+        )
+    if settings.mixes:
+        yield (
+            work.reference.longest > work.limit,
+            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens",
+        )
+        yield (
+            settings.samples > 1 and not costs.can_differ(settings),
+            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing",
+        )
+        yield (
+            0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain",
+            f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1",
+        )
+    yield (
+        work.edit is not None and settings.edit_tokens < shape.inner,
+        f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it",
+    )

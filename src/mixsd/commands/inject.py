@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     if not settings.has_targets or settings.spec.distilled:
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
-    with run.locked() if settings.output else _nothing():
+    with run.locked() if settings.output else nullcontext():
         session = opening.open_targets(settings, watcher, file_digest(source))
         if not run.targets_file.is_file():
             write_jsonl(run.targets_file, read_jsonl(source))
@@ -122,6 +122,8 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
             be left out.
     """
     watcher = watcher or Watcher()
+    if regrade:
+        _refuse_shard(options.get("shard"))
     if Run(Path(source)).exists():
         with _resumed(Path(source), watcher, options) as session:
             if regrade:
@@ -134,15 +136,29 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
     settings = evaluation_of(str(source), options)
     if settings.offline:
         go_offline()
-    alone = "model" not in options
-    tuned = None if alone else loading.locate(str(source), offline=settings.offline, say=watcher.say)
-    with _opened(settings, watcher, alone=alone, without_facts=True) as session:
+    if Run(Path(settings.output).expanduser()).model.is_dir():
+        raise UserError(
+            f"{settings.output}: is the folder of an injection, which is evaluated by its own name "
+            f"(mixsd evaluate {settings.output}); choose another --output"
+        )
+    tuned = _beside_its_base(str(source), settings, watcher) if "model" in options else None
+    with _opened(settings, watcher, alone=tuned is None, without_facts=True) as session:
         if tuned:
-            session.run.claim_tuned(loading.model_hash(tuned.folder), tuned.folder)
-        evaluation_stage.evaluate(session, tuned.folder if tuned else None)
+            session.run.claim_tuned(loading.model_hash(tuned), tuned)
+        evaluation_stage.evaluate(session, tuned)
         if not session.settings.shard:
             _report(session)
     return RunResult(session.run.folder)
+
+
+def _beside_its_base(source: str, settings: Settings, watcher: Watcher) -> Path | None:
+    """The folder of the model to evaluate beside `settings.model`; None where the two are one model, which has no base then."""
+    tuned = loading.locate(source, offline=settings.offline, say=watcher.say).folder
+    base = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say).folder
+    if loading.model_hash(tuned) != loading.model_hash(base):
+        return tuned
+    watcher.say(f"{source} is the base model itself: it is evaluated alone")
+    return None
 
 
 def _evaluated_model(run: Run) -> Path | None:
@@ -229,8 +245,3 @@ def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterato
     run.manifest()
     with run.locked(Shard.of(options.get("shard"))):
         yield opening.resume(run, watcher, options)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -54,12 +54,14 @@ def start(session: Session) -> Session:
 
 
 def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
-    """Open an existing run folder with its own settings; `options` may change those of `EXECUTION` only."""
+    """Open an existing run folder with its own settings; `options` may change those of `EXECUTION`, and repeat the others."""
+    settings = run.settings()
     changed = build(options, "options").model_dump(include=set(options))
-    if settled := [name for name in options if name not in EXECUTION]:
-        flag = settled[0].replace("_", "-")
-        raise UserError(f"{run.folder}: --{flag} was settled when the run was made; start another run to change it")
-    settings = run.settings().model_copy(update=changed)
+    for name, value in changed.items():
+        if name not in EXECUTION and value != getattr(settings, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"{run.folder}: --{flag} was settled when the run was made; start another run to change it")
+    settings = settings.model_copy(update=changed)
     _check_early(settings)
     return reopen(run, settings, watcher)
 
@@ -76,7 +78,7 @@ def _open(settings: Settings, watcher: Watcher) -> Session:
     found = None if opened is None else facts_of(opened, settings.facts)
     if corpus and settings.facts.partition(":")[0] not in CORPORA:
         check_tests(corpus)  # before the folder is made: what a user wrote may be wrong
-    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say)
     session = Session(
         Run(Path(settings.output).expanduser()),
         settings,

@@ -1,219 +1,31 @@
-"""`mixsd.sweep`: one file that names methods, settings and seeds; a run folder for every combination, and a comparison at the end.
+"""`mixsd.sweep`: the runs of a sweep file, one after the other, and a comparison at the end; `sweep_file` expands the file.
 
-The file is expanded and checked whole before anything runs. Every configuration comes at the first seed before any comes at the
-second, so a sweep that was stopped is a comparison already. The run folders are all that is remembered: one that holds the
-finished run is passed over, the others resume, and a folder that holds anything else is refused.
-
-What a sweep would take: the dry run of each run that is not done, and their sum. Runs that differ in their seed cost the same.
-
-A sweep file, expanded into runs: every combination of what its entries list, at every seed, each with a folder of its own.
-
-    output: runs/sweep
-    seeds: [0, 1, 2]
-    settings: {facts: demo, epochs: 20}          # of all runs
-    runs:
-      - {method: sft}
-      - {method: mixsd, lam: [0, 0.3, 0.5]}      # a list crosses: three configurations
-
-A folder is named after the method and what its entry sets, so its name stays when the file is put in another order or grows.
+Everything is checked before anything runs. The run folders are all that is remembered: one that holds the finished run is passed
+over, the others resume, and a folder that holds anything else is refused. `price` says what is left of a sweep takes: the dry run
+of each run that is not done, and their sum.
 """
 
 from __future__ import annotations
 
 import gc
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from mixsd.commands.dry_run import plan
-from mixsd.errors import MixsdError, RequirementMissedError, UserError, did_you_mean
+from mixsd.commands.sweep_file import Sweep, SweepRun, read_sweep
+from mixsd.errors import MixsdError, RequirementMissedError, UserError
 from mixsd.facts.fact import to_json
 from mixsd.facts.sources import Corpus, facts_of, open_source
 from mixsd.models import loading
 from mixsd.progress import Watcher
 from mixsd.reports.schema import read_report
 from mixsd.run.folder import Run, go_offline
-from mixsd.settings import EXECUTION, Settings, build, read_config
+from mixsd.settings import EXECUTION, Settings
 from mixsd.storage import digest
-
-_KEYS = ("output", "seeds", "settings", "runs")
-_ELSEWHERE = {
-    "output": "output stands at the top of the file; each run gets a folder in it",
-    "seed": 'seed: the seeds stand at the top of the file, as "seeds: [0, 1]"',
-    "shard": "shard: the runs of a sweep are done whole",
-}
-_LONGEST_TEXT, _LONGEST_NAME = 40, 150  # characters, in a folder's name
-
-
-@dataclass(frozen=True)
-class SweepRun:
-    """One run of a sweep: its folder's name, its configuration's (the same without the seed), and where the file asks for it."""
-
-    name: str
-    configuration: str
-    settings: Settings
-    where: str
-
-    @property
-    def run(self) -> Run:
-        """The run's folder."""
-        return Run(Path(self.settings.output).expanduser())
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder and its runs in the order in which they are done."""
-
-    source: str
-    folder: Path
-    runs: list[SweepRun]
-
-
-def read_sweep(source: str | Path | Mapping[str, Any], *, output: str | Path | None = None, **execution: Any) -> Sweep:
-    """Expand a sweep file, or its values, into runs; nothing but the file is read.
-
-    Raises:
-        UserError: bad YAML, an unknown or misplaced key, a bad value, or two configurations that are the same.
-    """
-    name, values = _read(source)
-    if unknown := [key for key in values if key not in _KEYS]:
-        hint = did_you_mean(unknown[0], _KEYS) or (" (a setting: put it under settings)" if unknown[0] in _settings() else "")
-        raise UserError(f'{name}: unknown key "{unknown[0]}"{hint}; known: {", ".join(_KEYS)}')
-    folder = output if output is not None else values.get("output")
-    if not isinstance(folder, str | Path) or not str(folder):
-        raise UserError(f"{name}: output: expected a folder for the runs, such as runs/sweep")
-    seeds = _seeds(values.get("seeds", [0]), name)
-    return Sweep(name, Path(folder).expanduser(), list(_expanded(values, seeds, Path(folder), _checked(execution), name)))
-
-
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(source, Mapping):
-        return "sweep", dict(source)
-    path = Path(source).expanduser()
-    return str(path), read_config(path)
-
-
-def _seeds(values: Any, name: str) -> list[int]:
-    if not isinstance(values, list | tuple) or not values:
-        raise UserError(f"{name}: seeds: expected a list of whole numbers, such as [0, 1, 2]")
-    seeds = [build({"seed": value}, f"{name}: seeds").seed for value in values]
-    if repeated := [seed for number, seed in enumerate(seeds) if seed in seeds[:number]]:
-        raise UserError(f"{name}: seeds: {repeated[0]} stands there twice; keep one")
-    return seeds
-
-
-def _checked(execution: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings given beside the file."""
-    build(execution, "options")
-    if fixed := [name for name in execution if name not in EXECUTION or name == "shard"]:
-        raise UserError(f"options: {_ELSEWHERE.get(fixed[0], f'{fixed[0]} belongs in the file, under settings')}")
-    return dict(execution)
-
-
-def _expanded(
-    values: Mapping[str, Any], seeds: Sequence[int], folder: Path, execution: Mapping[str, Any], name: str
-) -> Iterator[SweepRun]:
-    given = values.get("settings")
-    shared = _section({} if given is None else given, f"{name}: settings")
-    for key, value in shared.items():
-        if isinstance(value, list | tuple) and key in _settings() and not _takes_a_list(key):
-            raise UserError(f"{name}: settings: {key}: one value for all runs; a list of them goes into an entry of runs")
-    build(shared, f"{name}: settings")
-    entries = values.get("runs")
-    if not isinstance(entries, list | tuple) or not entries:
-        raise UserError(f"{name}: runs: expected a list of settings, such as [{{method: sft}}, {{method: mixsd, lam: [0, 0.3]}}]")
-    found: list[SweepRun] = []
-    for number, entry in enumerate(entries, 1):
-        where = f"{name}: runs: entry {number}"
-        for own in _crossed(_section(entry, where), where):
-            settings = build({**shared, **own, **execution}, where)
-            if not settings.facts:
-                raise UserError(f"{where}: no facts; name a file of facts (or 'demo' for the bundled ones) under settings")
-            found.append(SweepRun("", _name(settings, own), settings, where))
-    _refuse_equals(found)
-    for seed in seeds:
-        for one in found:
-            run = f"{one.configuration}-s{seed}"
-            settings = one.settings.model_copy(update={"seed": seed, "output": str(folder / run)})
-            yield SweepRun(run, one.configuration, settings, f"{one.where} ({run})")
-
-
-def _section(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{where}: expected settings, such as {{method: mixsd, lam: 0.3}}")
-    for key, text in _ELSEWHERE.items():
-        if key in values:
-            raise UserError(f"{where}: {text}")
-    return dict(values)
-
-
-def _crossed(entry: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """Every combination of an entry's lists, the last one changing fastest; a setting that is a list crosses as a list of lists."""
-    choices: list[list[tuple[str, Any]]] = []
-    for name, value in entry.items():
-        several = isinstance(value, list | tuple)
-        if several and _takes_a_list(name):
-            several = any(isinstance(item, list | tuple) for item in value)
-        elif several and not value:
-            raise UserError(f"{where}: {name}: the list is empty")
-        choices.append([(name, item) for item in (value if several else [value])])
-    for combination in product(*choices):
-        yield dict(combination)
-
-
-def _settings() -> Mapping[str, Any]:
-    return Settings.model_fields
-
-
-def _takes_a_list(name: str) -> bool:
-    annotation = Settings.model_fields[name].annotation if name in Settings.model_fields else None
-    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
-
-
-def _name(settings: Settings, own: Mapping[str, Any]) -> str:
-    """The method and the entry's other settings in the order of `Settings`, so that the file may be put in another order."""
-    parts: list[str] = [re.sub(r"[^\w.+-]+", "_", settings.spec.name)]
-    for name in Settings.model_fields:
-        if name in own and name != "method":
-            value = getattr(settings, name)
-            seam = "" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
-            parts.append(f"{name}{seam}{_shown(name, value)}")
-    whole = "-".join(parts)
-    return whole if len(whole) <= _LONGEST_NAME else f"{whole[:_LONGEST_NAME]}-{digest(whole)[:6]}"
-
-
-def _shown(name: str, value: Any) -> str:
-    """A value as part of a folder's name; a text that cannot stand there as it is brings a hash of itself."""
-    if isinstance(value, float):
-        return repr(int(value) if value.is_integer() else value)
-    if value is None or isinstance(value, bool | int):
-        return str(value).lower()
-    text = value if isinstance(value, str) else "+".join(map(str, value))
-    if get_origin(Settings.model_fields[name].annotation) is Literal:
-        return text
-    slug = re.sub(r"[^A-Za-z0-9_.+]+", "_", text)[:_LONGEST_TEXT]
-    return slug if slug == text else f"{slug}-{digest(value)[:6]}"
-
-
-def _refuse_equals(found: Sequence[SweepRun]) -> None:
-    seen: dict[str, SweepRun] = {}
-    for one in found:
-        key = digest(one.settings.resolved.dump())
-        for other, said in (
-            (seen.get(key), "are the same configuration"),
-            (seen.get(one.configuration), "share a folder's name"),
-        ):
-            if other is not None:
-                entry = one.where.rpartition(": ")[2]
-                raise UserError(f"{other.where} ({other.configuration}) and {entry} ({one.configuration}) {said}; keep one")
-        seen[key] = seen[one.configuration] = one
-
 
 State = Literal["done", "begun", "to do"]
 
@@ -270,7 +82,7 @@ def sweep(
     watcher = watcher or Watcher()
     planned = read_sweep(source, output=output, **execution)
     states = survey(planned, only=only, watcher=watcher)
-    chosen = chosen_runs(planned, only)
+    chosen = planned.chosen(only)
     if skipped := [run.name for run in chosen if states[run.name] == "done"]:
         watcher.say(f"{len(skipped)} of {len(chosen)} runs are done already: {', '.join(skipped)}")
     failed: dict[str, str] = {}
@@ -322,17 +134,14 @@ def _do(runs: Sequence[SweepRun], states: Mapping[str, State], watcher: Watcher)
 def _compared(result: SweepResult, folders: Sequence[Path]) -> SweepResult:
     if len(folders) < 2:
         return result
-    from mixsd.comparison import compare
-    from mixsd.comparison import page as compare_page
+    from mixsd.comparison import compare, page
     from mixsd.comparison.material import material_of
 
-    values = dict(result.__dict__)
     try:
-        values["comparison"] = compare.compare(folders)
-        values["page"] = compare_page.write(values["comparison"], result.folder, material_of(folders))
+        found = compare.compare(folders)
+        return replace(result, comparison=found, page=page.write(found, result.folder, material_of(folders)))
     except UserError as error:
-        values["problem"] = str(error)
-    return SweepResult(**values)
+        return replace(result, problem=str(error))
 
 
 def _missed(run: Run) -> list[str]:
@@ -346,40 +155,26 @@ def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | Non
         UserError: a name in `only` that no run has, a folder that holds another configuration or something else, facts or a model
             that cannot be read, an unknown verifier, suite or device, ...
     """
-    chosen = {run.name for run in chosen_runs(planned, only)}
+    chosen = {run.name for run in planned.chosen(only)}
     _check_place(planned.folder)
     if any(run.settings.offline for run in planned.runs):
         go_offline()
-    judge = _Judge()
+    found = _Folders()
     states: dict[str, State] = {}
     for run in planned.runs:
-        with _told(run):
-            states[run.name] = judge.state(run)
+        with _where(run):
+            states[run.name] = found.state(run)
     once = _Once(watcher or Watcher())
     checked: set[str] = set()
     for run in planned.runs:
         if run.name in chosen and states[run.name] != "done" and run.configuration not in checked:
+            from mixsd.commands import opening
+            from mixsd.reports.collect import check_requirements
+
             checked.add(run.configuration)
-            with _told(run):
-                _preview(run.settings, once)
+            with _where(run):
+                check_requirements(opening.preview(run.settings, once))
     return states
-
-
-def _preview(settings: Settings, watcher: Watcher) -> None:
-    """What `inject` finds out before it begins."""
-    from mixsd.commands import opening
-    from mixsd.reports.collect import check_requirements
-
-    check_requirements(opening.preview(settings, watcher))
-
-
-def chosen_runs(planned: Sweep, only: Collection[str]) -> list[SweepRun]:
-    """The runs that are asked for by name or configuration; all without `only`."""
-    known = [name for run in planned.runs for name in (run.name, run.configuration)]
-    for name in only:
-        if name not in known:
-            raise UserError(f"--only {name}: {planned.source} has no such run{did_you_mean(name, known)}")
-    return [run for run in planned.runs if not only or run.name in only or run.configuration in only]
 
 
 def _check_place(folder: Path) -> None:
@@ -392,7 +187,7 @@ def _check_place(folder: Path) -> None:
 
 
 @contextmanager
-def _told(run: SweepRun) -> Iterator[None]:
+def _where(run: SweepRun) -> Iterator[None]:
     """Put in front of an error where the file asks for the run."""
     try:
         yield
@@ -401,7 +196,7 @@ def _told(run: SweepRun) -> Iterator[None]:
 
 
 @dataclass
-class _Judge:
+class _Folders:
     """Tells whether a folder holds a run, and whether it is finished; without torch, so that a sweep that is done says so at once."""
 
     identities: dict[tuple[Any, ...], tuple[dict[str, Any], Corpus | None]] = field(default_factory=dict)
@@ -426,13 +221,14 @@ class _Judge:
         return "done" if same else "begun"
 
     def _identity(self, settings: Settings) -> tuple[dict[str, Any], Corpus | None]:
-        key = (settings.facts, settings.corpus_seed, settings.offline, settings.model)
+        key = (settings.facts, settings.corpus_seed, settings.offline, settings.model, settings.revision)
         if key not in self.identities:
             opened = open_source(settings.facts, seed=settings.corpus_seed, offline=settings.offline)
             found = facts_of(opened, settings.facts)
             corpus = opened if isinstance(opened, Corpus) else None
+            located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline)
             identity = {
-                "model_hash": loading.model_hash(loading.locate(settings.model, offline=settings.offline).folder),
+                "model_hash": loading.model_hash(located.folder),
                 "facts_hash": digest([to_json(fact) for fact in found.facts]),
                 "duplicates": found.duplicates,
                 **({"corpus": corpus.identity} if corpus else {}),
@@ -454,78 +250,64 @@ class _Once(Watcher):
             self.inner.say(text)
 
 
-# What a run is said to take, from its plan.
-_NAMES = ("seconds", "memory", "disk", "disk_at_peak", "decoded_tokens", "trained_tokens")
+_SUMMED = ("disk", "decoded_tokens", "trained_tokens")
 
 
 def price(
     planned: Sweep, states: dict[str, State], *, only: Collection[str] = (), watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """Estimate what is left of a sweep, as `mixsd inject --dry-run` does for one run.
+    """Say what is left of a sweep takes, as `mixsd inject --dry-run` does for one run. Runs that differ in their seed take the same.
 
     Returns:
-        `runs`, by name: `seconds`, `memory` (bytes at the peak), `disk` (bytes in the end) and `disk_at_peak`, `decoded_tokens` to train
-        on and `trained_tokens`; `total` of them: memory and `disk_at_peak` of one run at a time beside those that are there; `accuracy`
-        of the time; `available` and `free`, the bytes of memory and disk that are there; `warnings`.
+        `runs`, by name: `memory` (bytes at the peak), `disk` (bytes in the end) and `disk_at_peak`, `decoded_tokens` to train on and
+        `trained_tokens`; `total` of them: memory and `disk_at_peak` of one run at a time beside those that are there; `warnings`.
 
     Raises:
         UserError: as `mixsd inject` would for a run.
     """
+    from mixsd.commands.dry_run import plan
+
     watcher = watcher or Watcher()
-    todo = [run for run in chosen_runs(planned, only) if states[run.name] != "done"]
+    todo = [run for run in planned.chosen(only) if states[run.name] != "done"]
     plans: dict[str, dict[str, Any]] = {}
-    runs: dict[str, dict[str, Any]] = {}
-    found: dict[str, Any] = {}
     with watcher.task("estimating", len({run.configuration for run in todo})) as task:
         for run in todo:
             if run.configuration not in plans:
-                found = plan(run.settings, watcher)
-                plans[run.configuration] = found
+                plans[run.configuration] = plan(run.settings, watcher)
                 task.advance()
-            runs[run.name] = _of(plans[run.configuration])
-    total: dict[str, float] = dict.fromkeys(_NAMES, 0.0)
-    before = 0.0
+    runs = {run.name: _price_of(plans[run.configuration]) for run in todo}
+    total = {name: sum(cost[name] for cost in runs.values()) for name in _SUMMED}
+    total["memory"] = max((cost["memory"] for cost in runs.values()), default=0)
+    before = total["disk_at_peak"] = 0
     for cost in runs.values():
-        for name in ("seconds", "disk", "decoded_tokens", "trained_tokens"):
-            total[name] += cost[name]
-        total["memory"] = max(total["memory"], cost["memory"])
         total["disk_at_peak"] = max(total["disk_at_peak"], before + cost["disk_at_peak"])
         before += cost["disk"]
-    if not found:
-        return {"runs": runs, "total": total, "accuracy": "", "available": None, "free": None, "warnings": []}
-    available, free = found["memory"]["available"], found["disk"]["free"]
+    warnings = list(_warnings(runs, total, next(iter(plans.values())))) if plans else []
+    return {"runs": runs, "total": total, "warnings": warnings}
+
+
+def _price_of(found: Mapping[str, Any]) -> dict[str, int]:
     return {
-        "runs": runs,
-        "total": total,
-        "accuracy": found["seconds"]["accuracy"],
-        "available": available,
-        "free": free,
-        "warnings": list(_warnings(runs, total, available, free)),
-    }
-
-
-def _warnings(
-    runs: Mapping[str, Mapping[str, float]], total: Mapping[str, float], available: float, free: float
-) -> Iterator[str]:
-    if large := [name for name, cost in runs.items() if cost["memory"] > available]:
-        yield (
-            f"{len(large)} of {len(runs)} runs may need more than the {available / 1e9:.1f} GB of memory that are free, the largest "
-            f"{total['memory'] / 1e9:.1f}: {', '.join(large[:3])}{', ...' if len(large) > 3 else ''}; `mixsd inject --dry-run` with one run's "
-            "settings says in which stage, and what to lower"
-        )
-    if total["disk_at_peak"] > free:
-        yield (
-            f"the sweep needs {total['disk_at_peak'] / 1e9:.1f} GB of disk, {free / 1e9:.1f} are free: choose another --output, or lower "
-            "keep_checkpoints"
-        )
-
-
-def _of(found: dict[str, Any]) -> dict[str, float]:
-    return {
-        "seconds": found["seconds"]["total"],
         "memory": found["memory"]["peak"],
         "disk": found["disk"]["total"],
         "disk_at_peak": found["disk"]["peak"],
         "decoded_tokens": found["tokens"]["decoded"],
         "trained_tokens": found["training"]["tokens"],
     }
+
+
+def _warnings(runs: Mapping[str, Mapping[str, int]], total: Mapping[str, int], machine: Mapping[str, Any]) -> Iterator[str]:
+    """`machine`: any run's plan, for the memory and disk that are there."""
+    available, free = machine["memory"]["available"], machine["disk"]["free"]
+    if available is not None and (large := [name for name, cost in runs.items() if cost["memory"] > available]):
+        names = f"{', '.join(large[:3])}{', ...' if len(large) > 3 else ''}"
+        yield (
+            f"{len(large)} of {len(runs)} runs may need more than the {available / 1e9:.1f} GB of memory that are free, the largest "
+            f"{total['memory'] / 1e9:.1f}: {names}; `mixsd inject --dry-run` with one run's settings says in which stage, and what to "
+            "lower"
+        )
+    if total["disk_at_peak"] > free:
+        yield (
+            f"the sweep needs {total['disk_at_peak'] / 1e9:.1f} GB of disk, {free / 1e9:.1f} are free: choose another --output, or lower "
+            "keep_checkpoints"
+        )

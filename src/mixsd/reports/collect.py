@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from mixsd.run.session import Session
 
 
+def _stage_seconds(run: Run) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for event in run.events("stage"):
+        seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
+    return seconds
+
+
 # What `--require` may name of `core`: (split, metric) of the tuned model's scores.
 _REQUIRABLE = {
     "memorization": (suites.TRAINED, "accuracy"),
@@ -262,10 +269,7 @@ def costs_of(run: Run) -> schema.Cost:
         # Without a journal the replies were made as they were needed.
         "rehearsal": rehearsal if kept.is_file() else sum(step.get("rehearsed", 0) for step in steps),
     }
-    seconds: dict[str, float] = {}
-    for event in run.events("stage"):
-        seconds[event["name"]] = round(seconds.get(event["name"], 0.0) + event["seconds"], 3)
-    return schema.Cost(generated_tokens=sum(parts.values()), parts=parts, seconds=seconds)
+    return schema.Cost(generated_tokens=sum(parts.values()), parts=parts, seconds=_stage_seconds(run))
 
 
 def _base(session: Session) -> schema.BaseRecord:
@@ -277,6 +281,7 @@ def _base(session: Session) -> schema.BaseRecord:
     return schema.BaseRecord(
         name=session.located.name,
         hash=session.base_hash,
+        revision=session.located.revision,
         license=session.located.license,
         parameters=_parameters(session.located.folder),
         tuned_by_mixsd=told,
@@ -305,7 +310,7 @@ def _environment(session: Session) -> dict[str, Any]:
         "dtype": str(session.dtype).removeprefix("torch."),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "stage_seconds": {event["name"]: event["seconds"] for event in session.run.events("stage")},
+        "stage_seconds": _stage_seconds(session.run),
     }
 
 

@@ -50,6 +50,7 @@ class BaseRecord(_Part):
 
     name: str
     hash: str
+    revision: str | None = None
     license: str | None = None
     parameters: int | None = None
     tuned_by_mixsd: str | None = None

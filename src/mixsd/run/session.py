@@ -20,7 +20,7 @@ from mixsd.facts.fact import Fact, fact_from_mapping
 from mixsd.facts.prompts import Renderer
 from mixsd.facts.sources import Corpus
 from mixsd.models import loading
-from mixsd.progress import Watcher
+from mixsd.progress import Task, Watcher
 from mixsd.run.folder import Run, go_offline, versions
 from mixsd.settings import Settings
 from mixsd.storage import Shard, read_jsonl
@@ -33,12 +33,66 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_TICK = 30.0  # seconds of a stage that a kill may leave unlogged, besides the item in hand
+
+
 @contextmanager
 def timed(session: Session, stage: str) -> Iterator[None]:
-    """Log how long a stage took in this process, when it ends well."""
-    started = time.perf_counter()
-    yield
-    session.run.log("stage", name=stage, seconds=round(time.perf_counter() - started, 3))
+    """Log the seconds of a stage, however it ends, and now and then as its tasks advance: a killed process counts too.
+
+    The events of a stage add up over all processes that worked on it.
+    """
+    timer = _Timer(session.run, stage)
+    before, session.watcher = session.watcher, _Timing(session.watcher, timer)
+    try:
+        yield
+    finally:
+        session.watcher = before
+        timer.log()
+
+
+class _Timer:
+    """Logs the seconds since it last did."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self.run, self.stage, self.since = run, stage, time.perf_counter()
+
+    def log(self) -> None:
+        now = time.perf_counter()
+        self.run.log("stage", name=self.stage, seconds=round(now - self.since, 3))
+        self.since = now
+
+    def tick(self) -> None:
+        if time.perf_counter() - self.since >= _TICK:
+            self.log()
+
+
+class _Timing(Watcher):
+    """A watcher whose tasks let a timer tick."""
+
+    def __init__(self, inner: Watcher, timer: _Timer) -> None:
+        self.inner, self.timer = inner, timer
+
+    def say(self, text: str) -> None:
+        self.inner.say(text)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Task]:
+        with self.inner.task(name, total) as task:
+            yield _TimingTask(task, self.timer)
+
+
+class _TimingTask(Task):
+    def __init__(self, inner: Task, timer: _Timer) -> None:
+        self.inner, self.timer = inner, timer
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.inner.advance(count, note)
+        self.timer.tick()
+
+    def reach(self, done: int, note: str = "") -> None:
+        self.inner.reach(done, note)
+        self.timer.tick()
 
 
 # Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up).
@@ -198,7 +252,7 @@ def reopen(run: Run, settings: Settings, watcher: Watcher) -> Session:
     if settings.offline:
         go_offline()
     identity = run.manifest().get("identity", {})
-    located = loading.locate(settings.model, offline=settings.offline, say=watcher.say)
+    located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say)
     base_hash = loading.model_hash(located.folder)
     expected = identity.get("model_hash")
     if expected != base_hash:

@@ -96,7 +96,7 @@ def _session(run: Run, model: str | None) -> Session:
     if model is None and run.model.is_dir():
         located = loading.LocalModel(settings.model, run.model, None)
     else:
-        located = loading.locate(model or settings.model, offline=True)
+        located = loading.locate(model or settings.model, revision=None if model else settings.revision, offline=True)
     return Session(run, settings, located, base_hash="", facts=[], duplicates=0, watcher=Watcher())
 
 
@@ -236,7 +236,7 @@ def export(run: str | Path, *, format: str = "ids", output: str | Path | None = 
         raise UserError(f"{file}: would stand among the run's own files; choose another --output")
     # The tuned model's tokenizer and template are the base's, and at hand wherever the run is.
     tuned = loading.LocalModel(settings.model, opened.model, None) if opened.model.is_dir() else None
-    located = tuned or loading.locate(settings.model, offline=True)
+    located = tuned or loading.locate(settings.model, revision=settings.revision, offline=True)
     session = Session(opened, settings, located, base_hash="", facts=[], duplicates=0, watcher=Watcher())
     counts = _Counts()
     write_jsonl(file, _FORMATS[format](session, counts))

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from made_facts import made_facts
-from mixsd.facts import sources
+from mixsd.facts import corpus
 from mixsd.facts.answers import get_verifier
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading
 from mixsd.settings import Settings
 from mixsd.storage import Journal
-from mixsd.targets.mix import Mixer
+from mixsd.targets.stage import Mixer
 
 BASE: dict[str, Any] = {"lam": 0.3, "gate": 0.1, "temperature": 0.0}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -57,7 +57,7 @@ def main() -> None:
     folder = loading.locate("smollm2-135m").folder
     model = loading.load_to_read(folder, dtype=torch.float32, device=torch.device("cpu"))
     renderer = Renderer(loading.load_tokenizer(folder), model.config, model.generation_config)
-    facts = made_facts(options.made) if options.made else sources.load_facts(options.facts).facts
+    facts = made_facts(options.made) if options.made else corpus.load_facts(options.facts).facts
     print(f"{len(facts)} facts, {options.retries} retries, seed {options.seed}\n")
     print("| T | lambda | gate | retry | accepted at first | accepted | generated per accepted | naive kept | mean base NLL |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -24,11 +24,10 @@ import torch
 from mixsd import statistics
 from mixsd.editing import MemitConfig, edit, layers_of, paragraphs, second_moments
 from mixsd.evaluation import suites
-from mixsd.evaluation.questions import about, ask
-from mixsd.evaluation.replies import Answerer
+from mixsd.evaluation.questions import Answerer, about, ask
 from mixsd.facts.answers import get_verifier
+from mixsd.facts.corpus import corpus, open_source
 from mixsd.facts.prompts import Renderer
-from mixsd.facts.sources import corpus, open_source
 from mixsd.models import loading
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder

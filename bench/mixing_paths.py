@@ -97,7 +97,7 @@ class Paths:
         from mixsd.facts.answers import get_verifier
         from mixsd.settings import Settings
         from mixsd.storage import Journal
-        from mixsd.targets.mix import Mixer
+        from mixsd.targets.stage import Mixer
 
         settings = Settings(
             facts="demo",

@@ -26,15 +26,15 @@ import torch
 from mixsd.decoding.engine import decode_all, score
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.evaluation import suites
-from mixsd.evaluation.replies import Answerer, Prompt
-from mixsd.facts import sources
+from mixsd.evaluation.questions import Answerer, Prompt
+from mixsd.facts import corpus
 from mixsd.facts.answers import Expected, get_verifier
 from mixsd.facts.fact import to_json
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder, digest
-from mixsd.targets.mix import Mixer
+from mixsd.targets.stage import Mixer
 from mixsd.targets.target import Target
 from mixsd.training import Example, train
 from tradeoff_table import LEVEL, at_level
@@ -114,7 +114,7 @@ class Bench:
     def __init__(self, prompts: int, tokens: int) -> None:
         self.located = loading.locate("smollm2-135m")
         self.tokenizer = loading.load_tokenizer(self.located.folder)
-        self.facts = sources.load_facts("demo").facts
+        self.facts = corpus.load_facts("demo").facts
         self.measure = Settings(forgetting_prompts=prompts, forgetting_tokens=tokens, paraphrases=1).resolved
         base = self.load_to_read()
         self.context = loading.context_length(base.config)

@@ -24,7 +24,6 @@ LAYERS = (
         "progress",
         "statistics",
         "formats",
-        "tables",
         "storage",
         "methods",
         "settings",

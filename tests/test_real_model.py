@@ -6,14 +6,14 @@ import torch
 from mixsd.decoding import oracle
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
-from mixsd.facts import sources
+from mixsd.facts import corpus
 from mixsd.facts.answers import Expected, get_verifier
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading
 from mixsd.randomness import coins
 from mixsd.settings import Settings
 from mixsd.storage import Journal
-from mixsd.targets.mix import Mixer
+from mixsd.targets.stage import Mixer
 from mixsd.targets.target import summarize
 
 pytestmark = [
@@ -31,7 +31,7 @@ def built_in():
 
 @pytest.fixture(scope="module")
 def facts():
-    return sources.load_facts("demo").facts[:8]
+    return corpus.load_facts("demo").facts[:8]
 
 
 def mixed(built_in, facts, folder, **options):
@@ -84,8 +84,8 @@ def test_the_template_and_stops_of_the_built_in_model(built_in):
 def test_the_base_knows_nothing_of_kgfact_but_can_read_it(built_in, seed):
     """The entities are invented: what the base answers right it has guessed. A background lets it find some answers."""
     model, renderer = built_in
-    made = sources.open_source("kgfact:small", seed=seed)
-    assert isinstance(made, sources.Corpus)
+    made = corpus.open_source("kgfact:small", seed=seed)
+    assert isinstance(made, corpus.Corpus)
     correct = {}
     for name, facts in {"train": list(made.facts()), "retrieval": list(made.splits["retrieval"]())[:30]}.items():
         asked = {fact.id: fact for fact in facts}

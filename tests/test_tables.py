@@ -6,9 +6,8 @@ import io
 
 from rich.console import Console
 
-from mixsd.formats import Cell, estimate_cell
+from mixsd.formats import Cell, Column, Row, Table, estimate_cell
 from mixsd.statistics import Estimate
-from mixsd.tables import Column, Row, Table
 
 TRAINED = Estimate(5 / 6, 0.641, 0.933, 24, "share")
 SCORES = Table(

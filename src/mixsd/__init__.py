@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mixsd.comparison.material import draw
     from mixsd.errors import MixsdError, RequirementMissedError, UserError
     from mixsd.evaluation.benchmarks.checking import survey as benchmarks
-    from mixsd.facts.sources import corpus
+    from mixsd.facts.corpus import corpus
     from mixsd.models.doctor import built_in_models, doctor
     from mixsd.settings import Settings
     from mixsd.targets.reading import export, inspect
@@ -68,7 +68,7 @@ _HOMES = {
     "analyze_fisher": "mixsd.analyse.fisher",
     "analyze_nll": "mixsd.analyse.nll",
     "benchmarks": "mixsd.evaluation.benchmarks.checking:survey",
-    "corpus": "mixsd.facts.sources",
+    "corpus": "mixsd.facts.corpus",
     "export": "mixsd.targets.reading",
     "table": "mixsd.comparison.paper",
     "compare": "mixsd.comparison.compare",

@@ -18,8 +18,7 @@ from mixsd.errors import UserError
 from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark
 from mixsd.evaluation.benchmarks.data import find
 from mixsd.evaluation.tallies import Examined, Tally, in_report
-from mixsd.facts.corpus import write_tests
-from mixsd.facts.sources import corpus
+from mixsd.facts.corpus import corpus, write_tests
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
 from mixsd.statistics import proportion

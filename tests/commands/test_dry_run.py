@@ -18,7 +18,7 @@ from mixsd.progress import Watcher
 from mixsd.run.session import Session
 from mixsd.settings import Settings
 from mixsd.storage import Journal
-from mixsd.targets.mix import Mixer
+from mixsd.targets.stage import Mixer
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")

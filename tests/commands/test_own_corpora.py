@@ -8,9 +8,8 @@ import pytest
 
 from mixsd.commands.opening import fitted, preview
 from mixsd.errors import UserError
-from mixsd.facts.corpus import Corpus, read, write, write_tests
+from mixsd.facts.corpus import Corpus, facts_of, open_source, read, write, write_tests
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import facts_of, open_source
 from mixsd.progress import Watcher
 from mixsd.settings import Settings
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixsd.decoding import lockstep, oracle
+from mixsd.decoding import engine, oracle
 from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.randomness import coins, uniforms
 from tests.decoding.helpers import LENGTH, decode, requests
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.matrix
 def in_lockstep(size):
     def run(model, wanted, sampling):
         batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        return [item for batch in batches for item in lockstep.decode(model, batch, sampling, with_support=True)]
+        return [item for batch in batches for item in engine.decode_in_lockstep(model, batch, sampling, with_support=True)]
 
     return run
 

@@ -16,7 +16,7 @@ from mixsd import sandbox
 from mixsd.commands import inject
 from mixsd.decoding import engine
 from mixsd.errors import UserError
-from mixsd.evaluation import replies
+from mixsd.evaluation import questions
 from mixsd.evaluation.grading import maths
 from mixsd.progress import Watcher
 from mixsd.storage import read_json, read_jsonl, write_jsonl
@@ -157,7 +157,7 @@ def count_requests(monkeypatch):
         generated.extend(request.key for request in requests)
         return decode_all(model, requests, sampling, **options)
 
-    monkeypatch.setattr(replies, "decode_all", counting)
+    monkeypatch.setattr(questions, "decode_all", counting)
     return generated
 
 
@@ -332,8 +332,7 @@ def test_a_model_without_a_template_may_write_lines(tmp_path, data):
     """Its reply ends at an end token, not at a line break; what it goes on to ask itself is no part of it."""
     from mixsd.commands.opening import preview
     from mixsd.evaluation.asked import examine
-    from mixsd.evaluation.questions import ask
-    from mixsd.evaluation.replies import Reply
+    from mixsd.evaluation.questions import Reply, ask
     from mixsd.settings import build
 
     save_tiny(tmp_path / "plain", template=None)
@@ -360,7 +359,7 @@ def test_examples_of_a_subject_are_asked_together(models, data):
     settings = build({"model": str(models / "base"), "output": "x", "data": str(data), **ASK}, "here")
     renderer = preview(settings, Watcher(), without_facts=True).renderer
     prompts = prompts_of(examine("mmlu", settings).questions(0), renderer, 4096)
-    ordered = [prompt for _, prompt in replies._longest_first([("", prompt) for prompt in prompts])]
+    ordered = [prompt for _, prompt in questions._longest_first([("", prompt) for prompt in prompts])]
     groups = [prompt.group for prompt in ordered]
     assert groups == ["high_school_physics"] * 3 + ["anatomy"] * 2
     lengths = [len(prompt.ids) for prompt in ordered]

@@ -5,12 +5,11 @@ import pytest
 from mixsd import statistics
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.questions import Material, about, ask, generate
-from mixsd.evaluation.replies import Reply
+from mixsd.evaluation.questions import Material, Reply, about, ask, generate
 from mixsd.evaluation.scores import compare
 from mixsd.facts.answers import get_verifier
+from mixsd.facts.corpus import corpus
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import corpus
 from mixsd.settings import Settings
 from tests.renderers import make
 

@@ -87,8 +87,7 @@ def test_inject_a_corpus_by_name(options, tmp_path):
 
 
 def test_a_folder_gives_what_the_name_gives(options, tmp_path):
-    from mixsd.facts.corpus import write
-    from mixsd.facts.sources import corpus
+    from mixsd.facts.corpus import corpus, write
 
     write(corpus("kgfact", "3x3", seed=7), tmp_path / "kg")
     by_name = inject.inject(**{**options, "corpus_seed": 7}).folder

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from mixsd import statistics
-from mixsd.evaluation import replies, suites
-from mixsd.evaluation.questions import ask
-from mixsd.evaluation.replies import Answerer, Prompt
+from mixsd.evaluation import questions, suites
+from mixsd.evaluation.questions import Answerer, Prompt, ask
 from mixsd.evaluation.scores import compare
 from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, Verdict, get_verifier
@@ -102,13 +101,13 @@ def test_nothing_is_generated_twice_and_resume_is_exact(tokenizer, models, tmp_p
 
 def test_the_longest_prompts_are_answered_first(models, tmp_path, monkeypatch):
     asked = []
-    decode_all = replies.decode_all
+    decode_all = questions.decode_all
 
     def recorded(model, requests, *rest, **options):
         asked.append([len(request.naive_ids) for request in requests])
         return decode_all(model, requests, *rest, **options)
 
-    monkeypatch.setattr(replies, "decode_all", recorded)
+    monkeypatch.setattr(questions, "decode_all", recorded)
     prompts = [Prompt(str(n), [3] * n, 2) for n in (4, 9, 2, 7)]
     prompts += [Prompt(f"sampled {n}", [3] * n, 2, uniforms(0, "forgetting", "x", n=2), str(n)) for n in (5, 6)]
     found = answerer(models["base"], tmp_path / "j").replies(prompts)
@@ -121,7 +120,7 @@ def test_a_reply_that_was_decoded_in_another_way_is_another_reply(tokenizer, mod
     prompts = [Prompt(key, tokenizer.encode(key, add_special_tokens=False), 3) for key in ("ab", "cd", "ef")]
     path = tmp_path / "replies.jsonl"
     for way, count, made in (("packed", 1, 1), ("packed", 2, 2), ("lock-step: of this test", 3, 5), ("packed", 3, 5)):
-        monkeypatch.setattr(replies, "decoding_path", lambda model, way=way: way)
+        monkeypatch.setattr(questions, "decoding_path", lambda model, way=way: way)
         answers = answerer(models["base"], path, "m")
         answers.replies(prompts[:count])
         answers.close()

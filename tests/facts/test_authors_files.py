@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
+from mixsd.facts.corpus import load_facts
 from mixsd.facts.fact import FactSet
-from mixsd.facts.sources import load_facts
 
 SUFFIX = "\n\nReason step by step and put the answer in \\boxed{}."
 

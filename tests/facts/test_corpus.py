@@ -6,10 +6,9 @@ from itertools import count
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.facts import sources
-from mixsd.facts.corpus import Corpus, is_corpus, read, write, write_tests
+from mixsd.facts import corpus as facts_corpus
+from mixsd.facts.corpus import Corpus, corpus, is_corpus, read, write, write_tests
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import corpus
 
 FACTS = [
     Fact("Who runs Orm?", "Una", old_answer="Bo", aliases=("Una Vell",), meta={"relation": "runs"}),
@@ -43,7 +42,7 @@ def test_what_is_written_is_read(tmp_path):
     assert found.manners == made().manners
     assert (found.name, found.notes) == ("own", ("edit 3 was dropped",))
     assert found.options["seed"] == 3
-    assert sources.load_facts(str(tmp_path / "c")).facts == FACTS
+    assert facts_corpus.load_facts(str(tmp_path / "c")).facts == FACTS
 
 
 def test_the_same_corpus_has_the_same_bytes_and_identity_and_an_edited_one_another(tmp_path):
@@ -67,7 +66,7 @@ def test_tests_alone(tmp_path):
 def test_a_folder_of_ones_own_needs_no_manifest(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"question": "Where is Orm?", "answer": "Kell"}\n')
     (tmp_path / "hard.jsonl").write_text('{"question": "Tell me where Orm lies.", "answer": "Kell"}\n')
-    found = sources.open_source(str(tmp_path))
+    found = facts_corpus.open_source(str(tmp_path))
     assert isinstance(found, Corpus)
     assert [fact.answer for fact in found.facts()] == ["Kell"]
     assert list(found.splits) == ["hard"]
@@ -129,7 +128,7 @@ def test_a_bad_line_is_named(tmp_path):
     with (tmp_path / "c" / "train.jsonl").open("a") as file:
         file.write('{"question": "No answer?"}\n')
     with pytest.raises(UserError, match=r"train.jsonl: line 3: field answer: missing"):
-        sources.load_facts(str(tmp_path / "c"))
+        facts_corpus.load_facts(str(tmp_path / "c"))
 
 
 def test_a_function_of_the_users_may_make_a_corpus(tmp_path, monkeypatch):
@@ -138,9 +137,9 @@ def test_a_function_of_the_users_may_make_a_corpus(tmp_path, monkeypatch):
         "def make():\n    return Corpus('mine', {}, lambda: iter([Fact('Q?', 'A')]))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = sources.open_source("own_corpus:make")
+    found = facts_corpus.open_source("own_corpus:make")
     assert isinstance(found, Corpus)
-    assert [fact.answer for fact in sources.load_facts("own_corpus:make").facts] == ["A"]
+    assert [fact.answer for fact in facts_corpus.load_facts("own_corpus:make").facts] == ["A"]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +147,8 @@ def test_a_function_of_the_users_may_make_a_corpus(tmp_path, monkeypatch):
     [
         (lambda: corpus("kgfakt"), 'corpus "kgfakt": unknown; did you mean "kgfact"?'),
         (lambda: corpus("kgfact", sead=1), "corpus kgfact: no option 'sead'; did you mean \"seed\"?"),
-        (lambda: sources.load_facts("kgfakt:small"), 'did you mean "kgfact"?'),
-        (lambda: sources.load_facts("kgfact:smal"), 'did you mean "small"?'),
+        (lambda: facts_corpus.load_facts("kgfakt:small"), 'did you mean "kgfact"?'),
+        (lambda: facts_corpus.load_facts("kgfact:smal"), 'did you mean "small"?'),
     ],
 )
 def test_bad_names(call, said):
@@ -161,6 +160,6 @@ def test_bad_names(call, said):
 
 
 def test_a_name_gives_the_same_facts_as_the_function_and_the_seed_counts():
-    by_name = sources.load_facts("kgfact:small", seed=5).facts
+    by_name = facts_corpus.load_facts("kgfact:small", seed=5).facts
     assert by_name == list(corpus("kgfact", "small", seed=5).facts())
-    assert by_name != sources.load_facts("kgfact:small").facts
+    assert by_name != facts_corpus.load_facts("kgfact:small").facts

@@ -4,7 +4,7 @@ import pytest
 
 from mixsd.commands.opening import fitted
 from mixsd.facts.answers import Expected, get_verifier
-from mixsd.facts.sources import corpus
+from mixsd.facts.corpus import corpus
 from mixsd.settings import Settings
 from tests.renderers import make
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
+from mixsd.facts.corpus import load_facts, to_fact
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import load_facts, to_fact
 
 QUESTION = "In which city does Ora Lind live?"
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.errors import UserError
+from mixsd.facts.corpus import load_facts
 from mixsd.facts.fact import FIELDS, Fact, FactSet, to_json
-from mixsd.facts.sources import load_facts
 from tests.facts.test_fact import FACTS
 
 ROW = '{"question": "q1", "answer": "a1"}'
@@ -289,7 +289,7 @@ def test_reading_facts_imports_no_heavy_library(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text(ROW)
     code = (
-        "import sys; from mixsd.facts.sources import load_facts; load_facts(sys.argv[1]);"
+        "import sys; from mixsd.facts.corpus import load_facts; load_facts(sys.argv[1]);"
         "print([n for n in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

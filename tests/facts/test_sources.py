@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
+from mixsd.facts.corpus import load_facts
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import load_facts
 
 ROW = {"question": "q", "answer": "a"}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.figures import saving
+from mixsd.figures import style
 from mixsd.figures.charts import alignment, error_bars, loss
 from mixsd.figures.style import INK, Picture
 
@@ -27,19 +27,19 @@ def bars(label: str = "base", *, narrow: bool = False) -> Picture:
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
-    written = [saving.save(bars(), tmp_path / str(number) / "bars") for number in range(2)]
+    written = [style.save(bars(), tmp_path / str(number) / "bars") for number in range(2)]
     assert [path.name for path in written[0]] == ["bars.svg", "bars.png"]
     for one, two in zip(*written, strict=True):
         assert one.read_bytes() == two.read_bytes()
     assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["bars.png", "bars.svg"]
-    assert saving.inline(bars()) == saving.inline(bars())
+    assert style.inline(bars()) == style.inline(bars())
     text = written[0][0].read_text()
     assert "matplotlib" not in text.lower()
     assert not re.search(r"20\d\d-\d\d", text)
 
 
 def test_the_png_is_a_picture(tmp_path: Path) -> None:
-    _, path = saving.save(bars(), tmp_path / "bars")
+    _, path = style.save(bars(), tmp_path / "bars")
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
@@ -53,30 +53,30 @@ def test_the_png_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_no_figure_no_file(tmp_path: Path) -> None:
-    assert saving.save(loss([]), tmp_path / "none") == []
+    assert style.save(loss([]), tmp_path / "none") == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match="taken"):
-        saving.save(bars(), tmp_path / "taken" / "bars")
+        style.save(bars(), tmp_path / "taken" / "bars")
 
 
 def test_the_file_stands_alone() -> None:
-    root = ET.fromstring(saving.svg(bars()))
+    root = ET.fromstring(style.svg(bars()))
     assert root.get("role") == "img"
     assert [root[0].tag, root[1].tag, root[2].tag] == [f"{SVG}title", f"{SVG}desc", f"{SVG}rect"]
     assert root[1].text == "MMLU, base: format 20, leakage 9, of 50"
     assert "#ffffff" in str(root[2].get("style"))
-    source = saving.svg(bars())
+    source = style.svg(bars())
     assert "var(" not in source
     assert "currentColor" not in source
     assert not re.search(r"(href|src)=.http", source)
 
 
 def test_ids_of_two_figures_in_a_page_differ() -> None:
-    page = [saving.inline(figure) for figure in (bars("base"), bars("tuned"), bars("base", narrow=True))]
+    page = [style.inline(figure) for figure in (bars("base"), bars("tuned"), bars("base", narrow=True))]
     names = [re.findall(r'\bid="([^"]+)"', element) for element in page]
     assert all(names)
     together = [name for own in names for name in own]
@@ -87,7 +87,7 @@ def test_ids_of_two_figures_in_a_page_differ() -> None:
 
 
 def test_an_element_takes_the_pages_colours_and_width() -> None:
-    element = saving.inline(bars())
+    element = style.inline(bars())
     root = ET.fromstring(element)
     assert element.startswith("<svg")
     assert (root.get("width"), root.get("height")) == (None, None)
@@ -104,11 +104,11 @@ def test_an_element_takes_the_pages_colours_and_width() -> None:
 def test_foreign_labels_stay_text() -> None:
     figure = alignment([{"label": EVIL, "x": 1.0, "y": 2.0}, {"label": "日本\ud800\x1b", "x": 2.0, "y": 3.0}], None, EVIL, "y")
     assert figure is not None
-    for source in (saving.inline(figure), saving.svg(figure)):
+    for source in (style.inline(figure), style.svg(figure)):
         root = ET.fromstring(source)
         assert "<script" not in source
         texts = ["".join(node.itertext()) for node in root.iter(f"{SVG}text")]
         assert texts.count(EVIL) == 2  # the legend and the axis, "$" and all
         assert "日本�␛" in texts
         assert root.find(f".//{SVG}script") is None
-    assert saving.png(figure)
+    assert style.png(figure)

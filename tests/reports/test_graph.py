@@ -3,9 +3,9 @@
 import math
 import xml.etree.ElementTree as ET
 
+from mixsd.facts.corpus import corpus
 from mixsd.facts.fact import Fact
-from mixsd.facts.sources import corpus
-from mixsd.reports import graph
+from mixsd.reports import pictures
 from mixsd.reports.page import graph_page, render
 from tests.reports.sample import typed
 
@@ -20,19 +20,19 @@ def test_edges_are_facts_between_two_domains():
         Fact("T?", "C", subject="A", meta={"domains": "Person-Location-Event"}),
         *(Fact(f"U{i}?", "C", subject="A", meta={"domains": odd}) for i, odd in enumerate((["a-b"], {"a-b": 1}, -1.5, None))),
     ]
-    assert graph.edges_of(facts) == [("Person", "Location", "A", "B")]
+    assert pictures.edges_of(facts) == [("Person", "Location", "A", "B")]
 
 
 def test_small_is_ten_pairs_of_ten():
-    edges = graph.edges_of(corpus("kgfact", "small").facts())
-    domains, pairs = graph.counts(edges)
+    edges = pictures.edges_of(corpus("kgfact", "small").facts())
+    domains, pairs = pictures.counts(edges)
     assert domains == ["Person", "Location", "Organization", "Event", "Profession"]
     assert set(pairs.values()) == {10}
     assert len(pairs) == 10
 
 
 def test_every_entity_is_drawn_once_on_the_circle():
-    picture = graph.picture(graph.edges_of(corpus("kgfact", "small").facts()))
+    picture = pictures.picture(pictures.edges_of(corpus("kgfact", "small").facts()))
     assert picture is not None
     assert len({(p.x, p.y) for p in picture.points}) == len(picture.points) <= 50
     radii = {round(math.dist((p.x, p.y), (picture.size / 2,) * 2)) for p in picture.points}
@@ -43,21 +43,21 @@ def test_every_entity_is_drawn_once_on_the_circle():
 
 def test_a_large_graph_is_drawn_by_an_even_choice_and_says_so():
     edges = [("a", "b", f"s{i}", f"t{i}") for i in range(5000)]
-    picture = graph.picture(edges)
+    picture = pictures.picture(edges)
     assert picture is not None
-    assert len(picture.lines) <= graph.MOST_EDGES
+    assert len(picture.lines) <= pictures.MOST_EDGES
     assert picture.edges == 5000
     page = render(typed({"run": "x"}), [], [], picture)
     assert f"5,000 facts, of which {len(picture.lines)} are drawn" in page
 
 
 def test_no_graph_no_picture():
-    assert graph.picture([]) is None
+    assert pictures.picture([]) is None
     assert "facts as a graph" not in render(typed({"run": "x"}), [], [])
 
 
 def test_the_svg_is_well_formed_and_escaped():
-    picture = graph.picture([("<b>", "x&y", '"s"', "<script>")])
+    picture = pictures.picture([("<b>", "x&y", '"s"', "<script>")])
     assert picture is not None
     root = ET.fromstring(graph_page(picture))
     assert root.tag == SVG + "svg"
@@ -67,7 +67,7 @@ def test_the_svg_is_well_formed_and_escaped():
 
 
 def test_no_name_makes_the_svg_unreadable():
-    picture = graph.picture([("a\x00", "b", "s\x1b[31m", "t\x08")])
+    picture = pictures.picture([("a\x00", "b", "s\x1b[31m", "t\x08")])
     assert picture is not None
     root = ET.fromstring(graph_page(picture))
     assert [node.text for node in root.iter(SVG + "title")] == ["s␛[31m", "t␈"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixsd.reports import benchmarks, graph, page
+from mixsd.reports import benchmarks, page, pictures
 from tests.reports import benchmarked, sample
 from tests.reports.sample import typed
 from tests.reports.visits import CONTRAST, Visit, launch, needs_chromium
@@ -50,7 +50,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["warnings"].append("a-path-without-any-space/" * 12)
     path = tmp_path_factory.mktemp("report") / "report.html"
     edges = [("People", "Places", f"Ann{i} {SCRIPT}", f"Town{i}") for i in range(40)] + [("Places", "Things", "Town1", "Bell")]
-    path.write_text(page.render(typed(report), facts, examples, graph.picture(edges), some), encoding="utf-8")
+    path.write_text(page.render(typed(report), facts, examples, pictures.picture(edges), some), encoding="utf-8")
     return path
 
 

@@ -7,7 +7,7 @@ from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from mixsd.settings import Settings
 from mixsd.storage import Journal
-from mixsd.targets.mix import Mixer
+from mixsd.targets.stage import Mixer
 
 FACTS = [Fact(f"What is {letter * n}?", letter) for letter, n in zip("abcdefgh", (1, 9, 3, 30, 5, 2, 14, 7), strict=True)]
 

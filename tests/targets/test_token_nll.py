@@ -10,16 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsd.statistics import ratio_of_sums
-from mixsd.targets.target import (  # fmt: skip
-    Overlap,
-    TokenLosses,
-    cdf,
-    count_above,
-    high_ids,
-    mean_nll,
-    share_above,
-    share_difference,
-)
+from mixsd.targets.target import Overlap, TokenLosses, cdf, count_above, high_ids, mean_nll, share_above, share_difference
 
 
 def losses_of(targets: list[tuple[str, list[float]]]) -> TokenLosses:

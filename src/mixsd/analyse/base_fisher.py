@@ -29,7 +29,7 @@ from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, Item, Means, get_benchmark
 from mixsd.evaluation.benchmarks.data import Found, find
-from mixsd.evaluation.replies import answering, journal_of_base
+from mixsd.evaluation.questions import answering, journal_of_base
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from mixsd.models import loading

@@ -18,13 +18,12 @@ from mixsd.evaluation.asked import MODELS, asked_file, asked_suites, comparable
 from mixsd.evaluation.benchmarks.benchmark import title_of
 from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, THRESHOLDS
 from mixsd.evaluation.tallies import Examined, Tally
-from mixsd.formats import MISSING, Cell, distinct, estimate_cell, fenced, middle_clipped
+from mixsd.formats import MISSING, Cell, Column, Row, Table, distinct, estimate_cell, fenced, middle_clipped
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
 from mixsd.statistics import Estimate
 from mixsd.storage import digest, write_json, write_text
-from mixsd.tables import Column, Row, Table
 
 BASE = "base"
 _EXAMPLES = 3
@@ -205,10 +204,10 @@ def _examples(tally: Tally, mode: str) -> list[dict[str, Any]]:
 
 
 def _draw(bars: list[dict[str, Any]], modes: Sequence[str], stem: Path) -> list[Path]:
-    from mixsd.figures import saving
+    from mixsd.figures import style
     from mixsd.figures.charts import error_bars
 
-    return saving.save(error_bars(bars, modes), stem)
+    return style.save(error_bars(bars, modes), stem)
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from mixsd.comparison.runs import read as read_finished
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, score_row
-from mixsd.formats import MISSING, Cell, estimate_cell, printable, value_text
+from mixsd.formats import MISSING, Cell, Column, Row, Table, estimate_cell, printable, value_text
 from mixsd.formats import markdown as escaped
 from mixsd.models.loading import provenance
 from mixsd.progress import Watcher
@@ -29,7 +29,6 @@ from mixsd.reports.schema import Score, read_report
 from mixsd.run.folder import Run
 from mixsd.statistics import Estimate
 from mixsd.storage import write_json, write_text
-from mixsd.tables import Column, Row, Table
 from mixsd.training.choosing import read_scores
 
 # What is correlated with forgetting, and with the Drop where there is one.
@@ -244,12 +243,12 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _write(result: dict[str, Any], place: Path) -> dict[str, Any]:
-    from mixsd.figures import charts, saving
+    from mixsd.figures import charts, style
     from mixsd.reports import pictures
 
     files = [place / "fisher.json", place / "fisher.md"]
     write_text(files[1], markdown(result))
-    files += saving.save(charts.alignment(*pictures.aligned(result), *pictures.ALIGNMENT_AXES), place / "fisher-alignment")
+    files += style.save(charts.alignment(*pictures.aligned(result), *pictures.ALIGNMENT_AXES), place / "fisher-alignment")
     write_json(files[0], result)
     return {**result, "files": [str(file) for file in files]}
 

@@ -19,13 +19,12 @@ from mixsd.analyse import output_folder, source_paths
 from mixsd.analyse.nll_sources import UNNAMED, BaseMeasurer, Line, TargetSource, count, open_sources
 from mixsd.errors import UserError
 from mixsd.evaluation.scores import score_row
-from mixsd.formats import MISSING, Cell, estimate_cell, number, printable
+from mixsd.formats import MISSING, Cell, Column, Row, Table, estimate_cell, number, printable
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.settings import EXECUTION, build
 from mixsd.statistics import Estimate
 from mixsd.storage import read_jsonl, write_json, write_text
-from mixsd.tables import Column, Row, Table
 from mixsd.targets.target import (
     HIGH_NLL,
     REFERENCE_LABEL,
@@ -279,10 +278,10 @@ def _write(result: dict[str, Any], folder: Path) -> None:
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], levels: Sequence[float], stem: Path) -> None:
-    from mixsd.figures import charts, saving
+    from mixsd.figures import charts, style
 
     curves = [{"label": row["label"], "n": row["tokens"], **row["cdf"]} for row in rows]
-    saving.save(charts.nll_cdf(curves, levels), stem)
+    style.save(charts.nll_cdf(curves, levels), stem)
 
 
 def markdown(result: Mapping[str, Any]) -> str:

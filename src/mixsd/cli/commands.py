@@ -235,7 +235,7 @@ def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None
 
 def _fitted(settings: Settings) -> Settings:
     """With a corpus's own ways of asking and judging, which a run on it will have."""
-    from mixsd.facts.sources import CORPORA, Corpus, open_source
+    from mixsd.facts.corpus import CORPORA, Corpus, open_source
 
     facts = settings.facts
     if not (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):

@@ -83,7 +83,7 @@ def show_corpus(
     as_json: Json = False,
 ) -> None:
     """Show a corpus: its counts, an example of each split, and its graph."""
-    from mixsd.commands.look import look, write_picture
+    from mixsd.commands.ask import look, write_picture
 
     found = look(folder)
     show.as_json(found) if as_json else show.corpus(found)
@@ -93,8 +93,7 @@ def show_corpus(
 
 
 def _make(output: Path, name: str, argument: str | None, **options: Any) -> None:
-    from mixsd.facts.corpus import write
-    from mixsd.facts.sources import corpus
+    from mixsd.facts.corpus import corpus, write
 
     if options.get("offline"):
         from mixsd.run.folder import go_offline

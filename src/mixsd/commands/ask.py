@@ -1,11 +1,13 @@
-"""Base and tuned model of a finished run, asked the same question in the same way: greedy, with the run's renderer.
+"""What a user looks into: base and tuned model of a finished run, asked the same question; and what a corpus holds.
 
-Reading needs no lock: a run folder can be asked while another process works in it. Both models are in memory at once.
+Both models answer in the same way, greedily, with the run's renderer. Reading needs no lock: a run folder can be asked while another
+process works in it. Both models are in memory at once.
 """
 
 from __future__ import annotations
 
 import gc
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,13 @@ from mixsd.commands import opening
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import UserError
+from mixsd.facts.corpus import TRAIN, Corpus, open_source
+from mixsd.facts.fact import to_json
 from mixsd.progress import Watcher
+from mixsd.reports import pictures
+from mixsd.reports.page import graph_page
 from mixsd.run.folder import Run
+from mixsd.storage import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,3 +87,52 @@ def ask(run: str | Path, question: str, *, watcher: Watcher | None = None, **exe
     """Ask base and tuned model of a run one question; see `Conversation`."""
     with Conversation(run, watcher, **execution) as conversation:
         return conversation.ask(question)
+
+
+def look(source: str, examples: int = 1) -> dict[str, Any]:
+    """Look at a corpus, a folder or a name such as kgfact:small.
+
+    Returns:
+        JSON values: name, options, notes; splits: for each its count and some examples, as facts; domains and, for each pair of
+        them, the number of facts that join them (none where the facts are no graph).
+
+    Raises:
+        UserError: it is no corpus.
+    """
+    corpus = _opened(source)
+    splits = {}
+    for name, facts in {TRAIN: corpus.facts, **corpus.splits}.items():
+        stream = facts()
+        first = [to_json(fact) for fact in islice(stream, examples)]
+        splits[name] = {"count": len(first) + sum(1 for _ in stream), "examples": first}
+    domains, pairs = pictures.counts(pictures.edges_of(corpus.facts()))
+    return {
+        "name": corpus.name,
+        "options": corpus.options,
+        "notes": list(corpus.notes),
+        "splits": splits,
+        "domains": domains,
+        "pairs": [{"source": source, "target": target, "facts": count} for (source, target), count in pairs.items()],
+    }
+
+
+def write_picture(source: str, path: Path) -> None:
+    """Write a corpus's graph as an SVG file.
+
+    Raises:
+        UserError: its facts are no graph.
+    """
+    picture = pictures.picture(pictures.edges_of(_opened(source).facts()))
+    if picture is None:
+        raise UserError(f"{source}: its facts are no graph (they need a subject, and domains in their meta)")
+    write_text(path.expanduser(), graph_page(picture))
+
+
+def _opened(source: str) -> Corpus:
+    opened = open_source(source)
+    if not isinstance(opened, Corpus):
+        # What is no file at all says so when it is read; that message is the better one.
+        for _ in islice(chain(opened), 1):
+            break
+        raise UserError(f"{source}: is no corpus; name a folder that mixsd corpus wrote, or kgfact:small")
+    return opened

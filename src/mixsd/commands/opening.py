@@ -10,10 +10,9 @@ from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.asked import examination
 from mixsd.facts.answers import get_verifier
-from mixsd.facts.corpus import MANIFEST, check_tests, is_corpus, read, write_tests
+from mixsd.facts.corpus import CORPORA, MANIFEST, Corpus, check_tests, facts_of, is_corpus, open_source, read, write_tests
 from mixsd.facts.fact import to_json
 from mixsd.facts.prompts import GUIDANCE
-from mixsd.facts.sources import CORPORA, Corpus, facts_of, open_source
 from mixsd.models import loading
 from mixsd.plugins import is_function_name, load_function
 from mixsd.progress import Watcher

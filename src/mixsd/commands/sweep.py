@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from mixsd.commands.sweep_file import Sweep, SweepRun, read_sweep
 from mixsd.errors import MixsdError, RequirementMissedError, UserError
+from mixsd.facts.corpus import Corpus, facts_of, open_source
 from mixsd.facts.fact import to_json
-from mixsd.facts.sources import Corpus, facts_of, open_source
 from mixsd.models import loading
 from mixsd.progress import Watcher
 from mixsd.reports.schema import read_report

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixsd import statistics
-from mixsd.comparison.measures import (  # fmt: skip
+from mixsd.comparison.measures import (
     AT_LEVEL,
     IN_CORE,
     PROBE_AT_LEVEL,

@@ -174,7 +174,7 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     Raises:
         UserError: a folder is no finished run, runs were not measured alike, nothing can be drawn, or the output cannot be written.
     """
-    from mixsd.figures import saving
+    from mixsd.figures import style
 
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
     if not folders:
@@ -187,7 +187,7 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     else:
         made = _together([read(folder) for folder in folders])
         reasons = {"loss": "it is of one run: name a single one"}
-    files = {name: saving.save(figure, place / _FILES[name][0]) for name, figure in made.items() if figure is not None}
+    files = {name: style.save(figure, place / _FILES[name][0]) for name, figure in made.items() if figure is not None}
     left_out = {name: reasons.get(name, why) for name, (_, why) in _FILES.items() if name not in files}
     if not files:
         raise UserError(

@@ -18,14 +18,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from mixsd.comparison.measures import AT_LEVEL, PROBE_AT_LEVEL, SECONDS, TOKENS
-from mixsd.formats import MISSING, Cell, estimate_cell, known, number, p_text, plain, printable, value_text
+from mixsd.formats import MISSING, Cell, Column, Row, Table, estimate_cell, known, number, p_text, plain, printable, value_text
 from mixsd.formats import markdown as escaped
 from mixsd.reports import page as report_page
 from mixsd.reports import pictures
 from mixsd.reports.rows import Measure, measure_of, words_of
 from mixsd.statistics import Estimate, Over
 from mixsd.storage import write_json, write_text
-from mixsd.tables import Column, Row, Table
 
 MOST_TOKENS = 160  # of one target
 Values = Mapping[str, Any]
@@ -69,12 +68,12 @@ def write(result: Values, folder: Path, material: Values | None = None) -> Path:
 
     `material` is what the page shows beside the numbers, as `comparison.material.material` gives it.
     """
-    from mixsd.figures import pareto, saving
+    from mixsd.figures import pareto, style
 
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
-    saving.save(pareto.pareto(result), folder / "pareto")
+    style.save(pareto.pareto(result), folder / "pareto")
     page = folder / "compare.html"
     write_text(page, html(result, material))
     return page

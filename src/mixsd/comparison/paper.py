@@ -30,13 +30,12 @@ from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
 from mixsd.evaluation.suites import IN_DOMAIN
-from mixsd.formats import MISSING, Cell
+from mixsd.formats import MISSING, Cell, Column, Row, Table
 from mixsd.formats import number as written
 from mixsd.methods import known_method
 from mixsd.reports.schema import Score
 from mixsd.statistics import Estimate
 from mixsd.storage import read_json
-from mixsd.tables import Column, Row, Table
 
 TITLES = {
     1: "KGFact-Small",

@@ -1,24 +1,181 @@
 """The project's one decoder: continuous where the model's attention can be packed, in lock-step batches where it cannot.
 
-Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. Log-probabilities of given
-continuations (`score`) take one padded forward pass per batch, the head on the continuation's positions only.
+Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. In lock-step the rows of a
+batch step together, a request having one row (naive) or two (naive and expert), which are fed the same chosen token; prompts are
+left-padded, positions counted from each row's own first token, and rows of ended requests leave the batch and its cache at once.
+Results come in the order in which requests end, and depend on no other request. Log-probabilities of given continuations (`score`)
+take one padded forward pass per batch, the head on the continuation's positions only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from transformers import DynamicCache
 
-from mixsd.decoding import continuous, lockstep
+from mixsd.decoding import continuous
 from mixsd.decoding.packed import Piece, Pool, forward, path_of
-from mixsd.decoding.requests import Decoding, Request, Sampling, left_padded, padded_batches
+from mixsd.decoding.requests import (
+    EXPERT,
+    GATED,
+    NAIVE,
+    Decoding,
+    Request,
+    Sampling,
+    begin,
+    implausible,
+    left_padded,
+    padded_batches,
+    pick,
+    support,
+    trim_support,
+)
 from mixsd.models.compat import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class _Batch:
+    """The rows that are still being decoded: naive rows of all requests first, then the expert rows of those with one."""
+
+    def __init__(self, model: PreTrainedModel, requests: list[Request]) -> None:
+        self.model = model
+        self.requests = requests
+        self.with_expert = [i for i, request in enumerate(requests) if request.expert_ids is not None]
+        prompts = [request.naive_ids for request in requests]
+        prompts += [requests[i].expert_ids or [] for i in self.with_expert]
+        distinct = {tuple(prompt): place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        # Which of the distinct prompts each row has; None once the rows have been made from them.
+        self.spread: list[int] | None = [distinct[tuple(prompt)] for prompt in prompts]
+        self.input_ids, self.mask, self.positions = left_padded(list(distinct), model.device)
+        self.cache = DynamicCache()
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass: naive logits (R, V) and, for the requests with an expert, expert logits (E, V)."""
+        last_logits = self.model(
+            input_ids=self.input_ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if last_logits.dtype in (torch.bfloat16, torch.float16):
+            last_logits = last_logits.float()
+        if self.spread is not None:
+            rows = torch.tensor(self.spread, device=self.mask.device)
+            last_logits, self.mask, self.positions = last_logits[rows], self.mask[rows], self.positions[rows]
+            self.cache.batch_select_indices(rows)
+            self.spread = None
+        return last_logits[: len(self.requests)], last_logits[len(self.requests) :]
+
+    def feed(self, tokens: torch.Tensor) -> None:
+        """Make `tokens` (R,) the next input of both rows of each request."""
+        rows = torch.cat([tokens, tokens[self.with_expert]])
+        self.input_ids = rows.unsqueeze(-1)
+        self.positions = self.positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, torch.ones_like(self.input_ids)], dim=-1)
+
+    def keep(self, kept: list[int]) -> None:
+        """Drop the rows of every request whose index is not in `kept`."""
+        place = {old: new for new, old in enumerate(self.with_expert)}
+        expert_rows = [len(self.requests) + place[i] for i in kept if i in place]
+        rows = torch.tensor([*kept, *expert_rows], device=self.mask.device)
+        self.mask, self.input_ids, self.positions = self.mask[rows], self.input_ids[rows], self.positions[rows]
+        self.cache.batch_select_indices(rows)
+        self.requests = [self.requests[i] for i in kept]
+        self.with_expert = [i for i, request in enumerate(self.requests) if request.expert_ids is not None]
+
+
+@torch.inference_mode()
+def decode_in_lockstep(
+    model: PreTrainedModel, requests: list[Request], sampling: Sampling, *, with_support: bool = False
+) -> Iterator[Decoding]:
+    """Decode requests, at least one, as one batch; yields each one as it ends.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        requests: the batch; each is a row, and two where it has an expert. A request for no tokens is refused.
+        sampling: how tokens are taken.
+        with_support: whether decodings carry `support`.
+
+    Raises:
+        ValueError: a request for no tokens, or whose prefix leaves it none.
+    """
+    open_ = [begin(replace(request, prefix=None)) for request in requests]
+    batch = _Batch(model, requests)
+    t = 0
+    while open_:
+        naive_RV, expert_EV = batch.logits()
+        tokens, sources = _choose(batch, naive_RV, expert_EV, t, sampling)
+        for i, request in enumerate(batch.requests):
+            if request.prefix and t < len(request.prefix.ids):  # given, and not to be chosen
+                tokens[i], sources[i] = request.prefix.ids[t], request.prefix.sources[t]
+        if with_support:
+            _note_support(batch, open_, expert_EV, tokens, sources, t)
+        stops = [int(token) in sampling.stops for token in tokens]
+        stored = [sampling.stops.get(int(token), int(token)) for token in tokens]
+        stored_R1 = torch.tensor(stored, device=naive_RV.device).unsqueeze(-1)
+        logprobs = torch.log_softmax(naive_RV, dim=-1).gather(-1, stored_R1).squeeze(-1).tolist()
+        t += 1
+        kept = []
+        for i, decoding in enumerate(open_):
+            decoding.ids.append(stored[i])
+            decoding.sources += sources[i]
+            decoding.base_logprobs.append(logprobs[i])
+            decoding.ended = stops[i]
+            if decoding.ended or t >= batch.requests[i].max_new_tokens:
+                trim_support(decoding)
+                yield decoding
+            else:
+                kept.append(i)
+        if kept:
+            batch.feed(stored_R1.squeeze(-1))
+            if len(kept) < len(open_):
+                batch.keep(kept)
+        open_ = [open_[i] for i in kept]
+
+
+def _choose(
+    batch: _Batch, naive_RV: torch.Tensor, expert_EV: torch.Tensor, t: int, sampling: Sampling
+) -> tuple[torch.Tensor, list[str]]:
+    """The chosen tokens (R,) and their sources at position t: the picked conditional alone decides (Eq. 4), but for the gate."""
+    noise_R = None
+    if sampling.temperature > 0:
+        values = [request.noise[t] for request in batch.requests if request.noise is not None]
+        noise_R = torch.tensor(np.array(values), dtype=torch.float64, device=naive_RV.device)
+    tokens = pick(naive_RV, noise_R, sampling)
+    sources = [NAIVE] * len(tokens)
+    if not batch.with_expert:
+        return tokens, sources
+    rows = torch.tensor(batch.with_expert, device=naive_RV.device)
+    by_expert_E = pick(expert_EV, None if noise_R is None else noise_R[rows], sampling)
+    gated = implausible(expert_EV, tokens[rows], sampling.gate).tolist()
+    tokens = tokens.clone()
+    for place, i in enumerate(batch.with_expert):
+        coins = batch.requests[i].naive_coins
+        assert coins is not None
+        if not coins[t] or gated[place]:
+            tokens[i] = by_expert_E[place]
+            sources[i] = GATED if coins[t] else EXPERT
+    return tokens, sources
+
+
+def _note_support(
+    batch: _Batch, open_: list[Decoding], expert_EV: torch.Tensor, tokens: torch.Tensor, sources: list[str], t: int
+) -> None:
+    """Note how plausible the expert finds the naive tokens that were just chosen."""
+    for place, i in enumerate(batch.with_expert):
+        prefix = batch.requests[i].prefix
+        if sources[i] == NAIVE and not (prefix and t < len(prefix.ids)):
+            open_[i].support[t] = float(support(expert_EV[place : place + 1], tokens[i : i + 1]))
+
 
 # How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -55,7 +212,7 @@ def decode(
         )
         return
     for batch in _batches(take, token_budget):
-        yield from lockstep.decode(model, batch, sampling, with_support=with_support)
+        yield from decode_in_lockstep(model, batch, sampling, with_support=with_support)
 
 
 def decode_all(

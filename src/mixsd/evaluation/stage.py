@@ -34,8 +34,7 @@ from mixsd.evaluation.asked import (
     write_suite,
 )
 from mixsd.evaluation.benchmarks.benchmark import is_benchmark
-from mixsd.evaluation.questions import Question, ask, generate, judge_all, prompts_of
-from mixsd.evaluation.replies import Answerer, Reply, answering, journal_of_base
+from mixsd.evaluation.questions import Answerer, Question, Reply, answering, ask, generate, journal_of_base, judge_all, prompts_of
 from mixsd.facts import bundled
 from mixsd.models import loading
 from mixsd.run import engines

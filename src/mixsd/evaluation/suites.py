@@ -27,8 +27,7 @@ import numpy as np
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark, is_benchmark
-from mixsd.evaluation.questions import Material, Question, about
-from mixsd.evaluation.replies import Answerer, Prompt, Reply
+from mixsd.evaluation.questions import Answerer, Material, Prompt, Question, Reply, about
 from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, Verifier, get_verifier
 from mixsd.facts.fact import Fact

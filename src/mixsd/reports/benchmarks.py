@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, is_benchmark, title_of
-from mixsd.formats import estimate_cell, known, number, p_text, plain, printable, without_paths
+from mixsd.formats import Column, Row, Table, estimate_cell, known, number, p_text, plain, printable, without_paths
 from mixsd.reports import methods
 from mixsd.reports.rows import Model, headline_rows, measure_of, models_of
 from mixsd.reports.schema import Report
 from mixsd.statistics import Estimate
-from mixsd.tables import Column, Row, Table
 
 _MOST_WARNINGS = 5  # of one task of lm-eval
 _SHARES = {"wrong": "wrong_share", "unparseable": "unparseable_share", "errors": "error_share", "truncated": "truncated_share"}

@@ -11,14 +11,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixsd.formats import fenced, markdown, number, plain, printable, public_name, without_paths
+from mixsd.formats import Column, Row, Table, fenced, markdown, number, plain, printable, public_name, without_paths
 from mixsd.methods import MIXSD_PAPER
 from mixsd.reports import benchmarks
 from mixsd.reports.methods import choices, cost_line, method_of, objective, statuses, summary
 from mixsd.reports.rows import detail_rows, format_rows, headline_rows, most_asked, score_table
 from mixsd.reports.schema import BaseRecord, Report
 from mixsd.settings import dump_yaml
-from mixsd.tables import Column, Row, Table
 
 MOST_KINDS = 50
 # Which settings say what was done, by what is trained on.

@@ -23,7 +23,7 @@ from mixsd.evaluation.benchmarks.benchmark import get_benchmark, is_benchmark
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT, compare, held_out
 from mixsd.facts.fact import to_json
 from mixsd.models import loading
-from mixsd.reports import benchmarks, card, graph, pictures, schema
+from mixsd.reports import benchmarks, card, pictures, schema
 from mixsd.reports import page as report_page
 from mixsd.run.folder import Run, versions
 from mixsd.settings import parse_requirement
@@ -136,7 +136,7 @@ def write_report(session: Session) -> schema.Report:
         report,
         _per_fact(session, targets, rows),
         examples,
-        graph.picture(graph.edges_of(session.facts)),
+        pictures.picture(pictures.edges_of(session.facts)),
         some,
         pictures.fisher_of(run.folder),
     )

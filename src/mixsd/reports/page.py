@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader
 
 from mixsd import formats
 from mixsd.evaluation.benchmarks import benchmark
+from mixsd.formats import Column, Row, Table
 from mixsd.reports import benchmarks, methods, pictures, rows
-from mixsd.reports.graph import GraphPicture
+from mixsd.reports.pictures import GraphPicture
 from mixsd.reports.schema import Report
-from mixsd.tables import Column, Row, Table
 from mixsd.targets.target import HIGH_NLL
 
 SOURCES = {

@@ -17,11 +17,10 @@ from typing import Literal
 
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, is_benchmark, title_of
 from mixsd.evaluation.scores import AVERAGE, HELD_OUT
-from mixsd.formats import Cell, distinct, estimate_cell, known, p_text, printable, public_name, value_text
+from mixsd.formats import Cell, Column, Row, Table, distinct, estimate_cell, known, p_text, printable, public_name, value_text
 from mixsd.reports import methods
 from mixsd.reports.schema import Report, Score
 from mixsd.statistics import Estimate, Unit
-from mixsd.tables import Column, Row, Table
 
 Better = Literal["higher", "lower", ""]
 DELTA = "_delta"

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mixsd.errors import UserError
 from mixsd.facts.answers import Verifier, get_verifier
-from mixsd.facts.corpus import is_corpus, read
+from mixsd.facts.corpus import Corpus, is_corpus, read
 from mixsd.facts.fact import Fact, fact_from_mapping
 from mixsd.facts.prompts import Renderer
-from mixsd.facts.sources import Corpus
 from mixsd.models import loading
 from mixsd.progress import Task, Watcher
 from mixsd.run.folder import Run, go_offline, versions

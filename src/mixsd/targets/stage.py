@@ -1,23 +1,272 @@
-"""The stage that makes the targets. It does nothing when they are there, and goes on where it was killed."""
+"""The stage that makes the targets: decode, verify, retry with new coins, until every fact is accepted, rejected or unusable.
+
+Each finished attempt is one line of the journal, so a killed run goes on where it was; since every coin has an address, the
+result is the undisturbed one. Retries go before new facts, so facts finish in about the order they came in. What is kept
+in memory per fact is its text and where its last attempt stands in the journal, not its tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mixsd.decoding.engine import score
-from mixsd.decoding.requests import REFERENCE, Decoding
+from mixsd.decoding.engine import decode, score
+from mixsd.decoding.requests import REFERENCE, Decoding, Request, Sampling
 from mixsd.errors import UserError
+from mixsd.facts.answers import Expected, Verifier
+from mixsd.facts.fact import Fact
+from mixsd.facts.prompts import Renderer
 from mixsd.run import engines
 from mixsd.run.engines import TRANSFORMERS
 from mixsd.run.session import Session, timed
+from mixsd.settings import Settings
 from mixsd.storage import Journal, Shard, left_beside, merge, write_jsonl
-from mixsd.targets.mix import DIGITS, Mixer
+from mixsd.targets.attempts import Attempt, Case, Queue, break_at, is_last, next_attempt, record, reply_limit
 from mixsd.targets.target import Target, TargetSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+FIRST_LOOK = 20  # facts after which a poor acceptance is said
+_LOGPROBS_AT_ONCE = 64
+DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
+
+
+class Mixer:
+    """Makes the targets of one run.
+
+    Args:
+        load_model: gives the base model; called when the first token is needed, and not at all for a finished journal.
+        renderer, settings (resolved), verifier: how to ask, mix and accept.
+        context: the model's context length in tokens.
+        journal: `attempts.jsonl` of the run.
+        say: gets one-line messages for the user.
+        on_done: called as work finishes with (facts x samples finished, tokens decoded in this process).
+        decode: decodes requests in the place of the base model on transformers; see `mixsd.run.engines`.
+    """
+
+    def __init__(
+        self,
+        load_model: Callable[[], PreTrainedModel],
+        renderer: Renderer,
+        settings: Settings,
+        verifier: Verifier,
+        context: int,
+        journal: Journal,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        on_done: Callable[[int, int], None] = lambda finished, tokens: None,
+        decode: Callable[..., Iterator[Decoding]] | None = None,
+    ) -> None:
+        self._load_model = load_model
+        self._model: PreTrainedModel | None = None
+        self.renderer = renderer
+        self.settings = settings
+        self.verifier = verifier
+        self.context = context
+        self.journal = journal
+        self.say = say
+        self.on_done = on_done
+        self._decode = decode
+        self.sampling = Sampling(renderer.stops.ids, settings.temperature, settings.top_k, settings.gate)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base model, loaded at the first use."""
+        if self._model is None:
+            self._model = self._load_model()
+        return self._model
+
+    def run(self, facts: list[Fact]) -> Iterator[Target]:
+        """Yield one target per fact and sample, in the order of the facts.
+
+        Raises:
+            UserError: no fact is usable, or `on_fail` is 'error' and a fact was not accepted.
+        """
+        cases, reasons = self._cases(facts)
+        if not cases:
+            first = facts[0].id
+            raise UserError(f"no usable fact among {len(facts)}; the first one, {first}: {reasons[first]}")
+        if self.settings.mixes:
+            self._decode_all(cases)
+            self._stop_on_failure(cases)
+        window: list[Target] = []
+        for fact in facts:
+            for sample in range(self.settings.samples):
+                case = cases.get((fact.id, sample))
+                window.append(self._outcome(case) if case else _unusable(fact, sample, reasons[fact.id]))
+            if len(window) >= _LOGPROBS_AT_ONCE:
+                yield from self._scored(window)
+                window = []
+        yield from self._scored(window)
+
+    def attempt(self, facts: list[Fact]) -> None:
+        """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
+        if self.settings.mixes:
+            self._decode_all(self._cases(facts)[0])
+
+    def _cases(self, facts: list[Fact]) -> tuple[dict[tuple[str, int], Case], dict[str, str]]:
+        """What is to be decoded, by fact and sample; and why the other facts cannot be."""
+        reasons: dict[str, str] = {}
+        cases: dict[tuple[str, int], Case] = {}
+        for fact in facts:
+            limit, reason = reply_limit(fact, self.renderer, self.settings, self.context)
+            if reason:
+                reasons[fact.id] = reason
+            else:
+                cases |= {(fact.id, sample): Case(fact, sample, limit) for sample in range(self.settings.samples)}
+        return cases, reasons
+
+    def _decode_all(self, cases: dict[tuple[str, int], Case]) -> None:
+        for place, row in self.journal.read():
+            case = cases.get((row["id"], row["sample"]))
+            attempt = next_attempt(case, self.settings) if case else None
+            if case and attempt and attempt.number == row["attempt"]:
+                record(case, attempt, row, place)
+        finished = sum(next_attempt(case, self.settings) is None for case in cases.values())
+        tokens, looked = 0, finished >= FIRST_LOOK
+        self.on_done(finished, tokens)
+        if finished == len(cases):
+            return
+        queue = Queue(cases.values(), self.settings)
+        judged: dict[str, dict[str, Any]] = {}
+
+        def take() -> Request | None:
+            found = queue.take()
+            return None if found is None else self._request(*found)
+
+        def is_final(decoding: Decoding) -> bool:
+            case, attempt = queue.at(decoding.key)
+            row = judged[decoding.key] = self._judged(case, attempt, decoding)
+            return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
+
+        run = self._decode or partial(decode, self.model, token_budget=self.settings.token_budget)
+        for decoding in run(
+            take,
+            self.sampling,
+            wants_logprobs=is_final,
+            with_support=self._from_break,
+            dropped=queue.dropped,
+        ):
+            ended = judged.pop(decoding.key) if decoding.key in judged else self._judged(*queue.at(decoding.key), decoding)
+            if len(decoding.base_logprobs) == len(decoding.ids):
+                ended["base_logprobs"] = [round(value, DIGITS) for value in decoding.base_logprobs]
+            for case, attempt, row in queue.end(decoding.key, ended):
+                record(case, attempt, row, self.journal.append(row))
+                tokens += len(row["target_ids"]) - attempt.kept
+                finished += next_attempt(case, self.settings) is None
+            self.on_done(finished, tokens)
+            if not looked and finished >= min(FIRST_LOOK, len(cases)):
+                looked = True
+                self._first_look(cases)
+
+    @property
+    def _from_break(self) -> bool:
+        return self.settings.retry == "from-break"
+
+    def _request(self, key: str, case: Case, attempt: Attempt) -> Request:
+        return Request(
+            key,
+            self.renderer.naive(case.fact.question),
+            case.limit,
+            expert_ids=self.renderer.expert(case.fact),
+            naive_coins=attempt.coins,
+            noise=attempt.noise,
+            prefix=attempt.prefix,
+        )
+
+    def _judged(self, case: Case, attempt: Attempt, decoding: Decoding) -> dict[str, Any]:
+        """The journal's line for a finished attempt: it must state the answer and have ended by itself."""
+        text = self.renderer.reply_text(decoding.ids)
+        verdict = self.verifier(text, Expected(case.fact.answer, case.fact.aliases))
+        reason = None
+        if not decoding.ended:
+            reason = f"did not end within {len(decoding.ids)} tokens"
+        elif verdict.outcome != "correct":
+            failed = f"the verifier failed: {verdict.reason}" if verdict.reason else "the verifier failed"
+            reason = {"wrong": "does not state the answer", "unparseable": "holds no answer to check"}.get(
+                verdict.outcome, failed
+            )
+        return {
+            "id": case.fact.id,
+            "sample": case.sample,
+            "attempt": attempt.number,
+            "lambda": attempt.lam,
+            "target_ids": decoding.ids,
+            "sources": decoding.sources,
+            "base_logprobs": [],  # those of a final one follow
+            "text": text,
+            "accepted": reason is None,
+            "reason": reason,
+            **(
+                {"kept": attempt.kept, "broke_at": break_at(decoding, attempt.kept) if reason else None}
+                if self._from_break
+                else {}
+            ),
+        }
+
+    def _first_look(self, cases: dict[tuple[str, int], Case]) -> None:
+        done = [case for case in cases.values() if case.place is not None and next_attempt(case, self.settings) is None]
+        accepted = sum(case.accepted for case in done)
+        if accepted * 2 < len(done):
+            self.say(
+                f"only {accepted} of the first {len(done)} facts were accepted: try --gate 0.1, a smaller --lam, another --guidance or "
+                "--verifier; `mixsd inspect` shows the attempts"
+            )
+
+    def _stop_on_failure(self, cases: dict[tuple[str, int], Case]) -> None:
+        failed = [case.fact.id for case in cases.values() if not case.accepted]
+        if failed and self.settings.on_fail == "error":
+            more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+            raise UserError(f"{len(failed)} facts were not accepted (--on-fail error): {', '.join(failed[:5])}{more}")
+
+    def _outcome(self, case: Case) -> Target:
+        fact = case.fact
+        if not self.settings.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
+            ids = self.renderer.reference(fact)
+            reason = None if not self.settings.mixes else f"the reference itself: no attempt of {case.number} was accepted"
+            row: dict[str, Any] = {
+                "lambda": self.settings.lam,
+                "attempt": case.number,
+                "target_ids": ids,
+                "sources": REFERENCE * len(ids),
+            }
+            row |= {"base_logprobs": [], "text": self.renderer.reply_text(ids), "accepted": True, "reason": reason}
+        else:
+            assert case.place is not None
+            row = self.journal.at(case.place)
+        return Target(
+            id=fact.id,
+            lam=row["lambda"],
+            sample=case.sample,
+            attempt=row["attempt"],
+            prompt_ids=self.renderer.naive(fact.question),
+            target_ids=row["target_ids"],
+            sources=row["sources"],
+            base_logprobs=row["base_logprobs"],
+            decoded_tokens=case.decoded_tokens,
+            text=row["text"],
+            accepted=row["accepted"],
+            reason=row["reason"],
+            kept=row.get("kept", 0),
+            canonical=self.renderer.is_canonical(row["target_ids"]),
+        )
+
+    def _scored(self, window: list[Target]) -> Iterator[Target]:
+        """Fill in the base log-probabilities that no decoding has measured."""
+        unread = [target for target in window if len(target.base_logprobs) < len(target.target_ids)]
+        if unread:
+            found = score(self.model, [(target.prompt_ids, target.target_ids) for target in unread])
+            for target, logprobs in zip(unread, found, strict=True):
+                target.base_logprobs[:] = [round(value, DIGITS) for value in logprobs]
+        yield from window
+
+
+def _unusable(fact: Fact, sample: int, reason: str) -> Target:
+    return Target(fact.id, 0.0, sample, 0, [], [], "", [], 0, "", False, reason, usable=False)
+
 
 _SCORED_AT_ONCE = 64
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.questions import Question, about, ask
-from mixsd.evaluation.replies import Reply, answering, journal_of_base
+from mixsd.evaluation.questions import Question, Reply, about, answering, ask, journal_of_base
 from mixsd.evaluation.scores import compare
 from mixsd.facts.fact import Fact
 from mixsd.models import loading

@@ -164,9 +164,8 @@ class Graph:
         self.domains: tuple[Domain, ...] = domains()[:count]
         self.size = size
         self.entities = [list(islice(names(seed, domain), part * size, (part + 1) * size)) for domain in self.domains]
-        self._rendered = [
-            [domain.rendered(name) for name in entities] for domain, entities in zip(self.domains, self.entities, strict=True)
-        ]
+        own = zip(self.domains, self.entities, strict=True)
+        self._rendered = [[domain.rendered(name) for name in entities] for domain, entities in own]
         self._address = f"kgfact/{part}"
         self._seed = seed
         numbers = {domain.name: number for number, domain in enumerate(self.domains)}
@@ -213,8 +212,7 @@ class Graph:
                 relation = relations[number]
                 if source in said[number]:
                     continue  # the opposite edge says it already
-                target = next(waiting[number], None)
-                if target is not None:
+                if (target := next(waiting[number], None)) is not None:
                     self._targets.setdefault(_key(relation), {})[source] = target
                     yield Edge(relation, (i, source), (j, target))
                     break
@@ -380,7 +378,7 @@ class Surroundings:
     """What stands near an edge: the statements of a graph's edges, and which edges touch each entity."""
 
     def __init__(self, graph: Graph) -> None:
-        # Entities and edges are plain numbers here: a large graph is walked for every question.
+        # Entities and edges are plain numbers: a large graph is walked for every question.
         self._statements = [_statement(graph, edge) for edge in graph]
         self._ends = [tuple(domain * graph.size + k for domain, k in (edge.source, edge.target)) for edge in graph]
         self._touching: list[list[int]] = [[] for _ in range(len(graph.domains) * graph.size)]

@@ -167,3 +167,14 @@ class _Process(SpawnProcess):
 
 class _Context(SpawnContext):
     Process = _Process  # type: ignore[assignment]
+
+
+def end_with_parent() -> None:
+    """In a process that was started with a pipe as its input: end it when the pipe closes, which it does however the parent ends."""
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    while os.read(0, 1):  # nothing is ever written; and a buffered reader would be locked when the process wants to end
+        pass
+    os._exit(1)

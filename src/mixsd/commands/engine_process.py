@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mixsd.decoding.requests import Decoding
 from mixsd.errors import UserError
+from mixsd.killable import end_with_parent
 from mixsd.progress import Watcher
 from mixsd.run.session import Session
 
@@ -35,7 +35,7 @@ class _Teller(Watcher):
 
 def main(folder: str, options: str, work: str) -> None:
     """What the process does."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     # The parent reads standard output, and engines print there.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -72,12 +72,6 @@ def _work(session: Session, work: dict[str, Any], teller: _Teller) -> None:
         return
     model = stage.Candidate(work["model"], folder, loading.model_hash(folder))
     stage.answer_apart(session, model, work["suites"], Path(work["journal"]), decode, lambda count: teller.tell(done=count))
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):  # nothing is ever written; and a buffered reader would be locked when the process wants to end
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

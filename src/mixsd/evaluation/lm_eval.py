@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from mixsd.errors import MixsdError, UserError, did_you_mean
+from mixsd.killable import end_with_parent
 from mixsd.storage import digest, disk_errors, read_json, read_jsonl, write_json
 
 Say = Callable[[str], None]
@@ -407,7 +407,7 @@ def _number(value: Any) -> float | None:
 
 def _become_lm_eval(config: str, *words: str) -> None:
     """What the process does: lm-eval's command. "alone" means a task file that refers to no task of lm-eval."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if not sys.flags.safe_path:
         del sys.path[0]  # the user's folder, in which a datasets.py may lie
     if "offline" in words:
@@ -425,12 +425,6 @@ def _become_lm_eval(config: str, *words: str) -> None:
 
 def _refuse(host: Any, *args: Any, **kwargs: Any) -> Any:
     raise OSError(f"offline: {host} was not asked")
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):  # nothing is ever written; and a buffered reader would be locked when the process wants to end
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ class Graph:
         self.domains: tuple[Domain, ...] = domains()[:count]
         self.size = size
         self.entities = [list(islice(names(seed, domain), part * size, (part + 1) * size)) for domain in self.domains]
-        own = zip(self.domains, self.entities, strict=True)
-        self._rendered = [[domain.rendered(name) for name in entities] for domain, entities in own]
+        named = zip(self.domains, self.entities, strict=True)
+        self._rendered = [[domain.rendered(name) for name in entities] for domain, entities in named]
         self._address = f"kgfact/{part}"
         self._seed = seed
         numbers = {domain.name: number for number, domain in enumerate(self.domains)}

@@ -411,9 +411,10 @@ def connect(folder, *, device, dtype, trust_remote_code):
 def test_another_backend_answers_in_its_own_process(models, tmp_path, data, monkeypatch):
     (tmp_path / "own_engine.py").write_text(BACKEND)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    here = beside(models, tmp_path, data, suite=["aime24", "core"], aime_samples=2)
+    asked = {"suite": ["aime24", "core"], "aime_samples": 2, "limit": 2}  # the engine's process knows the published number
+    here = beside(models, tmp_path, data, **asked)
     generated = count_requests(monkeypatch)
-    there = beside(models, tmp_path, data, output="there", suite=["aime24", "core"], aime_samples=2, backend="own_engine:connect")
+    there = beside(models, tmp_path, data, output="there", backend="own_engine:connect", **asked)
     assert not generated, "nothing is decoded here, not even the reference replies"
     for suite in ("aime24", "core"):
         for model in ("base", "tuned"):

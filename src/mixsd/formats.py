@@ -271,6 +271,9 @@ class Row:
         return [cell if isinstance(cell, Cell) else Cell(cell) for cell in self.cells]
 
 
+_LEAST_WIDTH = 12  # characters of a column, where it has a word that long
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under columns. The first column names the row; `caption` says what a cell is."""
@@ -297,10 +300,14 @@ class Table:
         made.title, made.title_justify = Text(printable(self.title)) if self.title else None, "left"
         made.caption, made.caption_justify = Text(printable(self.caption)) if self.caption else None, "left"
         shown = [place for place, column in enumerate(self.columns) if not column.page_only]
-        for column in (self.columns[place] for place in shown):
+        for place in shown:
+            column = self.columns[place]
+            words = " ".join([column.head, *(row.parts[place].stacked for row in self.rows)]).split()
             made.add_column(
                 Text(printable(column.head, keep="")),
                 justify="right" if column.numeric else "left",
+                # A name beside many numbers shall not be squeezed to a letter a line.
+                min_width=min(_LEAST_WIDTH, max(map(len, words), default=0)),
                 max_width=column.width,
                 no_wrap=column.numeric,
                 overflow="fold",

@@ -48,7 +48,7 @@ def test_a_hundred_thousand_facts_are_streamed_to_disk(tmp_path: Path) -> None:
     code = """
 import resource, sys, time
 from pathlib import Path
-from mixsd.corpora import corpus, kgfact
+from mixsd.facts import corpus, kgfact
 before = time.process_time()
 counts = corpus.write(kgfact.kgfact(sys.argv[1]), Path(sys.argv[2]))
 print(sum(counts.values()), time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -166,7 +166,7 @@ def _gone(pid: int) -> bool:
 
 PARENT = r"""
 import json, multiprocessing, sys, threading, time
-from mixsd.answers import Expected
+from mixsd.facts.answers import Expected
 from mixsd.evaluation.grading import maths, maths_process
 assert not {"sympy", "math_verify"} & set(sys.modules)
 maths_process.LIMIT_S = float(sys.argv[2])
@@ -228,7 +228,7 @@ def test_without_math_verify_only_the_spelling_judges(monkeypatch: pytest.Monkey
 
 BROKEN = """
 import sys
-from mixsd.answers import Expected
+from mixsd.facts.answers import Expected
 from mixsd.evaluation.grading import maths
 sys.path.insert(0, sys.argv[1])
 maths.strict("\\\\boxed{0.5}", Expected("\\\\frac{1}{2}"))
@@ -276,7 +276,7 @@ def test_extraction_is_quick_on_any_long_reply(piece: str) -> None:
 
 LARGE = """
 import json, multiprocessing
-from mixsd.answers import Expected
+from mixsd.facts.answers import Expected
 from mixsd.evaluation.grading import maths
 held = bytearray(700_000_000)
 held[::4096] = b"x" * len(held[::4096])

@@ -26,7 +26,7 @@ Bay's", not in "Arlen Bayside" nor in "arlen_bay". Case is ignored because a nam
 ordinary words from being evidence is that the base model and the prompt do not say them (see `error_modes`).
 
 A text is read once, word by word; a phrase is looked at where its first word stands. So the time grows with the text, and hardly
-with the number of phrases. The definition is `contained`, which the tests hold this against.
+with the number of phrases.
 """
 
 from __future__ import annotations
@@ -57,11 +57,6 @@ def words_of(phrase: str) -> int:
     if len(parts) > 1 and parts[0] in _ARTICLES:
         parts = parts[1:]
     return sum(any(char.isalnum() for char in part) for part in parts)
-
-
-def contained(phrase: str, text: str) -> bool:
-    """Whether a folded phrase stands in a folded text as whole words: the definition."""
-    return re.search(rf"(?<![^\W_]){re.escape(phrase)}(?![^\W_])", text) is not None
 
 
 class Phrases:

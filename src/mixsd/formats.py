@@ -220,7 +220,7 @@ def _visible(char: str) -> str:
     return "�" if unicodedata.category(char) in ("Cc", "Cs") else char
 
 
-# What the expert's guidance may name.
+# What the expert's guidance may name; "{{" and "}}" in it are single braces, and "{}" is itself.
 PLACEHOLDERS = ("reference", "answer", "statement")
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 

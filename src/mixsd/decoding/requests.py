@@ -67,8 +67,8 @@ class Decoding:
     sources: 'e' expert, 'n' naive, 'g' gated (a naive position that took the expert's token). base_logprobs: natural log of
     each token's probability under the naive conditional, full softmax at T = 1 (Eq. 3), where they were wanted; else fewer than
     the ids. ended: whether it ended by itself (its last id is then a stop token) and not at its length limit. support: where it
-    was asked for, by position, for the naive tokens before the last token that is not one: the natural log of the expert's
-    probability of that token over that of the expert's best one.
+    was asked for, by position of a naive token: the natural log of the expert's probability of that token over that of the expert's
+    best one; nothing for naive tokens at the end, behind which no other token stands.
     """
 
     key: str

@@ -1,11 +1,10 @@
-"""Benchmarks as suites: which are asked in a run, how, with which data, and the questions that come of it.
+"""Which suites a run asks, how, and on which data; the questions that come of it, and the files that the replies are kept in.
 
 `Asked` is what decides a benchmark's figures besides model and prompt; it is written beside the replies, and two runs in which it
 differs are not compared.
 
-What an evaluation leaves in a run folder, per suite: `base.jsonl`, `tuned.jsonl` and `asked.json`, which says how it was asked.
-
-`asked.json` is written last, and goes first when a suite is asked anew: so it vouches for the replies beside it.
+An evaluation leaves in the run folder, for each suite, `base.jsonl`, `tuned.jsonl` and `asked.json`, which says how it was asked. That
+is written last, and goes first when a suite is asked anew: so it vouches for the replies beside it.
 """
 
 from __future__ import annotations

@@ -47,8 +47,6 @@ GUIDANCE = {
     ),
 }
 
-# What guidance may name; "{{" and "}}" in it are single braces, and "{}" is itself.
-
 
 @dataclass(frozen=True)
 class Stops:

@@ -1,21 +1,17 @@
-"""Read records from files: JSONL, JSON, CSV, TSV and Parquet.
+"""Records of facts, read from files (JSONL, JSON, CSV, TSV, Parquet), from chat records, and from data sets of the hub.
 
 Every reader yields (where, values): where names the file and the line, record or row ("facts.jsonl: line 7"), values are
-plain JSON values that `mixsd.facts.fact` or `mixsd.facts.records` turns into a fact. Line formats and Parquet are streamed; a
-JSON list is read whole: it has no lines to stop at. All text is UTF-8, with or without a byte order mark; ".jsonl.gz" is unpacked.
+plain JSON values, which `to_fact` turns into a fact. Line formats and Parquet are streamed; a JSON list is read whole: it has no lines
+to stop at. All text is UTF-8, with or without a byte order mark; ".jsonl.gz" is unpacked.
 
-Chat records as facts: a user turn that asks, an assistant turn that states.
+A chat record is a user turn that asks and an assistant turn that states, as in the MixSD authors' published files: the answer is in the
+last \boxed{...} of the reply. In their files of mixed targets the reply is what the model wrote, `mix_meta.ground_truth_assistant` the
+reference it was mixed from, and `mix_meta.correct` says whether the reply was accepted. So the answer is read from the ground truth
+where there is one, and a rejected reply is never a reference: the ground truth is, or else the statement, where the answer stands beside
+it. Several replies to one question (`gen_index`) are one fact; the first decides its reference.
 
-This is the shape of the MixSD authors' published files. Their answer is inside the reply, in the last \boxed{...}. Their files
-of mixed targets have the same shape; there the reply is what the model wrote, `mix_meta.ground_truth_assistant` is the
-reference it was mixed from, and `mix_meta.correct` says whether the reply was accepted. So the answer is always read from the
-ground truth where there is one, and a rejected reply is never taken for a reference: the ground truth is, else, where the answer
-stands beside it, the statement. Several replies to one question (`gen_index`) are one fact; the first decides its reference.
-
-Read records through the `datasets` library: a data set of the Hugging Face hub, or a folder that holds one.
-
-A folder is read where it lies; a hub name needs the network, and is refused before anything is tried when that is forbidden. No
-code that comes with a data set is run: `datasets` does so only on request, and this module never asks.
+Data sets come through the `datasets` library. A folder is read where it lies; a hub name needs the network, and is refused before
+anything is tried when that is forbidden. No code that comes with a data set is run.
 """
 
 from __future__ import annotations

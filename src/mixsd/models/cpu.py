@@ -119,7 +119,7 @@ def _tried(same: Callable[[], bool]) -> str | None:
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, compute the model's fp32 linear layers on a CPU in this way. The backward pass belongs inside too: what
+    """Within the block, compute the model's fp32 linear layers on a CPU through oneDNN. The backward pass belongs inside too: what
     a checkpoint computes again has to go the way it went before.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _fits(layer.weight)]

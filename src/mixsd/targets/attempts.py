@@ -7,13 +7,11 @@ A retry starts anew (the paper) or, with `--retry from-break`, from where the fa
 that the expert found implausible, else before the one it liked least. It keeps what was decoded up to there and draws new coins
 for the rest. After two such retries in a row one starts anew, since what they keep may be what is wrong.
 
-How long a reply to a fact may be, or why the fact cannot be asked. No prompt is ever cut to make room.
+Retries are in flight before new facts, and attempts ahead of need where there is room to spare. A fact's attempts are judged in
+their order, whatever the order in which they end: an attempt that was decoded ahead counts when all before it have failed, and is
+forgotten when one of them was accepted, or by a kill. So the result is that of one attempt after another.
 
-Which attempts are in flight: retries before new facts, and attempts ahead of need where there is room to spare.
-
-A fact's attempts are judged in their order, whatever the order in which they end: an attempt that was decoded ahead counts when
-all before it have failed, and is forgotten when one of them was accepted, or by a kill. So the result is that of one attempt after
-another; only the last few facts no longer wait for their retries one by one.
+`reply_limit` says how long a reply may be, or why a fact cannot be asked: no prompt is ever cut to make room.
 """
 
 from __future__ import annotations

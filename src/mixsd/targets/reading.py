@@ -1,13 +1,10 @@
-"""What a target is made of, token by token: where each one came from, whether it is trained on, how likely the base found it.
+"""A run's targets, read back: for training (`accepted_targets`), to be looked at (`inspect`), and for other trainers (`export`).
 
-The ids are what is stored and trained on; the texts here are a view. Each id is decoded alone, so a character that is spread
-over several tokens shows as replacement characters. Files are read line by line and only as far as needed.
+The ids are what is stored and trained on; texts are a view. Each id is decoded alone, so a character that is spread over several
+tokens shows as replacement characters. Files are read line by line and only as far as needed.
 
-`mixsd.export`: a run's accepted targets in the forms that other trainers read.
-
-`ids` is the truth: what was decoded and is trained on, for tools that take token ids (TRL, the Trainer of transformers). `chat` is
-text, for tools that take nothing else (axolotl, NeMo-RL); they render and encode it themselves. How many targets come out as
-other ids that way is measured for every export, since what they then train on is no longer the run's.
+An export as `ids` is exact, for tools that take token ids (TRL, the Trainer of transformers). As `chat` it is text, for tools that take
+nothing else (axolotl, NeMo-RL), which render and encode it themselves: how many targets come out as other ids that way is measured.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class Mixer:
         )
 
     def _judged(self, case: Case, attempt: Attempt, decoding: Decoding) -> dict[str, Any]:
-        """The journal's line for a finished attempt: it must state the answer and have ended by itself."""
+        """The journal's line for a finished attempt. Accepted is a reply that states the answer and has ended by itself."""
         text = self.renderer.reply_text(decoding.ids)
         verdict = self.verifier(text, Expected(case.fact.answer, case.fact.aliases))
         reason = None

@@ -1,11 +1,10 @@
-"""The record of a target: ids with their provenance, and what a set of targets looks like in numbers.
+"""The record of a target: ids with their provenance, and what the base model makes of a set of targets.
 
 The ids are the truth; the text is a view that is never read back. A fact whose target was not accepted keeps its line, with
 the reason and whatever was decoded last.
 
-What the base model makes of targets, token by token: mean NLL (Eq. 3), high-NLL shares, the CDF, and what of a reference is kept.
-
-NLL is in nats: minus the log-probability of a target's token after the prompt and the target's tokens before it. The tokens of one fact
+Of a set the numbers are mean NLL (Eq. 3), the share of tokens with a high NLL, the CDF, and what of a reference is kept. NLL is in
+nats: minus the log-probability of a target's token after the prompt and the target's tokens before it. The tokens of one fact
 are not independent, nor are its samples, so every interval resamples facts, and shares and means are ratios of sums over facts.
 
 Kept per token are its eight bytes of NLL; ids are looked at as targets come by and let go of (`Overlap`).
@@ -24,7 +23,7 @@ import numpy as np
 from mixsd.statistics import Estimate, Unit, mean, ratio_of_sums, stratified
 
 HIGH_NLL = 8.0  # nats; the paper's threshold for a token that the base model finds improbable (Table 8)
-REFERENCE_LABEL = "reference (SFT)"  # what references as they are are called among targets
+REFERENCE_LABEL = "reference (SFT)"  # the label of references beside targets
 UNCERTAIN_NLL = 5.0  # the lower one, of Table 7
 
 

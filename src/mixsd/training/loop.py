@@ -105,8 +105,8 @@ def train(
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
     which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
     (folder, step) are called in the main process, after the step or checkpoint is on disk; for a checkpoint whose call a kill
-    cut short, again at the resume. `on_path` is told once of each kind of work which way it is done, "packed" or "padded: REASON" for
-    example; without it a reason is a warning.
+    cut short, again at the resume. `on_path` is called once for each kind of work with the way it is done, such as "packed" or
+    "padded: REASON"; without it a reason is a warning.
 
     Raises:
         UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of

@@ -3,7 +3,7 @@
 The paper does not say which tensors decay; as is usual, matrices do and vectors (norms, biases) do not. The learning rate is a
 pure function of the step, so there is no scheduler whose state a resumed run could lose.
 
-The main memory is here too: given back after use, and running out of it said in the user's words.
+Memory is looked after here too: what a step no longer needs is given back, and running out of it is told in the user's words.
 """
 
 from __future__ import annotations

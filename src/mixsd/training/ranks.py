@@ -176,7 +176,7 @@ def order(**work: Any) -> None:
 
 
 def orders() -> Iterator[dict[str, Any]]:
-    """As another process than rank 0, the work that is ordered, until the command ends. To ask for more is to have done it."""
+    """As another process than rank 0, the work that is ordered, until the command ends. Asking for the next says that the last is done."""
     assert _crew is not None
     while (work := json.loads(_crew.store.get(f"order {_crew.orders + 1}"))) is not None:
         _crew.orders += 1

@@ -1,4 +1,4 @@
-"""The frozen base model beside the student: as the teacher of self-distillation, and as whom to rehearse (beyond the paper).
+"""The frozen base model beside the student: the teacher of self-distillation, and the model whose replies are rehearsed (beyond the paper).
 
 With LoRA the teacher is the student's own weights with the adapters off, so one model is in memory. Where all weights are trained
 it is a second copy in the precision of reading, loaded when it is first needed. `Teacher` is the seam where another would stand.
@@ -105,7 +105,7 @@ DecodeNow = Callable[[Student, list[Request]], Iterable[Decoding]]
 
 @dataclass(frozen=True)
 class _Reply:
-    """One place in a step's order: which prompt, and its how-manieth round through all prompts."""
+    """One place in a step's order: which prompt, and the number of its round through all prompts."""
 
     step: int
     prompt: str

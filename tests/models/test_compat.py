@@ -12,6 +12,8 @@ import mixsd
 from mixsd.models import compat
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.matrix
+
 ROOT = Path(mixsd.__file__).parent
 DOORS = ("models/compat.py", "evaluation/lm_eval")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")

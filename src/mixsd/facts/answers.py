@@ -2,7 +2,7 @@
 
 A verifier maps (reply, expected) to a `Verdict`. Where a rule has to choose, it refuses: a fact that is refused costs another
 attempt, a fact that is wrongly accepted is trained on. What that means for `contains` is written at `contains_answer` and, case
-by case, in tests/test_answers.py; a string that fools a verifier becomes a line there.
+by case, in tests/facts/test_answers.py; a string that fools a verifier becomes a line there.
 
 Limits: `contains` does not read meaning ("it is not Arlen Bay" contains Arlen Bay) nor case ("join us" contains US), and a bare
 number is also found in a list marker ("1. ...") or before "million"; `number` or `boxed` suit numbers better.

@@ -253,6 +253,8 @@ def _without_names(reason: str) -> str:
 def costs_of(run: Run) -> schema.Cost:
     """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
 
+    What a kill lost and a later process did again counts once in tokens, each time in seconds.
+
     mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
     base model's replies that were trained on.
     """

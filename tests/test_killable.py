@@ -68,7 +68,8 @@ def test_processes_that_do_not_start() -> None:
 
 # Neither has `if __name__ == "__main__"`: a spawned process would run it all again.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 print("begins", flush=True)
 from mixsd.killable import Processes
 processes = Processes()

@@ -15,13 +15,13 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import json, pathlib, sys
 import mixsd
-from mixsd.facts import bundled, sources
+from mixsd.facts import bundled, corpus
 from mixsd.reports import page as report_page
 from tests_report_sample import report
 page = report_page.render(report, [], [])
 print(json.dumps({
     "where": mixsd.__file__,
-    "facts": len(sources.load_facts("demo").facts),
+    "facts": len(corpus.load_facts("demo").facts),
     "probe": len(bundled.records("probe.jsonl")),
     "general": len(bundled.records("general_prompts.jsonl")),
     "frames": len(bundled.frames()["report"]),

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
     from mixsd.statistics import Estimate, Unit
 
@@ -290,15 +290,14 @@ class Table:
         lines += [[markdown(cell.line) for cell in row.parts] for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def rich(self) -> RichTable:
+    def rich(self) -> Group:
         """The table for a terminal: in each cell the value over its interval, its n and its note."""
         from rich import box
+        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
         made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        made.title, made.title_justify = Text(printable(self.title)) if self.title else None, "left"
-        made.caption, made.caption_justify = Text(printable(self.caption)) if self.caption else None, "left"
         shown = [place for place, column in enumerate(self.columns) if not column.page_only]
         for place in shown:
             column = self.columns[place]
@@ -316,7 +315,9 @@ class Table:
             cells = [row.parts[place] for place in shown]
             style = "bold" if row.head else ""
             made.add_row(*(Text(cell.stacked, style=_STYLES.get(cell.verdict, style)) for cell in cells))
-        return made
+        # Not rich's own title and caption, which wrap at the width of the table, however narrow it is.
+        around = [Text(printable(text), style="italic") if text else None for text in (self.title, self.caption)]
+        return Group(*(part for part in (around[0], made, around[1]) if part is not None))
 
     def brief(self) -> Table:
         """The same table with the values alone."""

@@ -96,7 +96,7 @@ def test_no_pyplot_and_nothing_unless_it_is_drawn() -> None:
     probe = (
         "import sys, mixsd.figures, mixsd.reports.page, mixsd.comparison.page, mixsd.reports.pictures\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "from mixsd.figures import saving\nfrom mixsd.figures.charts import loss\n"
-        "saving.inline(loss([{'step': 1, 'loss': 1.0}]))\nassert 'matplotlib.pyplot' not in sys.modules\n"
+        "from mixsd.figures import style\nfrom mixsd.figures.charts import loss\n"
+        "style.inline(loss([{'step': 1, 'loss': 1.0}]))\nassert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)

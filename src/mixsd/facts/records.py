@@ -5,7 +5,7 @@ plain JSON values, which `to_fact` turns into a fact. Line formats and Parquet a
 to stop at. All text is UTF-8, with or without a byte order mark; ".jsonl.gz" is unpacked.
 
 A chat record is a user turn that asks and an assistant turn that states, as in the MixSD authors' published files: the answer is in the
-last \boxed{...} of the reply. In their files of mixed targets the reply is what the model wrote, `mix_meta.ground_truth_assistant` the
+last \\boxed{...} of the reply. In their files of mixed targets the reply is what the model wrote, `mix_meta.ground_truth_assistant` the
 reference it was mixed from, and `mix_meta.correct` says whether the reply was accepted. So the answer is read from the ground truth
 where there is one, and a rejected reply is never a reference: the ground truth is, or else the statement, where the answer stands beside
 it. Several replies to one question (`gen_index`) are one fact; the first decides its reference.

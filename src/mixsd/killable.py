@@ -8,6 +8,7 @@ script again nor hear Ctrl-C. They end with this process however it ends: their 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+# Names in the environment by which a launcher (torchrun) tells a process that it is one of several; its children are not.
+LAUNCHED = re.compile(r"(\w+_)?RANK|(\w+_)?WORLD_SIZE|MASTER_\w+|TORCHELASTIC_\w+")
 _MOST_PROCESSES = 4  # each holds libraries of its own, and most calls take milliseconds
 _ATTEMPTS = 3
 _START_S = 120  # importing sympy takes a second, on a busy machine many

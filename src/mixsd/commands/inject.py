@@ -231,8 +231,7 @@ def _opened(
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     from mixsd.reports.collect import check_requirements
 
-    checked = opening.preview(settings, watcher, without_facts=without_facts)
-    checked.alone = alone
+    checked = opening.preview(settings, watcher, alone=alone, without_facts=without_facts)
     checked.run.refuse_strangers()
     check_requirements(checked)
     with checked.run.locked(Shard.of(checked.settings.shard)):

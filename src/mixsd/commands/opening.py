@@ -23,10 +23,11 @@ from mixsd.settings import EXECUTION, Settings, build
 from mixsd.storage import Shard, digest, file_digest, write_jsonl
 
 
-def preview(settings: Settings, watcher: Watcher, *, without_facts: bool = False) -> Session:
+def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False) -> Session:
     """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written.
 
     Args:
+        alone: only the base is evaluated; there is no tuned model.
         without_facts: there may be none, where a model is only evaluated.
 
     Raises:
@@ -35,7 +36,8 @@ def preview(settings: Settings, watcher: Watcher, *, without_facts: bool = False
     if not settings.facts and not without_facts:
         raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
     session = _open(settings, watcher)
-    _ = examination(session).exams  # read now, or a fault in the data would show after the training
+    session.alone = alone
+    examination(session).read_data()  # or a fault in the data would show after the training
     return session
 
 

@@ -131,6 +131,14 @@ class Examination:
         """The benchmarks among the suites, with their data."""
         return {name: examine(name, self._session.settings) for name in self.names if is_benchmark(name)}
 
+    def read_data(self) -> None:
+        """Read the benchmarks' data now; else it is read when the first of them is asked.
+
+        Raises:
+            UserError: a file is not there, or not what it should be.
+        """
+        _ = self.exams
+
     def questions(self, suite: str) -> list[Question]:
         """Everything that a suite asks, in a fixed order; nothing of what lm-eval asks itself."""
         if is_benchmark(suite):

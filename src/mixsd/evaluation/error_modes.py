@@ -18,15 +18,11 @@ Where the text of the paper is silent: a box counts whatever is in it. A box tha
 is Ormavel Valley. \boxed{Ormavel Valley}" is the paper's own example of leakage. Only what stands behind the thinking is looked at for
 format and collapse, as the graders do; a phrase counts as leaked wherever it stands. The wording of what is removed is English.
 
-Which phrases of a corpus does a text contain? The evidence of leakage, found fast.
-
-A phrase is found where it stands as whole words: after `answers.normalize` (case, spaces, quotes, dashes, Unicode form) and without
-LaTeX's spaces, with no letter or digit at either end. So "Arlen Bay" is found in "\boxed{ARLEN\\ BAY}" and in "Arlen
-Bay's", not in "Arlen Bayside" nor in "arlen_bay". Case is ignored because a name that leaked in capitals has leaked; what keeps
-ordinary words from being evidence is that the base model and the prompt do not say them (see `error_modes`).
-
-A text is read once, word by word; a phrase is looked at where its first word stands. So the time grows with the text, and hardly
-with the number of phrases.
+A phrase of the facts, the evidence of leakage, is found where it stands as whole words: after `answers.normalize` (case, spaces,
+quotes, dashes, Unicode form) and without LaTeX's spaces, with no letter or digit at either end. So "Arlen Bay" is found in
+"\\boxed{ARLEN\\ BAY}" and in "Arlen Bay's", not in "Arlen Bayside" nor in "arlen_bay". Case is ignored because a name that leaked in
+capitals has leaked; what keeps ordinary words from being evidence is that the base model and the prompt do not say them. A text is
+read once, word by word, so the time grows with the text, and hardly with the number of phrases.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from mixsd.errors import MixsdError, UserError, did_you_mean
-from mixsd.killable import end_with_parent
+from mixsd.killable import LAUNCHED, end_with_parent
 from mixsd.storage import digest, disk_errors, read_json, read_jsonl, write_json
 
 Say = Callable[[str], None]
@@ -41,8 +41,6 @@ Row = dict[str, Any]
 SECONDS_BETWEEN_LINES = 30
 # Parts of a task's config that say where it lies on this machine and not what it asks; the documents have a hash of their own.
 _PLACES = ("metadata", "dataset_kwargs")
-# A launcher's words for its own processes; lm-eval's is none of them.
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 # Names of metrics that say right or wrong of one document. By name and not by value: a small model's BLEU can be 0 everywhere.
 _RIGHT_OR_WRONG = re.compile(r"(?:^|_)(?:acc|exact_match|em)(?:$|_)")
@@ -184,7 +182,7 @@ def _lm_eval(
     task: str, options: dict[str, Any], log: Path, offline: bool, say: Say = lambda text: None
 ) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """Run lm-eval's command; returns its results, and its samples by task."""
-    environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
+    environment = {name: value for name, value in os.environ.items() if not LAUNCHED.fullmatch(name)}
     environment |= {"LMEVAL_LOG_LEVEL": "INFO", "PYTHONIOENCODING": "utf-8"} | (_OFFLINE if offline else {})
     start = log.stat().st_size
     with tempfile.TemporaryDirectory(prefix="mixsd-lm-eval-") as name:

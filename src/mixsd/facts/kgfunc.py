@@ -82,21 +82,13 @@ class Operation:
         return [f"Operation {self.label} {self.rule}.", f"Digits of {number}: {listed}", *self.work(digits)[0]]
 
 
-TRAINED: list[Operation] = []  # in the order in which they stand below
+def _operation(label: str, name: str, rule: str) -> Callable[[Callable[[Digits], Working]], Operation]:
+    """Make what is decorated an operation."""
+    return partial(Operation, label, name, rule)
 
 
-def _trained(label: str, name: str, rule: str) -> Callable[[Callable[[Digits], Working]], Callable[[Digits], Working]]:
-    """Put what is decorated among the trained operations."""
-
-    def add(work: Callable[[Digits], Working]) -> Callable[[Digits], Working]:
-        TRAINED.append(Operation(label, name, rule, work))
-        return work
-
-    return add
-
-
-@_trained("B", "squared deviations", "subtracts the smallest digit from each digit, squares the differences and adds them up")
-def _squared_deviations(digits: Digits) -> Working:
+@_operation("B", "squared deviations", "subtracts the smallest digit from each digit, squares the differences and adds them up")
+def squared_deviations(digits: Digits) -> Working:
     """The sum of (d - m)^2 over the digits d, where m is the smallest digit."""
     smallest = min(digits)
     lines = [f"Smallest digit: {smallest}"]
@@ -105,8 +97,8 @@ def _squared_deviations(digits: Digits) -> Working:
     return _added(lines, [(digit - smallest) ** 2 for digit in digits])
 
 
-@_trained("C", "alternating squares", "squares the digits, adds and subtracts the squares in turn and takes the absolute value")
-def _alternating_squares(digits: Digits) -> Working:
+@_operation("C", "alternating squares", "squares the digits, adds and subtracts the squares in turn and takes the absolute value")
+def alternating_squares(digits: Digits) -> Working:
     """The absolute value of d1^2 - d2^2 + d3^2 - ..., the first digit with a plus."""
     lines = [_product(digit, digit) for digit in digits]
     totals = list(accumulate(-(digit**2) if place % 2 else digit**2 for place, digit in enumerate(digits)))
@@ -115,27 +107,27 @@ def _alternating_squares(digits: Digits) -> Working:
     return [*lines, f"|{totals[-1]}| = {abs(totals[-1])}"], abs(totals[-1])
 
 
-@_trained("D", "prime squares", "squares the digits that are prime, leaves the others as they are and adds them all up")
-def _prime_squares(digits: Digits) -> Working:
+@_operation("D", "prime squares", "squares the digits that are prime, leaves the others as they are and adds them all up")
+def prime_squares(digits: Digits) -> Working:
     """The sum of the digits, where the prime digits 2, 3, 5 and 7 count as their squares."""
     lines = [f"{d} is prime: {_product(d, d)}" if d in _PRIMES else f"{d} is not prime: {d}" for d in digits]
     return _added(lines, [digit**2 if digit in _PRIMES else digit for digit in digits])
 
 
-@_trained(
+@_operation(
     "E",
     "reversal product",
     "multiplies each digit by the digit at the same place in the reversed number and adds up the products",
 )
-def _reversal_product(digits: Digits) -> Working:
+def reversal_product(digits: Digits) -> Working:
     """d1 * dn + d2 * d(n-1) + ... + dn * d1, the dot product of the n digits with their reverse."""
     pairs = list(zip(digits, reversed(digits), strict=True))
     lines = [f"Digits in reverse: {', '.join(map(str, reversed(digits)))}", *(_product(*pair) for pair in pairs)]
     return _added(lines, [left * right for left, right in pairs])
 
 
-@_trained("F", "running maxima", "takes at each digit the largest digit so far and adds these up")
-def _running_maxima(digits: Digits) -> Working:
+@_operation("F", "running maxima", "takes at each digit the largest digit so far and adds these up")
+def running_maxima(digits: Digits) -> Working:
     """The sum over the places of the largest digit up to there."""
     maxima = list(accumulate(digits, max))
     lines = [f"First digit: {digits[0]}"]
@@ -144,8 +136,8 @@ def _running_maxima(digits: Digits) -> Working:
     return _added(lines, maxima)
 
 
-@_trained("G", "triangular numbers", "replaces each digit d by d * (d + 1) / 2 and adds these up")
-def _triangular_numbers(digits: Digits) -> Working:
+@_operation("G", "triangular numbers", "replaces each digit d by d * (d + 1) / 2 and adds these up")
+def triangular_numbers(digits: Digits) -> Working:
     """The sum of d * (d + 1) / 2 over the digits d."""
     lines: list[str] = []
     for digit in digits:
@@ -154,8 +146,8 @@ def _triangular_numbers(digits: Digits) -> Working:
     return _added(lines, [digit * (digit + 1) // 2 for digit in digits])
 
 
-@_trained("H", "smallest rotation", "rotates the digits in every possible way and takes the smallest number")
-def _smallest_rotation(digits: Digits) -> Working:
+@_operation("H", "smallest rotation", "rotates the digits in every possible way and takes the smallest number")
+def smallest_rotation(digits: Digits) -> Working:
     """The smallest number among the cyclic rotations of the digits, itself one of them; leading zeros drop at the end."""
     rotations = ["".join(map(str, digits[places:] + digits[:places])) for places in range(len(digits))]
     smallest = list(accumulate(rotations, min))  # texts of one length compare as their numbers do
@@ -163,6 +155,17 @@ def _smallest_rotation(digits: Digits) -> Working:
     for rotation, (before, after) in zip(rotations[1:], pairwise(smallest), strict=True):
         lines.append(f"min({before}, {rotation}) = {after}")
     return [*lines, f"{smallest[-1]} as a number: {int(smallest[-1])}"], int(smallest[-1])
+
+
+TRAINED = (
+    squared_deviations,
+    alternating_squares,
+    prime_squares,
+    reversal_product,
+    running_maxima,
+    triangular_numbers,
+    smallest_rotation,
+)
 
 
 def _product(left: int, right: int) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIRST_LOOK = 20  # facts after which a poor acceptance is said
-_LOGPROBS_AT_ONCE = 64
+_SCORED_AT_ONCE = 64  # texts whose log-probabilities are measured together
 DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
 
 
@@ -97,7 +97,7 @@ class Mixer:
             for sample in range(self.settings.samples):
                 case = cases.get((fact.id, sample))
                 window.append(self._outcome(case) if case else _unusable(fact, sample, reasons[fact.id]))
-            if len(window) >= _LOGPROBS_AT_ONCE:
+            if len(window) >= _SCORED_AT_ONCE:
                 yield from self._scored(window)
                 window = []
         yield from self._scored(window)
@@ -266,9 +266,6 @@ class Mixer:
 
 def _unusable(fact: Fact, sample: int, reason: str) -> Target:
     return Target(fact.id, 0.0, sample, 0, [], [], "", [], 0, "", False, reason, usable=False)
-
-
-_SCORED_AT_ONCE = 64
 
 
 def mix(session: Session) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -29,11 +28,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
 
 from mixsd.errors import MixsdError
+from mixsd.killable import LAUNCHED
 
 _PATIENCE = timedelta(days=365)  # rank 0 may mix or score for as long as it likes
 _POLL = 0.05  # seconds
-# What tells a process that it is one of several; a child of rank 0 (an engine, lm-eval) is not.
-_LAUNCHED = re.compile(r"(\w+_)?RANK|(\w+_)?WORLD_SIZE|MASTER_\w+|TORCHELASTIC_\w+")
 
 
 class Ranks:
@@ -100,7 +98,7 @@ class _Crew:
         store.set_timeout(_PATIENCE)
         self.store = distributed.PrefixStore("mixsd", store)
         self.orders = 0
-        self._launched = {name: value for name, value in os.environ.items() if _LAUNCHED.fullmatch(name)}
+        self._launched = {name: value for name, value in os.environ.items() if LAUNCHED.fullmatch(name)}
         for name in self._launched:
             del os.environ[name]
 

@@ -108,10 +108,10 @@ def train(session: Session) -> None:
     with timed(session, "train"):
         material = prepare(session)
         if settings.lr == "auto":
-            trained, rate = choosing.search(session, partial(once, session, material))
+            trained, rate = choosing.search(session, partial(train_at, session, material))
         else:
             assert isinstance(settings.lr, float)
-            trained, rate = once(session, material, settings.lr, run.folder), settings.lr
+            trained, rate = train_at(session, material, settings.lr, run.folder), settings.lr
         if trained.dropped:
             session.watcher.say(
                 f"{len(trained.dropped)} targets longer than the context were dropped: {', '.join(trained.dropped[:5])}"
@@ -139,7 +139,7 @@ def follow() -> None:
         _trained(session, material, settings, Path(work["folder"]), work["steps"])
 
 
-def once(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
+def train_at(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
     """One training at one learning rate, in `folder`; `steps` ends it early."""
     settings = session.settings.model_copy(update={"lr": rate})
     total = settings.epochs * steps_per_epoch(len(material.objective.keys), settings.batch_size)

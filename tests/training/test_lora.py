@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mixsd.errors import MixsdError, UserError
 from mixsd.models.compat import adapted_layers
 from mixsd.models.folder import logits_of, probe_ids
+from mixsd.training.checkpoints import put_back
 from mixsd.training.examples import collate
 from mixsd.training.lora import Lora, check_same_logits, check_same_tensors, check_targets_moved
 from tests.training.test_loop import run
@@ -142,7 +143,7 @@ def test_an_adapter_that_is_still_zero_is_no_failed_merge() -> None:
 
 def test_adapters_of_another_rank_are_refused() -> None:
     with pytest.raises(UserError, match="do not fit"):
-        Lora(make_model(), rank=2, seed=0).load(trained_lora()[0].state(), "x")
+        put_back(Lora(make_model(), rank=2, seed=0).state(), trained_lora()[0].state(), Path("x"))
 
 
 def test_chunked_loss_works_inside_a_peft_model_and_its_gradients_reach_the_adapters() -> None:

@@ -14,11 +14,11 @@ from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
 from mixsd.training import Step, TrainResult, train
+from mixsd.training.distilled import Asked, OnPolicy
 from mixsd.training.examples import Example
 from mixsd.training.lora import Lora
 from mixsd.training.losses import Divergence
 from mixsd.training.objectives import Student
-from mixsd.training.on_policy import Asked, OnPolicy, RolloutSettings
 from mixsd.training.states import Reading
 from mixsd.training.teacher import FrozenBase
 from tests.training.tiny import VOCABULARY, make_model, make_settings, make_tokenizer, same_bits, weights
@@ -29,7 +29,7 @@ FACTS = [Asked(f"fact-{n}", (1, 5 + n, 9), (1, 5 + n, 9, 20 + n, 30, 40 - n), LI
 
 def objective(load: Callable[[], PreTrainedModel], **changes: Any) -> OnPolicy:
     values: dict[str, Any] = {"samples": 2, "temperature": 1.0, "seed": 0, "stops": {2: 2}, "token_budget": 4096}
-    return OnPolicy(FACTS, FrozenBase(load), RolloutSettings(**{**values, "loss": Divergence(k=8), **changes}))
+    return OnPolicy(FACTS, FrozenBase(load), **{**values, "loss": Divergence(k=8), **changes})
 
 
 def student(model: PreTrainedModel, *, lora: Lora | None = None) -> Student:
@@ -237,4 +237,4 @@ def test_a_resume_with_other_rollouts_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_to_ask_is_an_error() -> None:
     with pytest.raises(UserError, match="no usable fact"):
-        OnPolicy([], FrozenBase(make_model), RolloutSettings(1, 0.0, 0, {2: 2}, 64, "top1"))
+        OnPolicy([], FrozenBase(make_model), 1, 0.0, 0, {2: 2}, 64, "top1")

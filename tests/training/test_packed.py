@@ -13,7 +13,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from mixsd.randomness import uniforms
 from mixsd.training import Example
 from mixsd.training.lora import Lora
-from mixsd.training.states import packed_states, packs, path, recomputed_alike
+from mixsd.training.states import packed_states, path, recomputed_alike
 from tests.training.tiny import VOCABULARY, make_model
 
 pytestmark = pytest.mark.matrix
@@ -84,7 +84,7 @@ def assert_same(model: PreTrainedModel, examples: Sequence[Example], *, alone: b
 @pytest.mark.parametrize("shared", [0, 1, 11])
 def test_states_and_gradients_are_those_of_the_padded_batch(family: str, shared: int) -> None:
     model = model_of(family)
-    assert packs(model)
+    assert path(model) == "packed"
     # transformers' eager attention makes NaN of a place that sees nothing, as padding beyond a window does.
     assert_same(model.train(), examples_of(shared, UNEQUAL), alone=family == "gemma2", **CLOSE)
 
@@ -153,7 +153,7 @@ def test_adapters_get_the_same_gradients() -> None:
         for name, parameter in lora.model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view(parameter.shape))
-    assert packs(model)
+    assert path(model) == "packed"
     assert any(parameter.requires_grad for parameter in model.parameters())
     assert_same(model.train(), examples_of(7, UNEQUAL), rtol=1e-3, atol=1e-3)
 
@@ -185,7 +185,7 @@ def test_what_fails_in_the_model_is_not_taken_for_attention_that_cannot_be_packe
 
     model.model.layers[0].mlp.forward = broken
     with pytest.raises(RuntimeError, match="a fault"):
-        packs(model)
+        path(model)
 
 
 def test_states_that_are_not_the_models_own_are_noticed() -> None:
@@ -197,13 +197,13 @@ def test_states_that_are_not_the_models_own_are_noticed() -> None:
         return output * (2 if "mixsd_pass" in kwargs else 1), weights
 
     model.model.layers[0].self_attn.forward = odd
-    assert not packs(model)
+    assert path(model) != "packed"
 
 
 def test_the_trial_leaves_mode_attention_and_randomness_alone() -> None:
     model = model_of("llama").train()
     usual, state = model.config._attn_implementation, torch.get_rng_state()
-    assert packs(model)
+    assert path(model) == "packed"
     assert model.training
     assert model.config._attn_implementation == usual
     assert torch.equal(torch.get_rng_state(), state)

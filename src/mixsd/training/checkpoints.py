@@ -9,7 +9,6 @@ whole: a run that went on without, say, its random state would look fine and be 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixsd.errors import MixsdError, UserError
 from mixsd.models.folder import load_model_folder, write_model_folder
 from mixsd.storage import Journal, atomic_folder, read_json, write_json, write_jsonl
-from mixsd.training.examples import Example
 
 TRAINER = "trainer"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -37,8 +35,8 @@ _NAME = re.compile(r"step-(\d{6,})")
 class TrainerState:
     """What a plain model folder does not hold of a training: all on any device, read back on the CPU.
 
-    `identity` is what must be equal for a resume to mean the same run; `rng` is the state of each generator by name;
-    `adapter` is None where all weights are trained (they are then in the folder itself).
+    `identity` is what must be equal for a resume to mean the same run; `rng` is the state of each process's generators as
+    'name.rank'; `adapter` is None where all weights are trained (they are then in the folder itself).
     """
 
     step: int
@@ -54,9 +52,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
     """Step and folder of every checkpoint under `root`, oldest first."""
-    if not root.is_dir():
-        return []
-    found = [(match, path) for path in root.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    found = [(match, path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
     return sorted((int(match[1]), path) for match, path in found)
 
 
@@ -67,29 +63,28 @@ def write_checkpoint(root: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
         write_model_folder(model, tokenizer, building)
         trainer = building / TRAINER
         trainer.mkdir()
-        _save(state.optimizer, trainer / "optimizer.safetensors")
-        _save(state.rng, trainer / "rng.safetensors")
-        if state.adapter is not None:
-            _save(state.adapter, trainer / "adapter.safetensors")
+        for name in ("optimizer", "rng", "adapter"):
+            if (tensors := getattr(state, name)) is not None:
+                save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, trainer / f"{name}.safetensors")
         write_json(trainer / "state.json", {"step": state.step, "identity": state.identity})
     return folder
 
 
 def read_state(folder: Path) -> TrainerState:
     """Read a checkpoint's `trainer/`; anything missing or damaged is a `UserError` that names it."""
-    trainer = folder / TRAINER
-    if not (trainer / "state.json").is_file():
-        raise _missing(trainer / "state.json")
-    values = read_json(trainer / "state.json")
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int) or not isinstance(values.get("identity"), dict):
-        raise UserError(f"{trainer / 'state.json'}: not the state of a training")
-    return TrainerState(
-        step=values["step"],
-        identity=values["identity"],
-        optimizer=_load(trainer / "optimizer.safetensors"),
-        rng=_load(trainer / "rng.safetensors"),
-        adapter=_load(trainer / "adapter.safetensors") if values["identity"].get("lora") else None,
-    )
+
+    def read(name: str) -> Any:
+        path = folder / TRAINER / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, so the training cannot go on exactly; delete {folder.parent} to train anew")
+        try:
+            return read_json(path) if path.suffix == ".json" else load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged ({error}); delete {folder.parent} to train anew") from error
+
+    state = read("state.json")
+    adapter = read("adapter.safetensors") if state["identity"]["lora"] else None
+    return TrainerState(**state, optimizer=read("optimizer.safetensors"), rng=read("rng.safetensors"), adapter=adapter)
 
 
 def check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -100,6 +95,23 @@ def check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, 
                 f"{folder}: made with {name} = {saved.get(name)}, now {wanted.get(name)}; "
                 f"use the former, or another run folder, or delete {folder.parent}"
             )
+
+
+def put_back(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy what a checkpoint has saved of a training into its own tensors; other names or shapes are a `UserError`."""
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: tensor.shape for name, tensor in saved.items()}:
+        raise UserError(f"{folder}: its adapters or optimizer do not fit this model; delete {folder.parent} to train anew")
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Copy a checkpoint's weights into `model`, through transformers' own loader: it may store them under other names."""
+    try:
+        model.load_state_dict(load_model_folder(folder, like=model, dtype=model.dtype).state_dict())
+    except (MixsdError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{folder}: ")
+        raise UserError(f"{folder}: the checkpoint is damaged: {reason}; delete {folder.parent} to train anew") from error
 
 
 def tidy(root: Path, keep: int, pinned: Collection[int] = ()) -> None:
@@ -117,23 +129,11 @@ def tidy(root: Path, keep: int, pinned: Collection[int] = ()) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def logged_losses(path: Path, step: int) -> list[float]:
-    """The losses that the log holds up to and with `step`."""
-    return [row["loss"] for _, row in Journal(path).read() if row.get("event") == "step" and row["step"] <= step]
-
-
-def checkpoint_is_logged(path: Path, step: int) -> bool:
-    """Whether the log says that the checkpoint of `step` was checked and handed to the caller."""
-    return any(row.get("event") == "checkpoint" and row["step"] == step for _, row in Journal(path).read())
-
-
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Copy a checkpoint's weights into `model`, through transformers' own loader: it may store them under other names."""
-    try:
-        model.load_state_dict(load_model_folder(folder, like=model, dtype=model.dtype).state_dict())
-    except (MixsdError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].removeprefix(f"{folder}: ")
-        raise UserError(f"{folder}: the checkpoint is damaged: {reason}; delete {folder.parent} to train anew") from error
+def trim_log(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`: they are taken again. Lines of other stages stay."""
+    if path.exists():
+        mine = ("step", "checkpoint")
+        write_jsonl(path, (row for _, row in Journal(path).read() if row.get("event") not in mine or row["step"] <= step))
 
 
 def first_rng_state(device: torch.device, seed: int) -> dict[str, Tensor]:
@@ -154,30 +154,15 @@ def own_randomness(device: torch.device, states: dict[str, Tensor]) -> Iterator[
         states.update(_rng_state(device))
 
 
-def rng_state_of(saved: dict[str, Tensor], *, names: Sequence[str], rank: int, source: Path) -> dict[str, Tensor]:
-    """One process's states among those of a checkpoint ('name.rank'); a missing one is a `UserError` naming `source`."""
+def own_rng_state(saved: Mapping[str, Tensor], names: Sequence[str], rank: int, folder: Path) -> dict[str, Tensor]:
+    """One process's states among those of a checkpoint; a missing one is a `UserError`."""
     for name in names:
         if f"{name}.{rank}" not in saved:
             raise UserError(
-                f"{source}: no random state of the {name} for process {rank}, so the training cannot go on exactly; "
-                f"resume where it was started, or delete {source.parent} to train anew"
+                f"{folder}: no random state of the {name} for process {rank}, so the training cannot go on exactly; "
+                f"resume where it was started, or delete {folder.parent} to train anew"
             )
     return {name: saved[f"{name}.{rank}"] for name in names}
-
-
-def trim_log(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: they are taken again. Lines of other stages stay."""
-    if path.exists():
-        mine = ("step", "checkpoint")
-        write_jsonl(path, (row for _, row in Journal(path).read() if row.get("event") not in mine or row["step"] <= step))
-
-
-def examples_hash(examples: Sequence[Example]) -> str:
-    """A hash of everything in the examples, order included."""
-    state = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        state.update(repr((example.key, example.prompt_ids, example.target_ids)).encode())
-    return state.hexdigest()
 
 
 def _forked(device: torch.device) -> AbstractContextManager[None]:
@@ -189,20 +174,3 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
     if device.type in ("cuda", "mps"):
         states["device"] = torch.get_device_module(device.type).get_rng_state()
     return states
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); delete {path.parents[2]} to train anew") from error
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"{path}: missing, so the training cannot go on exactly; delete {path.parents[2]} to train anew")

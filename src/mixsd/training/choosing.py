@@ -14,13 +14,13 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.questions import Question, Reply, about, answering, ask, journal_of_base
+from mixsd.evaluation.questions import Question, about, answering, ask, journal_of_base
 from mixsd.evaluation.scores import compare
 from mixsd.facts.fact import Fact
 from mixsd.models import loading
@@ -30,9 +30,9 @@ from mixsd.storage import Journal, digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
 FALL = 0.05
 FOLLOWING = 2
+VALIDATION = "memorization/validation"
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def choose(scored: Sequence[Scored]) -> Choice:
     best = max(stable, key=lambda one: (one.train, -one.step))
     followed = [one.validation for one in scored if one.step > best.step][:FOLLOWING]
     then = f"then {', '.join(f'{value:.3g}' for value in followed)}" if followed else "the last one"
-    return Choice(
-        best.step,
-        f"the first with the best training score, {best.train:.3g}, among stable ones (validation {best.validation:.3g}, {then})",
+    why = (
+        f"the first with the best training score, {best.train:.3g}, among stable ones (validation {best.validation:.3g}, {then})"
     )
+    return Choice(best.step, why)
 
 
 def is_stable(scored: Sequence[Scored], place: int) -> bool:
@@ -90,42 +90,49 @@ class Trained:
     dropped: tuple[str, ...]
 
 
-# Trains at (rate, in a folder, so many steps).
-Train = Callable[[float, Path, int | None], Trained]
-
-
-def search(session: Session, train: Train) -> tuple[Trained, float]:
-    """Train at every rate of the grid, in `rates/`, and return the best one's training, with the rate.
+def search(session: Session, train: Callable[[float, Path, int | None], Trained]) -> tuple[Trained, float]:
+    """Train (at a rate, in a folder, so many steps) at every rate of the grid, in `rates/`; return the best one's training, and the rate.
 
     Raises:
         UserError: training is not finite at any of them.
     """
     run, settings = session.run, session.settings
+    rates = run.folder / "rates"
     tried = {row["lr"]: row for _, row in Journal(run.folder / "rates.jsonl").read()}
     with Journal(run.folder / "rates.jsonl") as journal:
         for rate in settings.lr_grid:
             if rate in tried:
                 continue
+            folder = rates / f"{rate:g}"
             try:
                 # Its model is not held on to, so that one is in memory at a time.
-                tried[rate] = _row(rate, train(rate, folder_of(session, rate), settings.lr_steps))
+                tried[rate] = {"lr": rate, **_scores(train(rate, folder, settings.lr_steps))}
             except UserError:
                 raise
             except MixsdError as error:
                 tried[rate] = {"lr": rate, "failed": str(error)}
-            tried[rate] |= _spent(folder_of(session, rate))
+            # The log may go with the folder; what the training decoded and rehearsed is told.
+            steps = [row for _, row in Journal(folder / "log.jsonl").read() if row.get("event") == "step"]
+            tried[rate] |= {name: sum(step.get(name, 0) for step in steps) for name in ("decoded", "rehearsed")}
             journal.append(tried[rate])
-            _clear_all_but_the_best(session, tried)
+            best = best_of(list(tried.values()))
+            for other in tried:
+                if best is None or other != best["lr"]:  # checkpoints are what is large
+                    shutil.rmtree(rates / f"{other:g}" / "checkpoints", ignore_errors=True)
     best = best_of(list(tried.values()))
     if best is None:
         raise UserError(f"--lr auto: no learning rate of {', '.join(f'{rate:g}' for rate in tried)} ends in a finite training")
-    _say(session, tried, best)
+    failed = ", ".join(f"{rate:g}" for rate, row in tried.items() if "failed" in row)
+    session.watcher.say(
+        f"learning rate {best['lr']:g}: validation {best['validation']:.3g}, training {best['train']:.3g} at step {best['step']}, "
+        f"the best of {len(tried)}{f'; not finite at {failed}' if failed else ''}"
+    )
     rate = float(best["lr"])
     if settings.lr_steps is not None:
-        shutil.rmtree(run.folder / "rates", ignore_errors=True)
+        shutil.rmtree(rates, ignore_errors=True)
         return train(rate, run.folder, None), rate
     # A training that has ended is resumed at its end, which brings its model back.
-    return train(rate, folder_of(session, rate), None), rate
+    return train(rate, rates / f"{rate:g}", None), rate
 
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -134,47 +141,9 @@ def best_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(whole, key=lambda row: (row["validation"], row["train"], -row["lr"]), default=None)
 
 
-def folder_of(session: Session, rate: float) -> Path:
-    """Where the training at a rate is."""
-    return session.run.folder / "rates" / f"{rate:g}"
-
-
-def _row(rate: float, trained: Trained) -> dict[str, Any]:
+def _scores(trained: Trained) -> dict[str, Any]:
     chosen = next(one for one in trained.scored if one.step == trained.choice.step)
-    return {
-        "lr": rate,
-        "step": chosen.step,
-        "train": chosen.train,
-        "validation": chosen.validation,
-        "why": trained.choice.why,
-    }
-
-
-def _spent(folder: Path) -> dict[str, int]:
-    """The tokens that a training decoded and rehearsed: its log may go, what it cost is told."""
-    steps = [row for _, row in Journal(folder / "log.jsonl").read() if row.get("event") == "step"]
-    return {name: sum(step.get(name, 0) for step in steps) for name in ("decoded", "rehearsed")}
-
-
-def _clear_all_but_the_best(session: Session, tried: dict[float, dict[str, Any]]) -> None:
-    """Checkpoints are what is large; the scores of every rate stay."""
-    best = best_of(list(tried.values()))
-    for rate in tried:
-        if best is None or rate != best["lr"]:
-            shutil.rmtree(folder_of(session, rate) / "checkpoints", ignore_errors=True)
-
-
-def _say(session: Session, tried: dict[float, dict[str, Any]], best: dict[str, Any]) -> None:
-    failed = ", ".join(f"{rate:g}" for rate, row in tried.items() if "failed" in row)
-    note = f"; not finite at {failed}" if failed else ""
-    session.watcher.say(
-        f"learning rate {best['lr']:g}: validation {best['validation']:.3g}, training {best['train']:.3g} at step {best['step']}, "
-        f"the best of {len(tried)}{note}"
-    )
-
-
-VALIDATION = "memorization/validation"
-_KEPT = ("accuracy", "forgetting")
+    return {**asdict(chosen), "why": trained.choice.why}
 
 
 class CheckpointScores:
@@ -190,7 +159,11 @@ class CheckpointScores:
         self.journal = Journal(folder / "scores.jsonl")
         self.found: dict[int, list[dict[str, Any]]] = {row["step"]: row["scores"] for _, row in self.journal.read()}
         self.questions = _questions(session)
-        self.references, self.base = _forgetting_of_base(session)
+        base = session.base_hash
+        # From the cache, where an evaluation has asked the base model.
+        with answering(session, session.located.folder, base, journal_of_base(base)) as answerer:
+            self.references = suites.sample_references(session.renderer, session.settings, answerer)
+            self.base = suites.forgetting(answerer, session.renderer, self.references)
 
     def __call__(self, folder: Path, step: int) -> None:
         """Measure a checkpoint, if it has not been."""
@@ -202,21 +175,16 @@ class CheckpointScores:
             forgotten = suites.forgetting(answerer, session.renderer, self.references)
         gc.collect()
         scores = compare(suites.CORE, None, rows) + compare(suites.CORE, self.base, forgotten)
-        self.found[step] = [
-            {**score, "checkpoint": step} for score in scores if score["model"] == "tuned" and score["metric"] in _KEPT
-        ]
+        kept = [score for score in scores if score["model"] == "tuned" and score["metric"] in ("accuracy", "forgetting")]
+        self.found[step] = [{**score, "checkpoint": step} for score in kept]
         self.journal.append({"step": step, "scores": self.found[step]})
 
     def scored(self) -> list[Scored]:
         """Training and validation score of each checkpoint so far, in order."""
         return [
-            Scored(step, _value(scores, suites.TRAINED), _value(scores, VALIDATION))
+            Scored(step, _accuracy(scores, suites.TRAINED), _accuracy(scores, VALIDATION))
             for step, scores in sorted(self.found.items())
         ]
-
-    def close(self) -> None:
-        """Let go of the journal's file."""
-        self.journal.close()
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -224,7 +192,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
     return [score for _, row in Journal(folder / "scores.jsonl").read() for score in row["scores"]]
 
 
-def _value(scores: list[dict[str, Any]], split: str) -> float:
+def _accuracy(scores: list[dict[str, Any]], split: str) -> float:
     return next(float(score["value"]) for score in scores if (score["split"], score["metric"]) == (split, "accuracy"))
 
 
@@ -235,24 +203,15 @@ def _questions(session: Session) -> list[Question]:
     def asked(split: str, fact: Fact, question: str) -> Question:
         return about(fact, f"{split}/{fact.id}", split, question, renderer, session.verifier, limit)
 
-    facts = _some(session.facts, settings.score_questions)
+    def some(facts: list[Fact]) -> list[Fact]:
+        """At most so many, chosen by their ids alone, in their order."""
+        chosen = {fact.id for fact in sorted(facts, key=lambda fact: digest(fact.id))[: settings.score_questions]}
+        return [fact for fact in facts if fact.id in chosen]
+
+    facts = some(session.facts)
     own = session.corpus.splits.get("validation") if session.corpus else None
     if own:
-        framed = [asked(VALIDATION, fact, fact.question) for fact in _some(list(own()), settings.score_questions)]
+        validation = [asked(VALIDATION, fact, fact.question) for fact in some(list(own()))]
     else:
-        framed = [asked(VALIDATION, fact, suites.framed(fact, settings.seed, "validation")[0]) for fact in facts]
-    return [asked(suites.TRAINED, fact, fact.question) for fact in facts] + framed
-
-
-def _some(facts: list[Fact], count: int) -> list[Fact]:
-    """At most so many, chosen by their ids alone, in their order."""
-    chosen = {fact.id for fact in sorted(facts, key=lambda fact: digest(fact.id))[:count]}
-    return [fact for fact in facts if fact.id in chosen]
-
-
-def _forgetting_of_base(session: Session) -> tuple[dict[str, Reply], list[dict[str, Any]]]:
-    """The reference replies and the base model's own loss on them; from the cache where an evaluation has made them."""
-    base = session.base_hash
-    with answering(session, session.located.folder, base, journal_of_base(base)) as answerer:
-        references = suites.sample_references(session.renderer, session.settings, answerer)
-        return references, suites.forgetting(answerer, session.renderer, references)
+        validation = [asked(VALIDATION, fact, suites.framed(fact, settings.seed, "validation")[0]) for fact in facts]
+    return [asked(suites.TRAINED, fact, fact.question) for fact in facts] + validation

@@ -1,11 +1,8 @@
 """What training consumes, a prompt and a target as token ids; which examples make up a step, and how they become tensors.
 
 Nothing is ever truncated: a target cut at the context's end would teach the model to stop in the middle. A step's composition is a
-pure function of (seed, epoch, keys), so that a resumed run meets the same steps. Only inside a step are examples sorted by length and
-cut into microbatches, longest first, so a run that does not fit in memory says so at its first forward pass.
-
-Padding goes to the right and everything is decided by length. The id at a padded place is 0, and no id is ever compared: a tokenizer
-whose pad is its eos loses nothing.
+pure function of (seed, epoch, keys), so that a resumed run meets the same steps. Inside a step the longest examples come first, so a
+run that does not fit in memory says so at its first forward pass. Padding goes to the right and is told by length, never by id.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -47,25 +45,22 @@ def usable(
     """Return the examples to train on and the keys of the dropped ones, both in the given order.
 
     `max_length` is the context in tokens (None: no limit). Raises `UserError` where there is nothing to train on, a key
-    occurs twice, an example has no supervised token (an empty target, or an empty prompt: nothing predicts the target's
-    first token), or one is longer than the context and `drop_overlong` is off.
+    occurs twice, an example has no supervised token, or one is longer than the context and `drop_overlong` is off.
     """
     examples = list(examples)
     if not examples:
         raise UserError("there is no target to train on")
     if twice := [key for key, count in Counter(example.key for example in examples).items() if count > 1]:
         raise UserError(f"every example needs a key of its own; these occur twice: {_names(twice)}")
-    empty = [example.key for example in examples if not example.prompt_ids or not example.target_ids]
-    if empty:
+    if empty := [example.key for example in examples if not example.prompt_ids or not example.target_ids]:
         raise UserError(f"no supervised token in {_names(empty)}: the prompt or the target is empty")
+    kept = [example for example in examples if max_length is None or len(example) <= max_length]
     overlong = tuple(example.key for example in examples if max_length is not None and len(example) > max_length)
     if overlong and not drop_overlong:
         raise UserError(
             f"prompt and target are longer than the model's context of {max_length} tokens in {_names(overlong)}; "
             "shorten them or pass --drop-overlong"
         )
-    dropped = set(overlong)
-    kept = [example for example in examples if example.key not in dropped]
     if not kept:
         raise UserError(f"--drop-overlong leaves nothing to train on: all are longer than the context of {max_length} tokens")
     return kept, overlong
@@ -76,12 +71,8 @@ def _names(keys: Sequence[str]) -> str:
     return f"{len(keys)} example{'s' if len(keys) > 1 else ''} ({', '.join(keys[:_NAMED])}{more})"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One forward pass of B examples, T the longest; all int64 of shape (B, T).
-
-    `labels` holds the id at a supervised place and `UNSUPERVISED` elsewhere, not shifted (as transformers has it).
-    """
+class Batch(NamedTuple):
+    """One forward pass of B examples, T the longest; all int64 (B, T). `labels`: `UNSUPERVISED` but for targets, not shifted."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -89,7 +80,7 @@ class Batch:
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.position_ids, self.labels)))
+        return Batch(*(tensor.to(device) for tensor in self))
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

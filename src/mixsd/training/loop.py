@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,6 @@ from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
 from mixsd.training import checkpoints, optimizer
-from mixsd.training.checkpoints import TrainerState
 from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.lora import Lora
 from mixsd.training.objectives import Objective, Part, Student, Targets
@@ -114,23 +113,26 @@ def train(
         MixsdError: the loss or gradient is not finite, or a merge or written checkpoint failed its check.
     """
     settings = settings.resolved
-    requested = model.device if settings.device == "auto" else torch.device(settings.device)
-    ranks = Ranks(requested)
+    ranks = Ranks(model.device if settings.device == "auto" else torch.device(settings.device))
     with optimizer.memory_errors():
-        context = getattr(text_config(model.config), "max_position_embeddings", None)
-        # Only an objective has keys; examples come in any iterable.
-        objective = (
-            cast(Objective, examples)
-            if hasattr(examples, "keys")
-            else Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
-        )
+        if hasattr(examples, "keys"):  # only an objective has keys; examples come in any iterable
+            objective = cast(Objective, examples)
+        else:
+            context = getattr(text_config(model.config), "max_position_embeddings", None)
+            objective = Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
         run = _Training(model, tokenizer, objective, settings, folder, ranks, on_path or _warn)
         run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
-        return run.finish(run.steps(on_step, on_checkpoint))
+        run.on_step, run.on_checkpoint = on_step, on_checkpoint
+        return run.finish(run.take_steps())
 
 
 class _Training:
     """One call of `train`: what its phases share."""
+
+    rehearsal: Rehearsal | None
+    pinned: Callable[[], Collection[int]]
+    on_step: Callable[[Step], None] | None
+    on_checkpoint: Callable[[Path, int], None] | None
 
     def __init__(
         self,
@@ -144,20 +146,19 @@ class _Training:
     ) -> None:
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
+        if not isinstance(settings.lr, float):
+            raise ValueError(f"training needs a learning rate, not {settings.lr!r}")
         check_savable(model)
-        self.tokenizer, self.settings, self.ranks = tokenizer, settings, ranks
-        self.objective = objective
-        self.rehearsal: Rehearsal | None = None
-        self.pinned: Callable[[], Collection[int]] = tuple
-        self.root, self.log = folder / "checkpoints", folder / "log.jsonl"
-        self.device = ranks.device
-        self.bf16 = _trains_in_bf16(settings, self.device)
+        self.base, self.tokenizer, self.objective = model, tokenizer, objective
+        self.settings, self.ranks, self.device, self.lr = settings, ranks, ranks.device, settings.lr
+        self.root, self.log = folder / "checkpoints", Journal(folder / "log.jsonl")
+        wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
+        self.bf16 = wanted == "bf16" or (wanted == "auto" and self.device.type != "cpu")
         self.per_epoch = steps_per_epoch(len(objective.keys), settings.batch_size)
         self.total = settings.epochs * self.per_epoch
-
-        self.base = model
-        cast(torch.nn.Module, model).to(self.device)
         self.verified = False
+
+        cast(torch.nn.Module, model).to(self.device)
         reading = Reading(model, objective.probe)
         if ranks.is_main:
             on_path("training", reading.path)
@@ -165,19 +166,25 @@ class _Training:
         model.requires_grad_(True)
         self.lora = Lora(model, rank=settings.lora, seed=settings.seed) if settings.lora else None
         if settings.gradient_checkpointing:
-            _recompute_activations(model)
-        self.parameters = optimizer.trainable(self.lora.model if self.lora else model)
-        self.optimizer = optimizer.make_optimizer(self.parameters, lr=_number(settings.lr), weight_decay=settings.weight_decay)
+            try:
+                recompute_activations(model, recomputed_alike(model))
+            except ValueError as error:
+                raise UserError(f"--gradient-checkpointing: {error}") from error
+        named = (self.lora.model if self.lora else model).named_parameters()
+        self.parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
+        self.optimizer = optimizer.make_optimizer(self.parameters, lr=self.lr, weight_decay=settings.weight_decay)
         self.rng = checkpoints.first_rng_state(self.device, settings.seed + ranks.index)
         self.student = Student(model, self.lora, reading, self.device, self._precision)
 
-    def steps(self, on_step: Callable[[Step], None] | None, on_checkpoint: Callable[[Path, int], None] | None) -> list[float]:
+    def take_steps(self) -> list[float]:
         """Take every step that no checkpoint holds yet; return the loss of all steps."""
-        done, losses = self._resume()
+        done = self._resume()
+        logged = [row for _, row in self.log.read() if row.get("event") in ("step", "checkpoint") and row["step"] <= done]
+        losses = [row["loss"] for row in logged if row["event"] == "step"]
         plan: list[list[int]] = []
-        with Journal(self.log) as log:
-            if done and not checkpoints.checkpoint_is_logged(self.log, done):
-                self._announce(done, log, on_checkpoint)  # the run was killed right after writing it
+        with self.log:
+            if done and not any(row["event"] == "checkpoint" and row["step"] == done for row in logged):
+                self._announce(done)  # the run was killed right after writing it
             for step in range(done + 1, self.total + 1):
                 epoch, place = divmod(step - 1, self.per_epoch)
                 if place == 0 or not plan:
@@ -185,15 +192,15 @@ class _Training:
                 record = self._step(step, epoch, plan[place])
                 losses.append(record.loss)
                 if self.ranks.is_main:
-                    log.append({"event": "step", **asdict(record)})
-                    if on_step:
-                        on_step(record)
+                    self.log.append({"event": "step", **asdict(record)})
+                    if self.on_step:
+                        self.on_step(record)
                 if step % self.settings.checkpoint_every == 0 or step == self.total:
                     self._checkpoint(step)
-                    self._announce(step, log, on_checkpoint)
+                    self._announce(step)
         return losses
 
-    def finish(self, losses: Sequence[float]) -> TrainResult:
+    def finish(self, losses: list[float]) -> TrainResult:
         """Merge for good and hand the model over."""
         model = self.lora.finish() if self.lora else self.base
         if self.settings.gradient_checkpointing:
@@ -204,18 +211,25 @@ class _Training:
     def _step(self, step: int, epoch: int, items: list[int]) -> Step:
         started = time.perf_counter()
         self.student.steps = step - 1
-        part = self.objective.part(self.student, step, items[self.ranks.index :: self.ranks.count])
-        tokens, sequences, decoded = self._counts(part)
+        part = self.objective.part(self.student, step, self._share(items))
+        own = [part.tokens, len(part.examples), part.decoded]
+        tokens, sequences, decoded = self.ranks.sum(torch.tensor(own, device=self.device)).tolist()
         weights = None
         if self.settings.spec.distilled and self.settings.kl_reduction == "sequence":
             weights = {example.key: tokens / sequences / len(example.target_ids) for example in part.examples}
         loss = self._backward(part, tokens, weights) / tokens
-        rehearsed, beside = self._rehearse(step, tokens)
+        rehearsed, beside = 0, None
+        if self.rehearsal is not None:
+            # Every process picks the same replies and takes its share of them.
+            whole = self.rehearsal.part(self.student, step, tokens)
+            rehearsed = whole.tokens
+            total = self._backward(replace(whole, examples=self._share(whole.examples)), tokens)
+            beside = total / rehearsed if rehearsed else None
         self.ranks.sum_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
-        lr = optimizer.learning_rate(step, lr=_number(self.settings.lr), warmup_steps=self.settings.warmup_steps)
+        lr = optimizer.learning_rate(step, lr=self.lr, warmup_steps=self.settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -223,22 +237,8 @@ class _Training:
         seconds = round(time.perf_counter() - started, 3)
         return Step(step, self.total, epoch + 1, loss, lr, norm, tokens, seconds, decoded, rehearsed, beside)
 
-    def _rehearse(self, step: int, tokens: int) -> tuple[int, float | None]:
-        """Add the rehearsal's gradient to the targets'; return how many tokens were rehearsed, and their mean loss."""
-        if self.rehearsal is None:
-            return 0, None
-        # Every process picks the same replies and takes its share of them.
-        whole = self.rehearsal.part(self.student, step, tokens)
-        mine = Part(whole.examples[self.ranks.index :: self.ranks.count], whole.loss)
-        rehearsed = sum(len(example.target_ids) for example in whole.examples)
-        total = self._backward(mine, tokens)
-        return rehearsed, total / rehearsed if rehearsed else None
-
-    def _counts(self, part: Part) -> tuple[int, int, int]:
-        """Supervised tokens, sequences and decoded tokens of a step, over all processes."""
-        own = [sum(len(example.target_ids) for example in part.examples), len(part.examples), part.decoded]
-        tokens, sequences, decoded = self.ranks.sum(torch.tensor(own, device=self.device)).tolist()
-        return tokens, sequences, decoded
+    def _share(self, items: list[Any]) -> list[Any]:
+        return items[self.ranks.index :: self.ranks.count]
 
     def _backward(self, part: Part, tokens: int, weights: dict[str, float] | None = None) -> float:
         """Add the gradient of the part's loss / `tokens`; return the loss, summed over all processes.
@@ -266,9 +266,9 @@ class _Training:
 
     def _checkpoint(self, step: int) -> None:
         optimizer.give_back()
-        rng = [state for state in self.ranks.gather(self.rng) if isinstance(state, dict)]
+        rng = self.ranks.gather(self.rng)
         if self.ranks.is_main:
-            state = TrainerState(
+            state = checkpoints.TrainerState(
                 step=step,
                 identity=self._identity(),
                 optimizer=optimizer.optimizer_state(self.optimizer, self.parameters),
@@ -280,7 +280,7 @@ class _Training:
                 checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
 
-    def _announce(self, step: int, log: Journal, on_checkpoint: Callable[[Path, int], None] | None) -> None:
+    def _announce(self, step: int) -> None:
         """Check a checkpoint, hand it to the caller, and only then log it: a kill before that repeats all three."""
         if not self.ranks.is_main:
             return
@@ -290,9 +290,9 @@ class _Training:
             with self._plain_model() as plain:
                 verify_model_folder(folder, plain)
             self.verified = True
-        if on_checkpoint:
-            on_checkpoint(folder, step)
-        log.append({"event": "checkpoint", "step": step})
+        if self.on_checkpoint:
+            self.on_checkpoint(folder, step)
+        self.log.append({"event": "checkpoint", "step": step})
 
     @contextmanager
     def _plain_model(self) -> Iterator[PreTrainedModel]:
@@ -302,58 +302,39 @@ class _Training:
             with self.lora.merged() as plain:
                 yield plain
 
-    def _resume(self) -> tuple[int, list[float]]:
-        """Put back the newest checkpoint, if there is one; return its step and the losses up to it."""
+    def _resume(self) -> int:
+        """Put back the newest checkpoint, if there is one, and return its step."""
         if self.ranks.is_main and self.root.is_dir():
             with disk_errors(self.root):
                 sweep_leftovers(self.root)
                 checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
-        found = checkpoints.list_checkpoints(self.root)
         step = 0
-        if found:
+        if found := checkpoints.list_checkpoints(self.root):
             step, newest = found[-1]
             state = checkpoints.read_state(newest)
             checkpoints.check_identity(newest, state.identity, self._identity())
             if self.lora and state.adapter is not None:
-                self.lora.load(state.adapter, str(newest))
+                checkpoints.put_back(self.lora.state(), state.adapter, newest)
             else:
                 checkpoints.load_weights(self.base, newest)
-            optimizer.load_optimizer_state(self.optimizer, self.parameters, state.optimizer, str(newest))
-            self.rng = checkpoints.rng_state_of(state.rng, names=list(self.rng), rank=self.ranks.index, source=newest)
+            checkpoints.put_back(optimizer.optimizer_state(self.optimizer, self.parameters), state.optimizer, newest)
+            self.rng = checkpoints.own_rng_state(state.rng, list(self.rng), self.ranks.index, newest)
         if self.ranks.is_main:
-            checkpoints.trim_log(self.log, step)
+            checkpoints.trim_log(self.log.path, step)
         self.ranks.wait()
-        return step, checkpoints.logged_losses(self.log, step)
+        return step
 
     def _identity(self) -> dict[str, Any]:
+        names = _IDENTITY + (_REHEARSED if self.rehearsal else ())
         return {
-            **{name: getattr(self.settings, name) for name in _IDENTITY},
+            **{name: getattr(self.settings, name) for name in names},
             "train_dtype": "bf16" if self.bf16 else str(self.base.dtype).removeprefix("torch."),
             "processes": self.ranks.count,
-            **({name: getattr(self.settings, name) for name in _REHEARSED} if self.rehearsal else {}),
             "examples": self.objective.identity,
         }
 
 
 def _warn(work: str, path: str) -> None:
     if ": " in path:
-        warnings.warn(f"{work}: {path}", stacklevel=5)
-
-
-def _number(value: float | str | None) -> float:
-    if not isinstance(value, float):
-        raise ValueError(f"training needs a learning rate, not {value!r}")
-    return value
-
-
-def _trains_in_bf16(settings: Settings, device: torch.device) -> bool:
-    wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
-    return wanted == "bf16" or (wanted == "auto" and device.type != "cpu")
-
-
-def _recompute_activations(model: PreTrainedModel) -> None:
-    try:
-        recompute_activations(model, recomputed_alike(model))
-    except ValueError as error:
-        raise UserError(f"--gradient-checkpointing: {error}") from error
+        warnings.warn(f"{work}: {path}", stacklevel=4)

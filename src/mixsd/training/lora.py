@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixsd.errors import MixsdError, UserError
+from mixsd.errors import MixsdError
 from mixsd.models import compat
 from mixsd.models.folder import logits_of, probe_ids
 
@@ -33,14 +33,14 @@ class Lora:
 
     def __init__(self, base: PreTrainedModel, *, rank: int, seed: int) -> None:
         """Attach adapters of `rank`, drawn from `seed` alone; torch's own generator is left as it was."""
-        self._shapes = shapes_of(base)
+        self._shapes = _shapes_of(base)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
             # peft draws on the CPU before it moves an adapter, so the device has no say in the numbers.
             torch.default_generator.manual_seed(seed)
             self.model = cast(PeftModel, get_peft_model(base, config))
-        self._layers: dict[str, Any] = {}  # LoraLayer: a mixin, and a module too
-        self._weights: dict[str, Tensor] = {}
+        # While merged: each layer (a mixin, and a module too) by its name, with a copy of the base's weight.
+        self._merged: dict[str, tuple[Any, Tensor]] = {}
 
     @property
     def base(self) -> PreTrainedModel:
@@ -50,14 +50,6 @@ class Lora:
     def state(self) -> dict[str, Tensor]:
         """The adapters' tensors by their parameter names."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items() if "lora_" in name}
-
-    def load(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Put back what `state` gave; other names or shapes are a `UserError` naming `source`."""
-        own = self.state()
-        if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in state.items()}:
-            raise UserError(f"{source}: its LoRA adapters do not fit this model and rank; delete the checkpoints to train anew")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
 
     @contextmanager
     def merged(self) -> Iterator[PreTrainedModel]:
@@ -74,8 +66,7 @@ class Lora:
         except BaseException:
             self._restore()
             raise
-        self._weights.clear()
-        self._layers.clear()
+        self._merged.clear()
         compat.forget_adapters(plain)
         return plain.requires_grad_(True)
 
@@ -86,29 +77,26 @@ class Lora:
         moved = {}
         for name, layer in compat.adapted_layers(base).items():
             plain = layer.get_base_layer()
-            self._weights[name] = plain.weight.detach().to("cpu", copy=True)
-            self._layers[name] = layer
+            self._merged[name] = layer, plain.weight.detach().to("cpu", copy=True)
             if not compat.is_zero(layer):
                 moved[name] = plain.weight.detach()
             layer.merge()
             base.set_submodule(name, plain)
-        check_targets_moved(self._weights, moved)
+        check_targets_moved({name: weight for name, (_, weight) in self._merged.items()}, moved)
         check_same_logits(expected, logits_of(base, ids))
-        check_same_tensors(self._shapes, shapes_of(base))
+        check_same_tensors(self._shapes, _shapes_of(base))
         return base
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for name, layer in self._layers.items():
-            layer.get_base_layer().weight.copy_(self._weights[name])
+        for name, (layer, weight) in self._merged.items():
+            layer.get_base_layer().weight.copy_(weight)
             compat.forget_merge(layer)
             self.base.set_submodule(name, layer)
-        self._layers.clear()
-        self._weights.clear()
+        self._merged.clear()
 
 
-def shapes_of(model: PreTrainedModel) -> dict[str, torch.Size]:
-    """Name and shape of every tensor that a folder of `model` stands for."""
+def _shapes_of(model: PreTrainedModel) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
@@ -131,9 +119,7 @@ def check_same_logits(adapter: Tensor, merged: Tensor) -> None:
 
 def check_same_tensors(base: Mapping[str, torch.Size], merged: Mapping[str, torch.Size]) -> None:
     """Raise `MixsdError` where the merged model's tensors are not those of the base in name, number and shape."""
-    if base.keys() != merged.keys():
-        names = sorted(base.keys() ^ merged.keys())
-        raise MixsdError(f"LoRA merge failed: {len(merged)} tensors instead of {len(base)}; differing, for one, {names[0]}")
-    for name, shape in base.items():
-        if merged[name] != shape:
-            raise MixsdError(f"LoRA merge failed: {name} has shape {tuple(merged[name])} instead of {tuple(shape)}")
+    if differing := sorted({name for name, _ in base.items() ^ merged.items()}):
+        raise MixsdError(
+            f"LoRA merge failed: {len(merged)} tensors instead of {len(base)}; differing in name or shape, for one, {differing[0]}"
+        )

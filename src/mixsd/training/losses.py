@@ -1,16 +1,13 @@
 """From hidden states to losses: token NLL (Eq. 5) and the divergences, without ever holding all the logits.
 
-With 150,000 to 250,000 tokens in the vocabulary the logits outweigh everything else in a step. So the decoder gives hidden
-states, and the head is applied to the supervised rows alone, a chunk at a time; a chunk's logits are freed after the forward
-pass and computed again in the backward pass. The price is a second product with the head for every chunk but the last. What the
-known families do after the head (Gemma caps, Cohere multiplies, Granite divides) is done here too, and `inseparable` compares with
-the model's own logits once. A model that fails is trained through its own dense logits: more memory, the same loss.
+The head is applied to the supervised rows alone, a chunk at a time; a chunk's logits are freed after the forward pass and computed
+again in the backward pass. What the known families do after the head (Gemma caps, Cohere multiplies, Granite divides) is done here
+too; a model that does more (`inseparable`) is trained through its own dense logits: more memory, the same loss.
 
-"Top-k KL" means different things in different codebases, so every choice is a named setting of `Divergence`: the direction,
-whose top k tokens are compared, what becomes of the rest of the mass, and whether both sides are rescaled to sum to one on
-the tokens compared. Both sides are brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization
-the dropped tail makes a partial sum: it can be negative, a KL of that kind still has a gradient where both sides are equal, and only
-the Jensen-Shannon divergence keeps its minimum at the teacher.
+"Top-k KL" means different things in different codebases, so every choice is a named setting of `Divergence`. Both sides are
+brought to the same few outcomes (`log_probs`), then compared (`between`). Without renormalization the dropped tail makes a partial
+sum: it can be negative, a KL of that kind still has a gradient where both sides are equal, and only the Jensen-Shannon divergence
+keeps its minimum at the teacher.
 
 A token that one side makes impossible (a logit of -inf) costs nothing where the other side rules it out too. Otherwise the
 true KL is infinite; the zero then counts as a probability of e^-100, has no gradient, and training goes on.
@@ -55,8 +52,8 @@ class Divergence:
     `kl`: forward is KL(p || q), reverse is KL(q || p), jsd is beta KL(p || m) + (1 - beta) KL(q || m) with
     m = beta p + (1 - beta) q. `support`: the outcomes compared are the teacher's or the student's `k` likeliest tokens (all
     of them where the vocabulary is smaller) or the full vocabulary. `tail`: the mass off the support is dropped, or is one
-    more outcome, the bucket. `renormalize`: p and q are rescaled to sum to one over the support. With the bucket, and over
-    the full vocabulary, they do so already and it changes nothing.
+    more outcome, the bucket. `renormalize`: p and q are rescaled to sum to one over the support (with the bucket, and over
+    the full vocabulary, they do so already).
 
     Raises `UserError` for settings that contradict each other or would be ignored.
     """
@@ -88,14 +85,8 @@ class Divergence:
     @classmethod
     def of(cls, settings: Settings) -> Divergence:
         """What the settings under Distillation name."""
-        return cls(
-            kl=settings.kl,
-            support=settings.kl_support,
-            k=settings.kl_top_k,
-            tail=settings.kl_tail,
-            renormalize=settings.kl_renormalize,
-            beta=settings.kl_beta,
-        )
+        kl, support, k = settings.kl, settings.kl_support, settings.kl_top_k
+        return cls(kl, support, k, settings.kl_tail, settings.kl_renormalize, settings.kl_beta)
 
     @property
     def name(self) -> str:
@@ -181,6 +172,7 @@ def _log_probs(outcomes: Tensor, normalizer: Tensor | None = None) -> Tensor:
 
 
 Head = Callable[[Tensor], Tensor]
+_Compute = Callable[[Tensor], Tensor]  # from a chunk of hidden states to one value for each
 
 
 def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
@@ -195,18 +187,13 @@ def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tenso
     return _in_chunks(hidden, chunk, computing)
 
 
-# From a chunk of hidden states to one value for each.
-_Compute = Callable[[Tensor], Tensor]
-
-
 def _in_chunks(hidden: Tensor, chunk: int, computing: Callable[[slice], _Compute]) -> Tensor:
     """One value (N,) for each of the hidden states (N, H), `chunk` at a time; computed again in the backward pass."""
-    starts = range(0, len(hidden), chunk)
     values = []
-    for start in starts:
+    for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         compute = computing(part)
-        if start == starts[-1]:
+        if start + chunk >= len(hidden):
             # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
             values.append(compute(hidden[part]))
         else:
@@ -223,9 +210,7 @@ def logit_head(model: PreTrainedModel) -> Head:
     """Return the map from hidden states (..., H) to the model's final logits (..., V)."""
     config = text_config(model.config)
     project = model.get_output_embeddings()
-    multiply = getattr(config, "logit_scale", None)
-    divide = getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
+    multiply, divide, cap = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
 
     def head(hidden: Tensor) -> Tensor:
         logits: Tensor = project(hidden)
@@ -233,9 +218,7 @@ def logit_head(model: PreTrainedModel) -> Head:
             logits = logits * multiply
         if divide is not None:
             logits = logits / divide
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     return head
 
@@ -270,9 +253,6 @@ def forward(module: nn.Module, batch: Batch) -> Any:
     return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
 
 
-_AT_ONE = Sampling({}, temperature=1.0)
-
-
 @dataclass(frozen=True, slots=True)
 class TeacherStates:
     """The teacher in memory: its hidden states (N, H) at the student's positions, and the head that makes them logits."""
@@ -280,10 +260,10 @@ class TeacherStates:
     hidden: Tensor
     head: Head
 
+    @torch.no_grad()
     def logits(self, part: slice) -> Tensor:
-        """The logits of a few positions, without a gradient."""
-        with torch.no_grad():
-            return self.head(self.hidden[part])
+        """The logits of a few positions."""
+        return self.head(self.hidden[part])
 
 
 class TeacherTopK(NamedTuple):
@@ -312,11 +292,9 @@ def teacher_topk(hidden: Tensor, head: Head, k: int, chunk: int) -> TeacherTopK:
 @torch.no_grad()
 def teacher_sample(hidden: Tensor, head: Head, noise: Tensor, chunk: int) -> Tensor:
     """Draw a token (N,), int64, from the softmax of each row of `head(hidden)` by its number of `noise` (N,) in [0, 1)."""
-    drawn = []
-    for start in range(0, max(1, len(hidden)), chunk):
-        logits = at_least_fp32(head(hidden[start : start + chunk]))
-        drawn.append(pick(logits, noise[start : start + chunk], _AT_ONE))
-    return torch.cat(drawn)
+    sampling = Sampling({}, temperature=1.0)
+    parts = [slice(start, start + chunk) for start in range(0, max(1, len(hidden)), chunk)]
+    return torch.cat([pick(at_least_fp32(head(hidden[part])), noise[part], sampling) for part in parts])
 
 
 def chunked_divergence(
@@ -330,8 +308,12 @@ def chunked_divergence(
     Raises:
         UserError: a remembered top k is not the support that `divergence` asks for.
     """
-    _check(hidden, teacher, divergence)
     together = divergence.support != "teacher"
+    if isinstance(teacher, TeacherTopK) and together:
+        raise UserError(f"{divergence.name} cannot be computed from the teacher's top k alone: it needs the teacher in memory")
+    positions = len(teacher.ids if isinstance(teacher, TeacherTopK) else teacher.hidden)
+    if positions != len(hidden):
+        raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
 
     def computing(part: slice) -> _Compute:
         if isinstance(teacher, TeacherTopK):
@@ -348,11 +330,9 @@ def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Diverg
 
     def compute(rows: Tensor) -> Tensor:
         logits = at_least_fp32(head(rows))
-        vocabulary = logits.shape[-1]
-        if ids.shape[-1] != min(divergence.k, vocabulary):
-            raise UserError(
-                f"the teacher's top {ids.shape[-1]} tokens were kept, and {divergence.name} needs its top {divergence.k}"
-            )
+        vocabulary, kept = logits.shape[-1], ids.shape[-1]
+        if kept != min(divergence.k, vocabulary):
+            raise UserError(f"the teacher's top {kept} tokens were kept, and {divergence.name} needs its top {divergence.k}")
         return between(log_probs(logits, ids, divergence), log_probs_from_topk(logprobs, vocabulary, divergence), divergence)
 
     return compute
@@ -361,20 +341,12 @@ def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Diverg
 def _from_outcomes(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
     logits = at_least_fp32(teacher.logits(part))
     vocabulary, ids = logits.shape[-1], top_ids(logits, divergence.k)
-    teacher_log_probs = log_probs(logits, ids, divergence)
+    known = log_probs(logits, ids, divergence)
 
     def compute(rows: Tensor) -> Tensor:
         student = at_least_fp32(head(rows))
         if student.shape[-1] != vocabulary:
             raise ValueError(f"the student's vocabulary has {student.shape[-1]} tokens and the teacher's {vocabulary}")
-        return between(log_probs(student, ids, divergence), teacher_log_probs, divergence)
+        return between(log_probs(student, ids, divergence), known, divergence)
 
     return compute
-
-
-def _check(hidden: Tensor, teacher: TeacherStates | TeacherTopK, divergence: Divergence) -> None:
-    if isinstance(teacher, TeacherTopK) and divergence.support != "teacher":
-        raise UserError(f"{divergence.name} cannot be computed from the teacher's top k alone: it needs the teacher in memory")
-    positions = len(teacher.ids) if isinstance(teacher, TeacherTopK) else len(teacher.hidden)
-    if positions != len(hidden):
-        raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")

@@ -7,6 +7,7 @@ the rest, the same for every method: order, microbatches, normalization, clippin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from mixsd.errors import UserError
 from mixsd.run.session import Session
 from mixsd.targets.reading import accepted_targets
 from mixsd.targets.target import Target
-from mixsd.training.checkpoints import examples_hash
 from mixsd.training.examples import Example, usable
 from mixsd.training.lora import Lora
 from mixsd.training.losses import chunked_nll
@@ -49,35 +49,31 @@ TokenLoss = Callable[[Student, States, Sequence[Example]], Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """Examples of one step that share a loss, and the tokens that were decoded to have them."""
+    """Examples of one step that share a loss, and how many of their tokens were decoded for it."""
 
     examples: list[Example]
     loss: TokenLoss
     decoded: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """The supervised tokens."""
+        return sum(len(example.target_ids) for example in self.examples)
+
 
 class Objective(Protocol):
-    """What the loop asks of a method."""
+    """What the loop asks of a method.
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """The items' keys, each different; they decide the order."""
+    `keys`: the items', each different; they decide the order. `identity`: a hash of everything that decides the losses besides the
+    settings. `probe`: a short example, to find out how the model can be read. `lengths`: the supervised tokens of each item; None
+    where they differ from step to step. `dropped`: the keys of what was left out for being longer than the context.
+    """
 
-    @property
-    def identity(self) -> str:
-        """A hash of everything that decides the losses besides the settings."""
-
-    @property
-    def probe(self) -> Example:
-        """A short example, to find out how the model can be read."""
-
-    @property
-    def lengths(self) -> Sequence[int] | None:
-        """The supervised tokens of each item; None where they differ from step to step."""
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """The keys of what was left out for being longer than the context."""
+    keys: Sequence[str]
+    identity: str
+    probe: Example
+    lengths: Sequence[int] | None
+    dropped: tuple[str, ...]
 
     def part(self, student: Student, step: int, items: Sequence[int]) -> Part:
         """What these items (indices into `keys`) come to at a step (from 1)."""
@@ -85,10 +81,7 @@ class Objective(Protocol):
 
 @dataclass
 class Targets:
-    """Fixed targets under token NLL (Eq. 5): SFT and MixSD.
-
-    Raises `UserError` for examples that cannot be trained on; see `examples.usable`.
-    """
+    """Fixed targets under token NLL (Eq. 5): SFT and MixSD. Raises `UserError` as `examples.usable` does."""
 
     given: Iterable[Example]
     context: int | None = None
@@ -98,10 +91,11 @@ class Targets:
 
     def __post_init__(self) -> None:
         self.examples, self.dropped = usable(self.given, self.context, drop_overlong=self.drop_overlong)
-        self.keys = [example.key for example in self.examples]
-        self.identity = examples_hash(self.examples)
+        self.keys: Sequence[str] = [example.key for example in self.examples]
         self.probe = min(self.examples, key=len)
-        self.lengths = [len(example.target_ids) for example in self.examples]
+        self.lengths: Sequence[int] | None = [len(example.target_ids) for example in self.examples]
+        hashed = "".join(repr((example.key, example.prompt_ids, example.target_ids)) for example in self.examples)
+        self.identity = hashlib.blake2b(hashed.encode(), digest_size=16).hexdigest()
 
     def part(self, student: Student, step: int, items: Sequence[int]) -> Part:
         """The items' examples, at every step the same."""
@@ -119,11 +113,7 @@ def targets(session: Session, teacher: object) -> Targets:
 
 
 def accepted_examples(session: Session) -> list[Example]:
-    """The session's accepted targets, as they are trained on.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The session's accepted targets, as they are trained on; none is a `UserError`."""
     examples = [example_of(target) for target in accepted_targets(session)]
     if not examples:
         raise UserError(f"{session.run.targets_file}: holds no accepted target to train on")

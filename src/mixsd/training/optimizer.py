@@ -2,8 +2,6 @@
 
 The paper does not say which tensors decay; as is usual, matrices do and vectors (norms, biases) do not. The learning rate is a
 pure function of the step, so there is no scheduler whose state a resumed run could lose.
-
-Memory is looked after here too: what a step no longer needs is given back, and running out of it is told in the user's words.
 """
 
 from __future__ import annotations
@@ -26,11 +24,6 @@ def learning_rate(step: int, *, lr: float, warmup_steps: int) -> float:
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name; a tied one once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def make_optimizer(parameters: dict[str, nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over two groups: tensors of two or more dimensions decay, the others do not."""
     matrices = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
@@ -49,42 +42,9 @@ def make_optimizer(parameters: dict[str, nn.Parameter], *, lr: float, weight_dec
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's tensors as 'parameter/field', for a safetensors file."""
-    return {
-        f"{name}/{field}": tensor.detach().contiguous()
-        for name, parameter in parameters.items()
-        for field, tensor in optimizer.state[parameter].items()
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: dict[str, Tensor], source: str
-) -> None:
-    """Put back what `optimizer_state` gave; a parameter or field that does not match is a `UserError` naming `source`."""
-    fields: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        name, _, field = key.rpartition("/")
-        fields.setdefault(name, {})[field] = tensor
-    for name, parameter in parameters.items():
-        saved = fields.pop(name, None)
-        # A parameter without a gradient has no state; one with only half of it, or of another shape, is another optimizer's.
-        if saved is None:
-            continue
-        moments = [saved.get("exp_avg"), saved.get("exp_avg_sq")]
-        if "step" not in saved or any(moment is None or moment.shape != parameter.shape for moment in moments):
-            raise UserError(f"{source}: the optimizer state does not fit parameter {name}; delete the checkpoints to train anew")
-        optimizer.state[parameter] = {
-            # The count stays as it was saved; the moments go where the parameter is.
-            "step": saved["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu"),
-            "exp_avg": saved["exp_avg"].to(parameter),
-            "exp_avg_sq": saved["exp_avg_sq"].to(parameter),
-        }
-    if fields:
-        raise UserError(f"{source}: the optimizer state is of another model ({sorted(fields)[0]}); delete the checkpoints")
-
-
-# torch's allocators for the CPU and for MPS raise a bare RuntimeError.
-_SIGNS = ("can't allocate memory", "out of memory")
+    """The optimizer's own tensors as 'parameter/field'."""
+    states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
+    return {f"{name}/{field}": tensor.detach() for name, state in states.items() for field, tensor in state.items()}
 
 
 def give_back() -> None:
@@ -99,7 +59,9 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _SIGNS)):
+        # torch's allocators for the CPU and for MPS raise a bare RuntimeError.
+        bare = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bare):
             raise
         raise UserError(
             "out of memory in training: lower --micro-batch, pass --gradient-checkpointing, train adapters (--lora 16), "

@@ -35,10 +35,9 @@ _POLL = 0.05  # seconds
 
 
 class Ranks:
-    """The processes of this training; a single one where nothing launched more."""
+    """The processes of this training, which should run on `requested`; among several on CUDA each gets its own device."""
 
     def __init__(self, requested: torch.device) -> None:
-        """`requested` is where the training should run; among several processes on CUDA each gets its own device."""
         with _crew.environment() if _crew else nullcontext():
             state = PartialState(cpu=requested.type == "cpu", **({"timeout": _PATIENCE} if is_launched() else {}))
         self.count, self.index, self.is_main = state.num_processes, state.process_index, state.is_main_process
@@ -66,11 +65,10 @@ class Ranks:
             for work in pending:
                 work.wait()
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         """The `value` of every process, by rank, on every process."""
         with _peers_needed():
-            gathered: list[object] = gather_object([value])
-        return gathered
+            return list(gather_object([value]))
 
     def wait(self) -> None:
         """Return once every process is here."""
@@ -98,22 +96,18 @@ class _Crew:
         store.set_timeout(_PATIENCE)
         self.store = distributed.PrefixStore("mixsd", store)
         self.orders = 0
-        self._launched = {name: value for name, value in os.environ.items() if LAUNCHED.fullmatch(name)}
-        for name in self._launched:
+        self.launched = {name: value for name, value in os.environ.items() if LAUNCHED.fullmatch(name)}
+        for name in self.launched:
             del os.environ[name]
-
-    @property
-    def local_rank(self) -> int:
-        return int(self._launched.get("LOCAL_RANK", self.rank))
 
     @contextmanager
     def environment(self) -> Iterator[None]:
         """What the launcher has said, for the time in which the processes find each other."""
-        os.environ.update(self._launched)
+        os.environ.update(self.launched)
         try:
             yield
         finally:
-            for name in self._launched:
+            for name in self.launched:
                 os.environ.pop(name, None)
 
     def failures(self, more: int) -> int:
@@ -122,6 +116,11 @@ class _Crew:
             return int(self.store.add("failed", more))
         except RuntimeError:
             return 2
+
+    def send(self, work: dict[str, Any] | None) -> None:
+        """Give the next order; None is the last."""
+        self.orders += 1
+        self.store.set(f"order {self.orders}", json.dumps(work))
 
 
 _crew: _Crew | None = None
@@ -158,7 +157,7 @@ def joined() -> Iterator[bool]:
     finally:
         if leads:
             with suppress(RuntimeError):  # the store may have gone with whoever failed
-                _send(crew, None)
+                crew.send(None)
         _crew = None
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -168,7 +167,7 @@ def order(**work: Any) -> None:
     """As rank 0, have the other processes do some work (JSON values), and wait until all are at it."""
     if _crew is None or _crew.rank:
         return
-    _send(_crew, work)
+    _crew.send(work)
     while _crew.store.add(f"ready {_crew.orders}", 0) < _crew.count - 1:
         time.sleep(_POLL)  # and not in the store, where no signal would be heard
 
@@ -183,7 +182,7 @@ def orders() -> Iterator[dict[str, Any]]:
 
 def ready() -> None:
     """As another process than rank 0, say that what was ordered begins."""
-    if _crew is not None and follows():
+    if _crew is not None:
         _crew.store.add(f"ready {_crew.orders}", 1)
 
 
@@ -194,9 +193,4 @@ def follows() -> bool:
 
 def local_rank() -> int:
     """This process's number on its machine."""
-    return _crew.local_rank if _crew else 0
-
-
-def _send(crew: _Crew, work: dict[str, Any] | None) -> None:
-    crew.orders += 1
-    crew.store.set(f"order {crew.orders}", json.dumps(work))
+    return int(_crew.launched.get("LOCAL_RANK", _crew.rank)) if _crew else 0

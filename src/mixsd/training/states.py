@@ -1,11 +1,10 @@
 """What a model makes of examples at their supervised places: hidden states, and the head that turns them into logits.
 
-Every objective starts from these rows, so how they come about (packed, padded, or from a model that cannot be taken apart) is
-decided here and nowhere else. For the last kind the rows are the model's own logits, and the head gives them back as they are.
+Every objective starts from these rows; how they come about (packed, padded, or from a model that cannot be taken apart, whose rows
+are its own logits) is decided here and nowhere else.
 
 A packed pass reads a microbatch laid end to end: no padding, and what all examples begin with (chat template, system prompt) is read
-once. The linear layers see one long row; attention lets each example see the shared beginning and itself. By causality the states of
-the shared tokens are the same for every example, and the gradients of all examples meet in their keys and values, so states and
+once. The linear layers see one long row; attention lets each example see the shared beginning and itself. By causality states and
 gradients are those of the padded batch. On a CPU oneDNN makes a kernel for every new shape, so the number of tokens is rounded up there.
 """
 
@@ -14,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -32,10 +31,6 @@ _ROUND = 16  # the number of tokens on a CPU is a multiple of this
 # How far packed states may be from the model's own, relative to the largest: rounding, and not another computation.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # some families' norms are fp32 whatever the weights are
 _TOLERANCE_HALF = 0.1
-
-_paths: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-
-
 # Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
 CHUNK_LOGITS = 2**27
 
@@ -60,9 +55,8 @@ class Reading:
 
     def __init__(self, model: PreTrainedModel, probe: Example) -> None:
         reason = inseparable(model, collate([probe]).to(model.device))
-        self.dense = reason is not None
         self.path = f"dense: {reason}" if reason else path(model)
-        self.packed = self.path == "packed"
+        self.dense, self.packed = reason is not None, self.path == "packed"
 
     def states(self, model: PreTrainedModel, examples: Sequence[Example]) -> States:
         """The states of `model`, plain or with adapters inside, at the places that predict the examples' targets."""
@@ -76,7 +70,7 @@ def padded_states(model: PreTrainedModel, batch: Batch, *, chunk: int | None = N
     supervised = batch.labels[:, 1:] != UNSUPERVISED
     chunk = chunk or _chunk(model)
     if dense:
-        return States(forward(model, batch).logits[:, :-1][supervised], _as_it_is, chunk)
+        return States(forward(model, batch).logits[:, :-1][supervised], lambda logits: logits, chunk)
     return States(forward(decoder(model), batch).last_hidden_state[:, :-1][supervised], logit_head(model), chunk)
 
 
@@ -86,19 +80,14 @@ def target_ids(examples: Sequence[Example], device: torch.device) -> Tensor:
 
 
 def _chunk(model: PreTrainedModel) -> int:
-    """How many rows of logits may exist at once."""
     return max(1, CHUNK_LOGITS // text_config(model.config).vocab_size)
-
-
-def _as_it_is(logits: Tensor) -> Tensor:
-    return logits
 
 
 def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
     """Return the final hidden states (N, H), with gradients, at the places that predict the examples' target tokens, in order.
 
-    `model` is plain, or the base inside a peft model, and one that `packs`. With gradient checkpointing on, it has to be the
-    kind that `recomputed_alike` prepares.
+    `model` is plain, or the base inside a peft model, and its `path` is "packed". With gradient checkpointing on, it has to be
+    the kind that `recomputed_alike` prepares.
     """
     texts = [(*example.prompt_ids, *example.target_ids[:-1]) for example in examples]  # the last token predicts nothing
     plan = _Pass(texts, model.device, windowed=windowed_layers(model))
@@ -119,19 +108,12 @@ def recomputed_alike(model: PreTrainedModel) -> Callable[[], tuple[AbstractConte
 
 
 def path(model: PreTrainedModel) -> str:
-    """How the model is trained: "packed", or "padded: " and the reason. It is tried out once per model."""
-    if model not in _paths:
-        training = model.training
-        try:
-            _paths[model] = path_of(model, decoder(model), "padded", lambda: _difference(model))
-        finally:
-            model.train(training)
-    return _paths[model]
-
-
-def packs(model: PreTrainedModel) -> bool:
-    """Whether packed passes give this model's own states."""
-    return path(model) == "packed"
+    """How the model is trained: "packed", or "padded: " and the reason. It is tried out."""
+    training = model.training
+    try:
+        return path_of(model, decoder(model), "padded", lambda: _difference(model))
+    finally:
+        model.train(training)
 
 
 class _Pass:
@@ -147,22 +129,18 @@ class _Pass:
         own = [len(text) - self.shared for text in texts]
         order = sorted((row for row in range(len(texts)) if own[row]), key=lambda row: own[row])
         self.firsts = [0] * len(texts)
-        total = self.shared
-        for row in order:
-            self.firsts[row] = total
-            total += own[row]
-        self.idle = -total % _ROUND if device.type == "cpu" else 0
         tokens, positions = list(texts[0][: self.shared]), list(range(self.shared))
         for row in order:
+            self.firsts[row] = len(tokens)
             tokens += texts[row][self.shared :]
             positions += range(self.shared, len(texts[row]))
+        self.idle = -len(tokens) % _ROUND if device.type == "cpu" else 0
         self.tokens = torch.tensor(tokens + [0] * self.idle, device=device)
         self.positions = torch.tensor(positions + [0] * self.idle, device=device)
         self.groups = [_Group([0], [self.shared], 0, device)] if self.shared else []
         # Texts of about one length attend together: of 1, 2, up to 4, up to 8, ... tokens of their own.
-        classes = [(own[row] - 1).bit_length() for row in order]
-        for length_class in sorted(set(classes)):
-            rows = [row for row, this in zip(order, classes, strict=True) if this == length_class]
+        for _, together in groupby(order, key=lambda row: (own[row] - 1).bit_length()):
+            rows = list(together)
             self.groups.append(_Group([self.firsts[row] for row in rows], [own[row] for row in rows], self.shared, device))
 
     def places(self, starts: Sequence[int]) -> Tensor:
@@ -294,14 +272,12 @@ def _difference(model: PreTrainedModel) -> str | None:
         model.train()
         packed_states(model, examples)  # which refuses dropout inside attention
     model.eval()
-    own = torch.cat([_states_alone(model, example) for example in examples])
-    packed = packed_states(model, examples)
+    alone = []
+    for example in examples:
+        text = torch.tensor([[*example.prompt_ids, *example.target_ids[:-1]]], device=model.device)
+        hidden = model.get_decoder()(input_ids=text, use_cache=False, return_dict=True).last_hidden_state
+        alone.append(hidden[0, len(example.prompt_ids) - 1 :])
+    own, packed = torch.cat(alone), packed_states(model, examples)
     allowed = _TOLERANCE.get(own.dtype, _TOLERANCE_HALF) * own.abs().max()
     same = own.shape == packed.shape and (own - packed).abs().max() <= allowed
     return None if same else "packed states are not the model's own"
-
-
-def _states_alone(model: PreTrainedModel, example: Example) -> Tensor:
-    text = torch.tensor([[*example.prompt_ids, *example.target_ids[:-1]]], device=model.device)
-    hidden: Tensor = model.get_decoder()(input_ids=text, use_cache=False, return_dict=True).last_hidden_state
-    return hidden[0, len(example.prompt_ids) - 1 :]

@@ -1,7 +1,7 @@
 """The frozen base model beside the student: the teacher of self-distillation, and the model whose replies are rehearsed (beyond the paper).
 
 With LoRA the teacher is the student's own weights with the adapters off, so one model is in memory. Where all weights are trained
-it is a second copy in the precision of reading, loaded when it is first needed. `Teacher` is the seam where another would stand.
+it is a second copy in the precision of reading, loaded when it is first needed.
 
 Rehearsal trains, beside the targets, on what the base model itself says to general prompts. Each step takes other prompts and samples
 other replies (T = 1, full softmax), all addressed by (seed, prompt, step). Replies are taken until they hold `ratio` times the tokens
@@ -11,11 +11,12 @@ targets are fixed all replies are decoded before the training, into a journal, s
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
+from itertools import count, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,15 +32,7 @@ from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence
 from mixsd.training.objectives import Part, Student, TokenLoss, target_nll
 from mixsd.training.states import Reading, States
 
-
-class Teacher(Protocol):
-    """Whose distributions the student learns."""
-
-    def states(self, student: Student, examples: Sequence[Example]) -> States:
-        """The teacher's states at the places that predict the examples' targets, without gradients."""
-
-    def decode(self, student: Student, requests: list[Request], sampling: Sampling, token_budget: int) -> Iterable[Decoding]:
-        """Replies of the teacher."""
+_PREPARED_AT_ONCE = 64  # steps whose requests are in memory
 
 
 class FrozenBase:
@@ -51,16 +44,15 @@ class FrozenBase:
 
     @torch.no_grad()
     def states(self, student: Student, examples: Sequence[Example]) -> States:
-        """The base's states at the places that predict the examples' targets."""
+        """The base's states at the places that predict the examples' targets, without gradients."""
         with self._opened(student, examples[0]) as (model, reading):
             return reading.states(model, examples)
 
     def decode(self, student: Student, requests: list[Request], sampling: Sampling, token_budget: int) -> Iterable[Decoding]:
         """Replies of the base."""
-        with self._opened(
-            student, Example("probe", tuple(requests[0].naive_ids[:-1]), tuple(requests[0].naive_ids[-1:]))
-        ) as opened:
-            yield from decode_all(opened[0], requests, sampling, token_budget=token_budget)
+        prompt = tuple(requests[0].naive_ids)
+        with self._opened(student, Example("probe", prompt[:-1], prompt[-1:])) as (model, _):
+            yield from decode_all(model, requests, sampling, token_budget=token_budget)
 
     @contextmanager
     def _opened(self, student: Student, probe: Example) -> Iterator[tuple[PreTrainedModel, Reading]]:
@@ -76,7 +68,7 @@ class FrozenBase:
             yield self._copy
 
 
-def teacher_divergence(teacher: Teacher, divergence: Divergence) -> TokenLoss:
+def teacher_divergence(teacher: FrozenBase, divergence: Divergence) -> TokenLoss:
     """The loss that holds the student to the teacher on the very same prompts."""
 
     def loss(student: Student, states: States, examples: Sequence[Example]) -> Tensor:
@@ -97,14 +89,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-_PREPARED_AT_ONCE = 64  # steps whose requests are in memory
-
-Decode = Callable[[list[Request]], Iterable[Decoding]]
-DecodeNow = Callable[[Student, list[Request]], Iterable[Decoding]]
-
-
-@dataclass(frozen=True)
-class _Reply:
+class _Reply(NamedTuple):
     """One place in a step's order: which prompt, and the number of its round through all prompts."""
 
     step: int
@@ -116,6 +101,7 @@ class _Reply:
         return f"{self.step}/{self.round}/{self.prompt}"
 
 
+@dataclass
 class Rehearsal:
     """The rehearsal of one training.
 
@@ -129,91 +115,82 @@ class Rehearsal:
         loss: of the replies' tokens; by default their NLL.
     """
 
-    def __init__(
-        self,
-        prompts: Mapping[str, Sequence[int]],
-        *,
-        ratio: float,
-        limit: int,
-        seed: int,
-        journal: Journal | None = None,
-        decode: DecodeNow | None = None,
-        loss: TokenLoss = target_nll,
-    ) -> None:
-        self.prompts, self.ratio, self.limit, self.seed = prompts, ratio, limit, seed
-        self.journal, self.decode, self.loss = journal, decode, loss
-        self._places = {row["key"]: (place, len(row["ids"])) for place, row in journal.read()} if journal else {}
+    prompts: Mapping[str, Sequence[int]]
+    ratio: float
+    limit: int
+    seed: int
+    journal: Journal | None = None
+    decode: Callable[[Student, list[Request]], Iterable[Decoding]] | None = None
+    loss: TokenLoss = target_nll
 
-    def prepare(self, tokens: Mapping[int, int], decode: Decode, on_done: Callable[[int], None] = lambda tokens: None) -> None:
+    def __post_init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
+        for place, row in self.journal.read() if self.journal else ():
+            self._places[row["key"]], self._lengths[row["key"]] = place, len(row["ids"])
+
+    def prepare(
+        self,
+        tokens: Mapping[int, int],
+        decode: Callable[[list[Request]], Iterable[Decoding]],
+        on_done: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
         """Decode what is missing for these steps, `tokens` supervised target tokens each; `on_done` hears of rehearsed tokens."""
         assert self.journal is not None
         steps = iter(tokens.items())
         while window := list(islice(steps, _PREPARED_AT_ONCE)):
-            while missing := [reply for step, count in window for reply in self._missing(step, count)]:
+            while missing := [reply for step, wanted in window for reply in self._plan(step, wanted, self._lengths)[1]]:
                 for decoding in decode([self._request(reply) for reply in missing]):
-                    place = self.journal.append({"key": decoding.key, "ids": decoding.ids})
-                    self._places[decoding.key] = place, len(decoding.ids)
+                    self._places[decoding.key] = self.journal.append({"key": decoding.key, "ids": decoding.ids})
+                    self._lengths[decoding.key] = len(decoding.ids)
                     on_done(len(decoding.ids))
 
     def part(self, student: Student, step: int, tokens: int) -> Part:
         """What a step with so many supervised target tokens rehearses."""
         made: dict[str, list[int]] = {}
-        while missing := self._missing(step, tokens, made):
+        lengths = ChainMap({}, self._lengths)
+        taken, missing = self._plan(step, tokens, lengths)
+        while missing:
             if self.decode is None:
                 raise ValueError(f"the rehearsal of step {step} was not prepared")
             for decoding in self.decode(student, [self._request(reply) for reply in missing]):
-                made[decoding.key] = decoding.ids
+                made[decoding.key], lengths[decoding.key] = decoding.ids, len(decoding.ids)
+            taken, missing = self._plan(step, tokens, lengths)
         examples = []
-        for reply in self._taken(step, tokens, made):
+        for reply in taken:
             ids = made[reply.key] if reply.key in made else self._read(reply.key)
             examples.append(Example(f"rehearsal/{reply.key}", tuple(self.prompts[reply.prompt]), tuple(ids)))
         return Part(examples, self.loss)
 
-    def _missing(self, step: int, tokens: int, made: Mapping[str, list[int]] | None = None) -> list[_Reply]:
-        """The next replies to decode for a step: no more than it will surely look at; none when it has enough."""
-        wanted, held, missing = self.ratio * tokens, 0, []
+    def _plan(self, step: int, tokens: int, lengths: Mapping[str, int]) -> tuple[list[_Reply], list[_Reply]]:
+        """The replies that a step takes, and those to decode before that is known: no more than it will surely look at."""
+        taken, missing = [], []
+        wanted, held = self.ratio * tokens, 0
         for reply in self._order(step):
-            length = self._length(reply, made)
+            length = lengths.get(reply.key)
             if length is None:
                 missing.append(reply)
                 held += self.limit  # the most it can be
                 if held >= wanted:
-                    return missing
-            elif missing:
-                continue
-            elif held + length / 2 > wanted:
-                return []
-            else:
+                    break
+            elif not missing:
+                if held + length / 2 > wanted:
+                    break
                 held += length
-        return missing
-
-    def _taken(self, step: int, tokens: int, made: Mapping[str, list[int]]) -> Iterator[_Reply]:
-        wanted, held = self.ratio * tokens, 0
-        for reply in self._order(step):
-            length = self._length(reply, made)
-            if length is None or held + length / 2 > wanted:
-                return
-            held += length
-            yield reply
-
-    def _length(self, reply: _Reply, made: Mapping[str, list[int]] | None) -> int | None:
-        if made and reply.key in made:
-            return len(made[reply.key])
-        return self._places[reply.key][1] if reply.key in self._places else None
+                taken.append(reply)
+        return taken, missing
 
     def _read(self, key: str) -> list[int]:
         assert self.journal is not None
-        ids: list[int] = self.journal.at(self._places[key][0])["ids"]
+        ids: list[int] = self.journal.at(self._places[key])["ids"]
         return ids
 
     def _order(self, step: int) -> Iterator[_Reply]:
         """Every prompt in the step's own order; then again, with other noise, for as long as someone asks."""
         keys = sorted(self.prompts)
-        number = 0
-        while True:
+        for number in count():
             draws = uniforms(self.seed, "rehearsal", "order", sample=number, attempt=step, n=len(keys))
             yield from (_Reply(step, keys[place], number) for place in np.argsort(draws, kind="stable"))
-            number += 1
 
     def _request(self, reply: _Reply) -> Request:
         noise = uniforms(self.seed, "rehearsal", reply.prompt, sample=reply.round, attempt=reply.step, n=self.limit)

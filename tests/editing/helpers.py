@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixsd.editing import MemitConfig, Moments, second_moments
-from mixsd.editing.config import layers_of
+from mixsd.editing.edits import layers_of
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from tests.renderers import make_tokenizer

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mixsd.editing import EditResult, MemitConfig, edit, memit
+from mixsd.editing.edits import sampled_prefixes
+from mixsd.editing.memit import Value
 from mixsd.editing.parts import down_projection
-from mixsd.editing.subjects import sampled_prefixes
-from mixsd.editing.values import Value
 from mixsd.errors import MixsdError, UserError
 from mixsd.facts.fact import Fact
 from mixsd.storage import Journal
@@ -222,6 +222,6 @@ def test_a_result_is_plain_values(tmp_path: Path) -> None:
     import json
 
     _, result = run(tmp_path, config=replace(QUICK, steps=1))
-    values = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    values = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert [fact["id"] for fact in values["facts"]] == ["a", "b", "c"]
     assert len(values["prefixes"]) == 2

@@ -9,8 +9,8 @@ import torch
 
 from mixsd.editing import moments as editing_moments
 from mixsd.editing import paragraphs, second_moments
+from mixsd.editing.edits import start_ids
 from mixsd.editing.parts import down_projection
-from mixsd.editing.subjects import start_ids
 from mixsd.errors import UserError
 from tests.editing.helpers import TEXTS, setting
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mixsd.editing import MemitConfig
-from mixsd.editing.subjects import EditPrompt, UnusableError, cloze_of, edit_prompts, essence, start_ids, subject_end
+from mixsd.editing.edits import EditPrompt, UnusableError, cloze_of, edit_prompts, essence, start_ids, subject_end
 from mixsd.errors import UserError
 from mixsd.facts.fact import Fact
 from tests.renderers import KINDS, make, make_tokenizer, text_of

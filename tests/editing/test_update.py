@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from mixsd.editing import Moments
-from mixsd.editing.config import MemitConfig, by_depth, layers_of, of_settings, parse_layers, weight_of
+from mixsd.editing.edits import EditPrompt, MemitConfig, by_depth, edit_prompts, layers_of, of_settings, parse_layers, weight_of
+from mixsd.editing.memit import keys_of, least_squares, spread
 from mixsd.editing.parts import before_norm, block, check_path, down_projection, hidden_of
-from mixsd.editing.subjects import EditPrompt, edit_prompts
-from mixsd.editing.values import keys_of, least_squares, spread
 from mixsd.errors import UserError
 from mixsd.settings import Settings
 from tests.editing.helpers import FACTS, HIDDEN, QUICK, moments_of, setting
@@ -50,7 +49,7 @@ def by_hand(model: Any, layer: int, last: int, prompts: list[list[EditPrompt]]) 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("budget", [4096, 60])
 def test_keys_are_the_inputs_at_the_subject_averaged_over_prompts(architecture: str, budget: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mixsd.editing.values.TOKENS_PER_PASS", budget)
+    monkeypatch.setattr("mixsd.editing.memit.TOKENS_PER_PASS", budget)
     model, renderer = setting(architecture)
     prompts = prompts_of(renderer)
     for layer in (0, 1):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mixsd.editing import MemitConfig
+from mixsd.editing.edits import EditPrompt, edit_prompts, essence
+from mixsd.editing.memit import optimize
 from mixsd.editing.parts import Reader, block, hidden_of, with_hidden
-from mixsd.editing.subjects import EditPrompt, edit_prompts, essence
-from mixsd.editing.values import optimize
 from tests.editing.helpers import FACTS, HIDDEN, QUICK, THOROUGH, setting
 from tests.tiny import ARCHITECTURES
 

@@ -144,8 +144,7 @@ def _scored(session: Session) -> int:
 
 def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str, str | None]]:
     """What memit does to a fact; and why facts cannot be edited in, by id."""
-    from mixsd.editing.config import layers_of, of_settings
-    from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
+    from mixsd.editing.edits import EditPrompt, UnusableError, edit_prompts, layers_of, of_settings
 
     config = of_settings(session.settings)
     layers = layers_of(config, session.config)

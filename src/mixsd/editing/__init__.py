@@ -1,6 +1,6 @@
 """Editing facts into a model's weights in closed form, without training. See `memit` for the design; `edit` is the way in."""
 
-from mixsd.editing.config import MemitConfig, layers_of
+from mixsd.editing.edits import MemitConfig, layers_of
 from mixsd.editing.memit import EditResult, FactEdit, edit
 from mixsd.editing.moments import Moments, paragraphs, second_moments
 

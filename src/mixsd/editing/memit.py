@@ -1,8 +1,21 @@
 """MEMIT: many facts written into the weights at once, without training (Meng et al. 2023).
 
-For each subject a value is sought (`values`): what the hidden state at the subject's last token would have to be for the model
-to go on with the answer. Then down_proj of a stretch of layers is changed in closed form (`values.spread`) so that the subject's keys
-give these values while ordinary keys, known by their second moments (`moments`), give what they did.
+For the facts of one subject a value is sought: a single delta that, added to the last edited layer's output at the subject's last
+token, makes each fact's target likely behind every prefix:
+
+    mean NLL per target token  +  kl_factor * KL(now || before) after "{subject} is a"  +  v_weight_decay * |delta|^2 / |h|^2
+
+by Adam, delta held to clamp_norm_factor * |h| (h: that hidden state before). Facts of one subject share the delta because their
+keys are all but the same, and a matrix gives one key one value: two deltas would be averaged in the update, and neither said.
+
+Then down_proj of a stretch of layers is changed in closed form. For keys k_i (the input of down_proj at the subject's last token)
+that shall give r_i more than they do, among ordinary keys with the second moment C that shall give what they did, the change D
+of the matrix minimizes
+
+    sum_i |D k_i - r_i|^2  +  weight * mean over ordinary keys |D k|^2,    so  D = R K^T (weight * C + K K^T)^-1
+
+Going up through the layers, each takes an equal part of what is still missing at the last one; what it does not achieve is left to
+the next, and the last takes all.
 
 Every fact ends as edited, failed or unusable, with the reason. `edited` says that the model with the new weights, decoding
 greedily, goes on with the whole target after the very prompt that was edited; whether it answers the question in its own words is
@@ -18,27 +31,35 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from mixsd.editing.config import MemitConfig, layers_of, weight_of
+from mixsd.decoding.engine import TOKENS_PER_PASS
+from mixsd.decoding.requests import padded_batches
+from mixsd.editing.edits import (
+    EditPrompt,
+    MemitConfig,
+    UnusableError,
+    edit_prompts,
+    essence,
+    layers_of,
+    sampled_prefixes,
+    weight_of,
+)
 from mixsd.editing.moments import Moments
-from mixsd.editing.parts import Reader, check_path, down_projection
-from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts, essence, sampled_prefixes
-from mixsd.editing.values import Value, optimize, spread
+from mixsd.editing.parts import Reader, before_norm, check_path, down_projection, read, reading
 from mixsd.errors import MixsdError, UserError
 from mixsd.facts.fact import Fact, normalized
 from mixsd.facts.prompts import Renderer
-from mixsd.models.compat import text_config
+from mixsd.models.folder import probe_ids
 from mixsd.models.loading import context_length
 from mixsd.storage import Journal, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -76,18 +97,13 @@ class EditResult:
         """How many facts ended so."""
         return sum(fact.status == status for fact in self.facts)
 
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
-
 
 @dataclass
 class _Subject:
     """The facts of one subject, by their index, with their prompts."""
 
     name: str
-    facts: list[int]
-    prompts: list[list[EditPrompt]]
+    facts: dict[int, list[EditPrompt]]
 
 
 def edit(
@@ -112,7 +128,7 @@ def edit(
         on_done: told the number of facts whose value was just found, or which have none.
 
     Raises:
-        UserError: the model is built in a way that MEMIT does not know, or there was too little text for its second moments.
+        UserError: MEMIT does not know how the model is built, or there was too little text for its second moments.
         MixsdError: the edited model is not finite; its weights are what they were.
     """
     layers = layers_of(config, model.config)
@@ -133,14 +149,13 @@ def edit(
             outcomes[index] = FactEdit(fact.id, "unusable", str(error))
             on_done(1)
             continue
-        subject = subjects.setdefault(normalized(fact.subject or "").casefold(), _Subject(fact.subject or "", [], []))
-        subject.facts.append(index)
-        subject.prompts.append(prompts)
+        name = fact.subject or ""
+        subjects.setdefault(normalized(name).casefold(), _Subject(name, {})).facts[index] = prompts
     values = _Values(model, layers[-1], config, moments.model_hash, journal)
     found: list[tuple[int, list[EditPrompt], Value, int]] = []
     for subject in subjects.values():
-        value = values.of(subject, renderer)
-        for number, (index, prompts) in enumerate(zip(subject.facts, subject.prompts, strict=True)):
+        value = values.of(list(subject.facts.values()), essence(subject.name, renderer.tokenizer))
+        for number, (index, prompts) in enumerate(subject.facts.items()):
             if value.finite:
                 found.append((index, prompts, value, number))
             else:
@@ -153,21 +168,19 @@ def edit(
         deltas = torch.stack([value.delta for _, _, value, _ in found])
         with _restored_on_error(model, layers):
             changes = spread(model, layers, moments, weight, [prompts for _, prompts, _, _ in found], deltas)
-            check_finite(model, layers)
+            _check_finite(model, layers)
             for index, prompts, value, number in found:
                 outcomes[index] = _outcome(model, layers[-1], facts[index], prompts[0], value, number)
     return EditResult([outcomes[index] for index in range(len(facts))], changes, weight, moments.tokens, prefixes)
 
 
-def check_finite(model: PreTrainedModel, layers: Sequence[int]) -> None:
+def _check_finite(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Raise `MixsdError` where an edited matrix, or what the model says to a few ids, is not finite."""
     for layer in layers:
         if not down_projection(model, layer).weight.isfinite().all():
             raise _not_finite(f"the edited down_proj of layer {layer} is")
-    vocabulary = text_config(model.config).vocab_size
-    ids = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=model.device).long()[None]
     with torch.no_grad():
-        if not model(input_ids=ids, use_cache=False).logits.isfinite().all():
+        if not model(input_ids=probe_ids(model), use_cache=False).logits.isfinite().all():
             raise _not_finite("the edited model's logits are")
 
 
@@ -185,16 +198,15 @@ class _Values:
         self.identity = ["memit value", model_hash, str(model.dtype), layer, settings]
         self.places = {row["at"]: place for place, row in journal.read() if "at" in row} if journal else {}
 
-    def of(self, subject: _Subject, renderer: Renderer) -> Value:
-        """The value of one subject."""
-        kept = essence(subject.name, renderer.tokenizer)
-        read = [[[prompt.ids, prompt.place, prompt.target] for prompt in own] for own in subject.prompts]
+    def of(self, prompts: list[list[EditPrompt]], kept: EditPrompt) -> Value:
+        """The value of one subject, whose facts have these prompts; see `optimize`."""
+        read = [[[prompt.ids, prompt.place, prompt.target] for prompt in own] for own in prompts]
         address = digest([self.identity, read, kept.ids])
         if self.journal and address in self.places:
             row = self.journal.at(self.places[address])
             delta = torch.tensor(row["delta"], dtype=self.model.dtype, device=self.model.device)
             return Value(delta, row["before"], row["reached"], row["said"], row["steps"])
-        value = optimize(self.model, self.layer, subject.prompts, kept, self.config)
+        value = optimize(self.model, self.layer, prompts, kept, self.config)
         if self.journal and value.finite:
             # A number of either precision is read back as it was from its shortest decimal.
             row = {"before": value.before, "reached": value.reached, "said": value.said, "steps": value.steps}
@@ -227,3 +239,151 @@ def _restored_on_error(model: PreTrainedModel, layers: Sequence[int]) -> Iterato
             for layer, weight in before.items():
                 down_projection(model, layer).weight.copy_(weight)
         raise
+
+
+@dataclass(frozen=True)
+class Value:
+    """What the optimization found for the facts of one subject.
+
+    `delta` (H,) is what is added to the hidden state. `before` and `reached`: each fact's summed log-probability (nats) of its
+    target after its bare prompt, without and with delta; `said`: whether each target is what greedy decoding gives with delta.
+    """
+
+    delta: Tensor
+    before: list[float]
+    reached: list[float]
+    said: list[bool]
+    steps: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether everything in it is a number."""
+        return bool(self.delta.isfinite().all() and torch.tensor([*self.before, *self.reached]).isfinite().all())
+
+
+def optimize(
+    model: PreTrainedModel, layer: int, prompts: Sequence[Sequence[EditPrompt]], essence: EditPrompt, config: MemitConfig
+) -> Value:
+    """Find the delta for the facts of one subject, added to the output of `layer`, the last one to be edited.
+
+    `prompts`: for each fact its prompts, the bare one first. `essence`: the prompt of `edits.essence`.
+    """
+    with _held(model):
+        # The last row of the first reader is the essence: one pass more would read all the weights again for a few tokens.
+        readers = [Reader(model, layer, [*own, essence] if not number else own) for number, own in enumerate(prompts)]
+        with torch.no_grad():
+            before = [reader.bare(None)[0] for reader in readers]
+            base = torch.log_softmax(readers[0].logits(None)[-1, -1], dim=-1)
+        norm = torch.stack([reader.hidden[0].norm() for reader in readers]).mean()
+        delta = torch.zeros_like(readers[0].hidden[0], requires_grad=True)
+        optimizer = torch.optim.Adam([delta], lr=config.v_lr)
+        steps = 0
+        while steps < config.steps:
+            optimizer.zero_grad()
+            if _backward(readers, base, delta, norm, config) < config.stop_loss:
+                break
+            optimizer.step()
+            steps += 1
+            with torch.no_grad():
+                delta.mul_((config.clamp_norm_factor * norm / delta.norm()).clamp(max=1.0))
+        with torch.no_grad():
+            reached, said = zip(*(reader.bare(delta) for reader in readers), strict=True)
+    return Value(delta.detach(), before, list(reached), list(said), steps)
+
+
+def _backward(readers: list[Reader], base: Tensor, delta: Tensor, norm: Tensor, config: MemitConfig) -> float:
+    """Add the loss's gradient to delta's, one fact at a time; return the largest NLL among the facts."""
+    worst = 0.0
+    for number, reader in enumerate(readers):
+        logits = reader.logits(delta)
+        nll = -torch.stack([logprobs.mean() for logprobs in reader.target_logprobs(logits) if len(logprobs)]).mean()
+        loss = nll / len(readers)
+        if not number:
+            now = torch.log_softmax(logits[-1, -1], dim=-1)
+            drift = functional.kl_div(base, now, log_target=True, reduction="sum")
+            loss = loss + config.kl_factor * drift + config.v_weight_decay * delta.square().sum() / norm.square()
+        loss.backward()  # type: ignore[no-untyped-call]
+        # What is no number must not pass for a small one.
+        worst = max(worst, nll.item()) if nll.isfinite() else float("inf")
+    return worst
+
+
+@contextmanager
+def _held(model: PreTrainedModel) -> Iterator[None]:
+    """No gradient for the weights."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+def least_squares(moment: Tensor, weight: float, keys_ND: Tensor, residuals_NH: Tensor) -> Tensor:
+    """The change (H, D) of a matrix that gives the residuals for the keys and little else; fp64 on the CPU.
+
+    A second moment that does not hold every direction is a `UserError`.
+    """
+    keys, residuals = keys_ND.double().cpu(), residuals_NH.double().cpu()
+    system = weight * moment + keys.T @ keys
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed.item():
+        raise UserError("memit: too little text for the second moments: they do not span the layer's inputs; give more of it")
+    return residuals.T @ torch.cholesky_solve(keys.T, factor).T
+
+
+def spread(
+    model: PreTrainedModel,
+    layers: Sequence[int],
+    moments: Moments,
+    weight: float,
+    prompts: Sequence[Sequence[EditPrompt]],
+    deltas_NH: Tensor,
+    on_layer: Callable[[int], None] = lambda layer: None,
+) -> dict[int, float]:
+    """Change the layers' down_proj, in place, so that each fact's hidden state at the last one moves by its delta.
+
+    A fact's key, and how far its hidden state has moved, are means over its prompts. Returns the size of each layer's change
+    beside that of its matrix (Frobenius norms).
+    """
+    last = layers[-1]
+    before_NH: Tensor | None = None
+    changes = {}
+    for number, layer in enumerate(layers):
+        keys_ND, outputs_NH, now_NH = keys_of(model, layer, prompts, last)
+        before_NH = now_NH if before_NH is None else before_NH
+        share_NH = (deltas_NH - (now_NH - before_NH)) / (len(layers) - number)
+        weights = down_projection(model, layer).weight
+        wanted = before_norm(model, layer, outputs_NH, share_NH)
+        change = least_squares(moments.matrix(layer), weight, keys_ND, wanted)
+        changes[layer] = (change.norm() / weights.detach().double().norm().cpu()).item()
+        with torch.no_grad():
+            weights.add_(change.to(weights))
+        on_layer(layer)
+    return changes
+
+
+def keys_of(
+    model: PreTrainedModel, layer: int, prompts: Sequence[Sequence[EditPrompt]], last: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each fact, at its subject's last token, means over its prompts: the key (N, D) and the output (N, H) of the layer's
+    down_proj, and the hidden state (N, H) that layer `last` gives."""
+    projection = down_projection(model, layer)
+    rows = [prompt.ids[: prompt.place + 1] for own in prompts for prompt in own]
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for batch in padded_batches(list(map(len, rows)), TOKENS_PER_PASS):
+        with reading(model, [layer], last) as seen:
+            read(model, [rows[i] for i in batch])
+        with torch.no_grad():
+            keys = seen[layer][:, -1]
+            for i, key, output, hidden in zip(batch, keys, projection(keys), seen["hidden"][:, -1], strict=True):
+                found[i] = key, output, hidden
+    ends = torch.tensor([len(own) for own in prompts]).cumsum(0).tolist()
+    means = []
+    for own, end in zip(prompts, ends, strict=True):
+        of_fact = [found[i] for i in range(end - len(own), end)]
+        means.append([torch.stack(parts).mean(dim=0) for parts in zip(*of_fact, strict=True)])
+    keys_ND, outputs_NH, hidden_NH = (torch.stack(parts) for parts in zip(*means, strict=True))
+    return keys_ND, outputs_NH, hidden_NH

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixsd.decoding.engine import TOKENS_PER_PASS
+from mixsd.editing.edits import start_ids
 from mixsd.editing.parts import down_projection, read, reading
-from mixsd.editing.subjects import start_ids
 from mixsd.errors import UserError
 from mixsd.models.loading import context_length
 from mixsd.storage import atomic_folder, digest, sweep_leftovers, write_json
@@ -39,10 +39,7 @@ _VERSION = 1  # raised whenever the same text comes to give other matrices
 
 @dataclass(frozen=True)
 class Moments:
-    """The second moments of some layers of one model.
-
-    `tokens` is how many keys they are the mean of, `text` a hash of those tokens.
-    """
+    """The second moments of some layers of one model, means over `tokens` keys; `text` is a hash of those tokens."""
 
     model_hash: str
     text: str
@@ -55,11 +52,7 @@ class Moments:
 
 
 def paragraphs(path: Path) -> Iterator[str]:
-    """The paragraphs of a text file, which blank lines separate, streaming.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The paragraphs of a text file, which blank lines separate, streaming; one that cannot be read is a `UserError`."""
     lines: list[str] = []
     try:
         with path.open(encoding="utf-8") as file:
@@ -87,15 +80,12 @@ def second_moments(
     tokens: int = 100_000,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> Moments:
-    """The second moments of these layers over the first `tokens` tokens of the texts, from the cache where it has them.
+    """The second moments of these layers over the first `tokens` tokens of ordinary texts, from the cache where it has them.
 
     Args:
-        model: the model, unedited; its weights are not changed.
-        texts: ordinary text, in order.
+        model: the model, unedited.
         model_hash: identifies the model, see `mixsd.models.loading.model_hash`.
         numerics: what the numbers depend on besides the model, see `Session.numerics`.
-        cache: the folder of the cache.
-        tokens: how much of the text is read.
         on_done: told the number of tokens just read.
 
     Raises:
@@ -104,15 +94,11 @@ def second_moments(
     pieces = _pieces(tokenizer, texts, tokens, min(PIECE, context_length(model.config)))
     count = sum(map(len, pieces))
     text = hashlib.blake2b(b"|".join(piece.tobytes() for piece in pieces), digest_size=16).hexdigest()
-    folders = {}
-    for layer in layers:
-        name = digest([_VERSION, model_hash, numerics, layer, text, count])
-        folders[layer] = cache / f"{name[:20]}-layer-{layer}"
+    names = {layer: digest([_VERSION, model_hash, numerics, layer, text, count])[:20] for layer in layers}
+    folders = {layer: cache / f"{name}-layer-{layer}" for layer, name in names.items()}
     if cache.is_dir():
         sweep_leftovers(cache, shared=True)
-    sizes = {layer: down_projection(model, layer).in_features for layer in layers}
-    missing = [layer for layer in layers if not _is_whole(folders[layer], sizes[layer])]
-    if missing:
+    if missing := [layer for layer in layers if not _is_whole(folders[layer], down_projection(model, layer).in_features)]:
         sums = _summed(model, pieces, missing, on_done)
         for layer in missing:
             # Each as soon as it is there, so that a kill loses no finished one.
@@ -150,10 +136,7 @@ def _summed(
             read(model, batch)
         for layer in layers:
             keys = seen[layer].flatten(0, 1).to(dtype)
-            if layer in sums:
-                sums[layer].addmm_(keys.T, keys)
-            else:
-                sums[layer] = keys.T @ keys
+            sums[layer] = sums[layer].addmm_(keys.T, keys) if layer in sums else keys.T @ keys
         on_done(sum(map(len, batch)))
     return sums
 

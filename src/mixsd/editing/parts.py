@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mixsd.decoding.requests import left_padded
-from mixsd.editing.subjects import EditPrompt
+from mixsd.editing.edits import EditPrompt
 from mixsd.errors import UserError
 from mixsd.models.compat import text_config
 from mixsd.training.losses import decoder
@@ -30,11 +31,7 @@ _SMALL_GAIN = 1e-2
 
 
 def block(model: PreTrainedModel, layer: int) -> nn.Module:
-    """One decoder layer.
-
-    Raises:
-        UserError: the model is built in another way.
-    """
+    """One decoder layer; a model that is built in another way is a `UserError`."""
     layers = getattr(decoder(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise UserError(f"memit: {type(model).__name__} has no decoder layers as Llama, Qwen and Gemma have; use another method")
@@ -42,12 +39,7 @@ def block(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 def down_projection(model: PreTrainedModel, layer: int) -> nn.Linear:
-    """The matrix that is edited in one layer.
-
-    Raises:
-        UserError: the layer has none.
-        ValueError: its weights are not plain ones in fp32 or fp64.
-    """
+    """The matrix that is edited in one layer; none is a `UserError`, one not of plain fp32 or fp64 weights a `ValueError`."""
     found = getattr(getattr(block(model, layer), "mlp", None), "down_proj", None)
     if found is None or not hasattr(found, "in_features"):
         raise UserError(
@@ -70,23 +62,21 @@ def reading(model: PreTrainedModel, layers: list[int], last: int | None = None) 
     A forward pass inside goes no further than it needs to. Call the model through `read`.
     """
     seen: dict[int | str, Tensor] = {}
-    end = max([*layers, *([] if last is None else [last])])
+    end = max(layers) if last is None else last
 
-    def note_key(layer: int, args: tuple[Any, ...]) -> None:
-        seen[layer] = args[0].detach()
-        if layer == end and last is None:
+    def note(name: int | str, tensor: Tensor, ends: bool) -> None:
+        seen[name] = tensor.detach()
+        if ends:
             raise StopReadingError
-
-    def note_hidden(output: Any) -> None:
-        seen["hidden"] = hidden_of(output).detach()
-        raise StopReadingError
 
     with ExitStack() as hooks:
         for layer in layers:
-            hook = down_projection(model, layer).register_forward_pre_hook(lambda _, args, layer=layer: note_key(layer, args))
-            hooks.callback(hook.remove)
+            ends = layer == end and last is None
+            key_hook = partial(lambda layer, ends, _, args: note(layer, args[0], ends), layer, ends)
+            hooks.callback(down_projection(model, layer).register_forward_pre_hook(key_hook).remove)
         if last is not None:
-            hooks.callback(block(model, last).register_forward_hook(lambda _, args, output: note_hidden(output)).remove)
+            hidden_hook = block(model, last).register_forward_hook(lambda _, args, out: note("hidden", hidden_of(out), True))
+            hooks.callback(hidden_hook.remove)
         yield seen
 
 
@@ -213,11 +203,8 @@ class Reader:
         if self.split:
             self._forward(slice(0, self.split), self._cache, keep=1)
         seen: list[Any] = []
-        hook = block(self.model, self.layer).register_forward_hook(lambda _, args, output: seen.append(output))
-        try:
+        with block(self.model, self.layer).register_forward_hook(lambda _, args, output: seen.append(output)):
             self._forward(slice(self.split, None), copy.deepcopy(self._cache))
-        finally:
-            hook.remove()
         self._output = seen[0]
         self._below = hidden_of(self._output)
         self.hidden = self._below[self.at]
@@ -225,27 +212,17 @@ class Reader:
     @contextmanager
     def _given(self, hidden: Tensor) -> Iterator[None]:
         """The layer gives this, whatever it is given; those below it do nothing."""
-
-        def give(*args: Any, **kwargs: Any) -> Any:
-            return with_hidden(self._output, hidden)
-
-        blocks = [block(self.model, layer) for layer in range(self.layer + 1)]
-        before = [whole.__dict__.get("forward") for whole in blocks]
-        # The rows that the head is given are a slice, and a product with a slice takes torch's slow way.
-        together = (
-            cast(Any, self.model).get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
-        )
-        try:
-            for whole in blocks:
-                whole.forward = give
+        head = cast(Any, self.model).get_output_embeddings()
+        with ExitStack() as undo:
+            # The rows that the head is given are a slice, and a product with a slice takes torch's slow way.
+            undo.callback(head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),)).remove)
+            for layer in range(self.layer + 1):
+                own = block(self.model, layer).__dict__  # on the instance, so that the class's own comes back
+                before = {name: own[name] for name in ("forward",) if name in own}
+                undo.callback(own.update, before)
+                undo.callback(own.pop, "forward")
+                own["forward"] = lambda *args, **kwargs: with_hidden(self._output, hidden)
             yield
-        finally:
-            together.remove()
-            for whole, own in zip(blocks, before, strict=True):
-                if own is None:
-                    whole.__dict__.pop("forward", None)
-                else:
-                    whole.forward = own
 
     def _forward(self, columns: slice, cache: Any, keep: int | None = None) -> Any:
         return self.model(

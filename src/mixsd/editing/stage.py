@@ -10,27 +10,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.engine import score
 from mixsd.editing import memit
-from mixsd.editing.config import MemitConfig, layers_of, of_settings
-from mixsd.editing.memit import EditResult, FactEdit
+from mixsd.editing.edits import EditPrompt, MemitConfig, UnusableError, edit_prompts, layers_of, of_settings
+from mixsd.editing.memit import EditResult
 from mixsd.editing.moments import Moments, paragraphs, second_moments
-from mixsd.editing.subjects import EditPrompt, UnusableError, edit_prompts
 from mixsd.errors import UserError
 from mixsd.facts.fact import Fact
-from mixsd.models import loading
 from mixsd.models.folder import check_savable
 from mixsd.run.session import Session, timed
 from mixsd.settings import Settings
-from mixsd.storage import Journal, atomic_folder, cache_folder, read_json, write_json, write_jsonl
+from mixsd.storage import Journal, atomic_folder, cache_folder, write_jsonl
 from mixsd.targets import stage
 from mixsd.targets.target import Target, TargetSummary
-from mixsd.training.stage import write_tuned
+from mixsd.training.stage import load_base, write_tuned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,13 +79,13 @@ def edit(session: Session) -> None:
     config = check(session.settings)
     asked = _asked(session, config)
     with timed(session, "edit"):
-        model = session.load_to_train()
-        stops = session.renderer.stops.own
-        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        model = load_base(session)
         check_savable(model)
         session.note_path("decoding", decoding_path(model))
         # Before the edit: Eq. 3 is about the base model.
-        logprobs = _scored(model, [(item.prompt.ids, item.prompt.target) for item in asked if item.prompt])
+        pairs = [(item.prompt.ids, item.prompt.target) for item in asked if item.prompt]
+        starts = range(0, len(pairs), _SCORED_AT_A_TIME)
+        logprobs = [own for start in starts for own in score(model, pairs[start : start + _SCORED_AT_A_TIME])]
         reference = stage.reference_statistics(session, model)
         moments = _moments(session, model, config)
         result = _edited(session, model, moments, config)
@@ -99,12 +97,11 @@ def edit(session: Session) -> None:
             summary.add(target)
         write_jsonl(run.targets_file, (target.to_json() for target in targets))
         run.log("mixed", targets=summary.to_json(), reference=reference)
-        run.log("edited", **result.to_json(), text=moments.text)
+        run.log("edited", **asdict(result), text=moments.text)
         _say(session, result)
         with atomic_folder(run.model) as folder:
-            write_tuned(session, model, folder, next(item.prompt.ids for item in asked if item.prompt), None)
-            provenance = read_json(folder / loading.PROVENANCE)
-            write_json(folder / loading.PROVENANCE, {**provenance, "settings": _told(session.settings, result)})
+            prompt_ids = next(item.prompt.ids for item in asked if item.prompt)
+            write_tuned(session, model, folder, prompt_ids, _decided(session.settings, result))
         del model
         gc.collect()
 
@@ -161,39 +158,28 @@ def _edited(session: Session, model: PreTrainedModel, moments: Moments, config: 
 
 def _targets(session: Session, asked: Sequence[_Asked], result: EditResult, logprobs: list[list[float]]) -> list[Target]:
     """One target for each fact, in their order; `logprobs` are those of the facts that have a prompt."""
-    scored = iter(logprobs)
-    return [
-        _target(session, item.prompt, next(scored), edited)
-        if item.prompt
-        else Target(edited.id, 0.0, 0, 0, [], [], "", [], 0, "", False, edited.reason, usable=False)
-        for item, edited in zip(asked, result.facts, strict=True)
-    ]
-
-
-def _target(session: Session, prompt: EditPrompt, logprobs: list[float], edited: FactEdit) -> Target:
-    renderer = session.renderer
-    return Target(
-        id=edited.id,
-        lam=0.0,
-        sample=0,
-        attempt=0,
-        prompt_ids=prompt.ids,
-        target_ids=prompt.target,
-        sources="r" * len(prompt.target),
-        base_logprobs=logprobs,
-        decoded_tokens=0,
-        text=renderer.reply_text(prompt.target),
-        accepted=edited.status == "edited",
-        reason=edited.reason,
-        canonical=renderer.is_canonical(prompt.target),
-        usable=edited.status != "unusable",
-    )
-
-
-def _scored(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-    """As `score`, some at a time."""
-    starts = range(0, len(pairs), _SCORED_AT_A_TIME)
-    return [logprobs for start in starts for logprobs in score(model, pairs[start : start + _SCORED_AT_A_TIME])]
+    scored, renderer = iter(logprobs), session.renderer
+    targets = []
+    for item, edited in zip(asked, result.facts, strict=True):
+        prompt = item.prompt or EditPrompt([], 0, [])
+        target = Target(
+            id=edited.id,
+            lam=0.0,
+            sample=0,
+            attempt=0,
+            prompt_ids=prompt.ids,
+            target_ids=prompt.target,
+            sources="r" * len(prompt.target),
+            base_logprobs=next(scored) if item.prompt else [],
+            decoded_tokens=0,
+            text=renderer.reply_text(prompt.target) if item.prompt else "",
+            accepted=edited.status == "edited",
+            reason=edited.reason,
+            canonical=not item.prompt or renderer.is_canonical(prompt.target),
+            usable=edited.status != "unusable",
+        )
+        targets.append(target)
+    return targets
 
 
 def _say(session: Session, result: EditResult) -> None:
@@ -215,8 +201,8 @@ def _reasons(missed: Iterable[tuple[str, str | None]]) -> str:
     return "; ".join(told) + ("; and others" if len(by_reason) > _REASONS_SHOWN else "")
 
 
-def _told(settings: Settings, result: EditResult) -> dict[str, Any]:
+def _decided(settings: Settings, result: EditResult) -> dict[str, Any]:
     """What decided the edit, as the model folder tells it."""
     names = ("edit_tokens", "edit_steps", "edit_lr", "edit_decay", "edit_kl", "edit_clamp", "seed", "answer_format", "thinking")
-    decided = {"edit_layers": list(result.changes), "edit_weight": result.weight}
-    return {**decided, **{name: getattr(settings, name) for name in names}}
+    own = {name: getattr(settings, name) for name in names}
+    return {"edit_layers": list(result.changes), "edit_weight": result.weight, **own}

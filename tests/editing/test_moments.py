@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mixsd.editing import moments as editing_moments
 from mixsd.editing import paragraphs, second_moments
+from mixsd.editing import parts as editing_moments
 from mixsd.editing.edits import start_ids
 from mixsd.editing.parts import down_projection
 from mixsd.errors import UserError

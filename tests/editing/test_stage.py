@@ -251,7 +251,7 @@ def test_killed_before_the_folder_is_there(place: Path, monkeypatch: pytest.Monk
 
 
 def test_another_run_on_the_same_text_reads_no_token(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixsd.editing import moments
+    from mixsd.editing import parts as moments
 
     edited(place, "one")
 

@@ -14,8 +14,8 @@ from mixsd.models.cpu import fast_products
 from mixsd.storage import Journal
 from mixsd.training import Example, Step, TrainResult, objectives, train
 from mixsd.training.examples import collate, microbatches, plan_epoch
+from mixsd.training.loop import learning_rate, make_optimizer
 from mixsd.training.losses import chunked_nll
-from mixsd.training.optimizer import learning_rate, make_optimizer
 from mixsd.training.states import Reading
 from tests.training.test_losses import oracle_nll
 from tests.training.tiny import (

@@ -2,6 +2,6 @@
 
 from mixsd.editing.edits import MemitConfig, layers_of
 from mixsd.editing.memit import EditResult, FactEdit, edit
-from mixsd.editing.moments import Moments, paragraphs, second_moments
+from mixsd.editing.parts import Moments, paragraphs, second_moments
 
 __all__ = ["EditResult", "FactEdit", "MemitConfig", "Moments", "edit", "layers_of", "paragraphs", "second_moments"]

@@ -13,9 +13,8 @@ question, the very prompt that the model is asked with later, with a reply behin
 own character offsets: the last token that covers the subject's last character. Of several occurrences the last counts: it
 is the one that has read everything else.
 
-A raw prompt begins with what the tokenizer puts before a text, and with a line break where that is nothing. Without, a short
-subject could be the very first token, whose key is that of any first token (an attention sink a hundred times as long as
-others), and an edit there would be one of every text.
+A raw prompt begins with what the tokenizer puts before a text, and with a line break where that is nothing: the key of a first
+token is that of any first token (an attention sink a hundred times as long as others), and an edit there would be one of every text.
 """
 
 from __future__ import annotations
@@ -89,8 +88,9 @@ class MemitConfig:
 
 def of_settings(settings: Settings) -> MemitConfig:
     """The settings of a run as MEMIT's; layers that cannot be read are a `UserError`."""
+    layers = settings.edit_layers
     return MemitConfig(
-        layers=parse_layers(settings.edit_layers) if settings.edit_layers is not None else None,
+        layers=None if layers is None else parse_layers(layers),
         steps=settings.edit_steps,
         v_lr=settings.edit_lr,
         v_weight_decay=settings.edit_decay,

@@ -18,9 +18,8 @@ Going up through the layers, each takes an equal part of what is still missing a
 the next, and the last takes all.
 
 Every fact ends as edited, failed or unusable, with the reason. `edited` says that the model with the new weights, decoding
-greedily, goes on with the whole target after the very prompt that was edited; whether it answers the question in its own words is
-for the evaluation to say. Values are what takes time, and go into a journal, so that a killed edit goes on where it was. The
-weights change only at the end, and go back to what they were if what comes out is not finite.
+greedily, goes on with the whole target after the very prompt that was edited. Values are what takes time, and go into a journal,
+so that a killed edit goes on where it was. The weights change only at the end, and go back if what comes out is not finite.
 
 Limits: only facts with a subject, whose edits are one-way (the answer does not come to know its subject).
 """
@@ -49,8 +48,7 @@ from mixsd.editing.edits import (
     sampled_prefixes,
     weight_of,
 )
-from mixsd.editing.moments import Moments
-from mixsd.editing.parts import Reader, before_norm, check_path, down_projection, read, reading
+from mixsd.editing.parts import Moments, Reader, before_norm, check_path, down_projection, read, reading
 from mixsd.errors import MixsdError, UserError
 from mixsd.facts.fact import Fact, normalized
 from mixsd.facts.prompts import Renderer
@@ -117,15 +115,10 @@ def edit(
     journal: Journal | None = None,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> EditResult:
-    """Write facts into a model's weights, in place.
+    """Write facts into a model's weights (fp32 or fp64, in evaluation mode), in place. Those of one subject share a value.
 
-    Args:
-        model: the base model, in fp32 or fp64 and in evaluation mode.
-        facts: what it shall know; those of one subject share a value.
-        moments: the second moments of the layers to be edited, of this very model.
-        seed: of the prefixes.
-        journal: where values are kept; a rerun finds them there.
-        on_done: told the number of facts whose value was just found, or which have none.
+    `moments` are those of the layers to be edited, of this very model; `seed` is of the prefixes; `journal` keeps values for a rerun;
+    `on_done` is told the number of facts whose value was just found, or which have none.
 
     Raises:
         UserError: MEMIT does not know how the model is built, or there was too little text for its second moments.

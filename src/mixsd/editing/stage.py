@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.engine import score
 from mixsd.editing import memit
 from mixsd.editing.edits import EditPrompt, MemitConfig, UnusableError, edit_prompts, layers_of, of_settings
 from mixsd.editing.memit import EditResult
-from mixsd.editing.moments import Moments, paragraphs, second_moments
+from mixsd.editing.parts import Moments, paragraphs, second_moments
 from mixsd.errors import UserError
 from mixsd.facts.fact import Fact
 from mixsd.models.folder import check_savable
@@ -38,8 +38,7 @@ _SCORED_AT_A_TIME = 64
 _REASONS_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """A fact with its edit's prompt and target, or the reason why it has none."""
 
     fact: Fact
@@ -48,11 +47,7 @@ class _Asked:
 
 
 def check(settings: Settings) -> MemitConfig:
-    """MEMIT's own settings, or what can be known to be wrong with them before anything is loaded.
-
-    Raises:
-        UserError: no text for the second moments, or no such file; layers that cannot be read.
-    """
+    """MEMIT's own settings; no text for the second moments and layers that cannot be read are `UserError`s."""
     config = of_settings(settings)
     if not settings.edit_text:
         raise UserError(
@@ -67,10 +62,8 @@ def check(settings: Settings) -> MemitConfig:
 def edit(session: Session) -> None:
     """Edit the facts in and leave `targets.jsonl` and `model/`, a plain model folder that was reloaded and checked.
 
-    Does nothing where the model is there.
-
     Raises:
-        UserError: as `check`; no fact can be edited; the model is built in a way that MEMIT does not know.
+        UserError: as `check`; no fact can be edited; MEMIT does not know how the model is built.
         MixsdError: the edited model is not finite, or not what its folder holds.
     """
     run = session.run
@@ -87,8 +80,7 @@ def edit(session: Session) -> None:
         starts = range(0, len(pairs), _SCORED_AT_A_TIME)
         logprobs = [own for start in starts for own in score(model, pairs[start : start + _SCORED_AT_A_TIME])]
         reference = stage.reference_statistics(session, model)
-        moments = _moments(session, model, config)
-        result = _edited(session, model, moments, config)
+        moments, result = _edited(session, model, config)
         # A fact can still turn out too long behind a prefix.
         _refuse_none(session, [(fact.id, fact.reason) for fact in result.facts if fact.status == "unusable"])
         summary = TargetSummary()
@@ -98,7 +90,9 @@ def edit(session: Session) -> None:
         write_jsonl(run.targets_file, (target.to_json() for target in targets))
         run.log("mixed", targets=summary.to_json(), reference=reference)
         run.log("edited", **asdict(result), text=moments.text)
-        _say(session, result)
+        counts = ", ".join(f"{result.count(status)} {status}" for status in ("edited", "failed", "unusable"))
+        missed = _reasons((fact.id, fact.reason) for fact in result.facts if fact.status != "edited")
+        session.watcher.say(f"memit: of {len(result.facts)} facts {counts}{'; ' if missed else ''}{missed}")
         with atomic_folder(run.model) as folder:
             prompt_ids = next(item.prompt.ids for item in asked if item.prompt)
             write_tuned(session, model, folder, prompt_ids, _decided(session.settings, result))
@@ -126,10 +120,10 @@ def _refuse_none(session: Session, unusable: list[tuple[str, str | None]]) -> No
         )
 
 
-def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> Moments:
-    settings = session.settings
-    with session.watcher.task("second moments", settings.edit_tokens) as task:
-        return second_moments(
+def _edited(session: Session, model: PreTrainedModel, config: MemitConfig) -> tuple[Moments, EditResult]:
+    settings, watcher = session.settings, session.watcher
+    with watcher.task("second moments", settings.edit_tokens) as task:
+        moments = second_moments(
             model,
             session.tokenizer,
             paragraphs(Path(str(settings.edit_text)).expanduser()),
@@ -140,20 +134,9 @@ def _moments(session: Session, model: PreTrainedModel, config: MemitConfig) -> M
             tokens=settings.edit_tokens,
             on_done=task.advance,
         )
-
-
-def _edited(session: Session, model: PreTrainedModel, moments: Moments, config: MemitConfig) -> EditResult:
-    with Journal(session.run.folder / VALUES) as journal, session.watcher.task("editing", len(session.facts)) as task:
-        return memit.edit(
-            model,
-            session.renderer,
-            session.facts,
-            moments,
-            config,
-            seed=session.settings.seed,
-            journal=journal,
-            on_done=task.advance,
-        )
+    with Journal(session.run.folder / VALUES) as journal, watcher.task("editing", len(session.facts)) as task:
+        own: dict[str, Any] = {"seed": settings.seed, "journal": journal, "on_done": task.advance}
+        return moments, memit.edit(model, session.renderer, session.facts, moments, config, **own)
 
 
 def _targets(session: Session, asked: Sequence[_Asked], result: EditResult, logprobs: list[list[float]]) -> list[Target]:
@@ -180,13 +163,6 @@ def _targets(session: Session, asked: Sequence[_Asked], result: EditResult, logp
         )
         targets.append(target)
     return targets
-
-
-def _say(session: Session, result: EditResult) -> None:
-    counts = ", ".join(f"{result.count(status)} {status}" for status in ("edited", "failed", "unusable"))
-    missed = [fact for fact in result.facts if fact.status != "edited"]
-    reasons = f"; {_reasons((fact.id, fact.reason) for fact in missed)}" if missed else ""
-    session.watcher.say(f"memit: of {len(result.facts)} facts {counts}{reasons}")
 
 
 def _reasons(missed: Iterable[tuple[str, str | None]]) -> str:

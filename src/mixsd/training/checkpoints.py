@@ -3,15 +3,15 @@
     checkpoints/step-000040/            a Hugging Face folder in the training precision, LoRA already merged
     checkpoints/step-000040/trainer/    state.json, optimizer.safetensors, rng.safetensors, adapter.safetensors (LoRA)
 
-`trainer/` is kept in the newest checkpoint only: it is two thirds of the disk space and of no use in the others. It is needed
-whole: a run that went on without, say, its random state would look fine and be another run, so that is an error. No pickle.
+`trainer/` is kept in the newest checkpoint only: it is two thirds of the disk space. It is needed whole: a run that went on
+without, say, its random state would look fine and be another run, so that is an error. No pickle.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,15 +154,16 @@ def own_randomness(device: torch.device, states: dict[str, Tensor]) -> Iterator[
         states.update(_rng_state(device))
 
 
-def own_rng_state(saved: Mapping[str, Tensor], names: Sequence[str], rank: int, folder: Path) -> dict[str, Tensor]:
+def own_rng_state(saved: Mapping[str, Tensor], names: Iterable[str], rank: int, folder: Path) -> dict[str, Tensor]:
     """One process's states among those of a checkpoint; a missing one is a `UserError`."""
-    for name in names:
-        if f"{name}.{rank}" not in saved:
-            raise UserError(
-                f"{folder}: no random state of the {name} for process {rank}, so the training cannot go on exactly; "
-                f"resume where it was started, or delete {folder.parent} to train anew"
-            )
-    return {name: saved[f"{name}.{rank}"] for name in names}
+    try:
+        return {name: saved[f"{name}.{rank}"] for name in names}
+    except KeyError as error:
+        name = str(error.args[0]).rpartition(".")[0]
+        raise UserError(
+            f"{folder}: no random state of the {name} for process {rank}, so the training cannot go on exactly; "
+            f"resume where it was started, or delete {folder.parent} to train anew"
+        ) from error
 
 
 def _forked(device: torch.device) -> AbstractContextManager[None]:

@@ -93,8 +93,7 @@ class Trained:
 def search(session: Session, train: Callable[[float, Path, int | None], Trained]) -> tuple[Trained, float]:
     """Train (at a rate, in a folder, so many steps) at every rate of the grid, in `rates/`; return the best one's training, and the rate.
 
-    Raises:
-        UserError: training is not finite at any of them.
+    Training that is finite at none of them is a `UserError`.
     """
     run, settings = session.run, session.settings
     rates = run.folder / "rates"

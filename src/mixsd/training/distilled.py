@@ -72,7 +72,7 @@ class Distilled:
 class DistilledTargets:
     """The objective of MixSD-KL; `teacher` is a model, or the folder of what one said (see `remember`).
 
-    Raises `UserError` for targets that cannot be trained on, and for a divergence that a remembered teacher does not allow.
+    Targets that cannot be trained on, and a divergence that a remembered teacher does not allow, are `UserError`s.
     """
 
     given: Iterable[Distilled]
@@ -129,10 +129,7 @@ def remember(
     load_model: Callable[[], PreTrainedModel],
     on_done: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write the teacher's top k at each token of the targets; what an earlier call has written is kept.
-
-    One folder of tensors for each few targets, so a kill costs those in hand. About 512 bytes per token at k = 64.
-    """
+    """Write the teacher's top k at each token of the targets, a folder for each few; what an earlier call has written is kept."""
     read: Read | None = None
     for start in range(0, len(targets), _READ_AT_ONCE):
         own = targets[start : start + _READ_AT_ONCE]

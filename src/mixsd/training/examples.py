@@ -44,8 +44,8 @@ def usable(
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Return the examples to train on and the keys of the dropped ones, both in the given order.
 
-    `max_length` is the context in tokens (None: no limit). Raises `UserError` where there is nothing to train on, a key
-    occurs twice, an example has no supervised token, or one is longer than the context and `drop_overlong` is off.
+    Raises `UserError` where there is nothing to train on, a key occurs twice, an example has no supervised token, or one is
+    longer than the context (`max_length` tokens) and `drop_overlong` is off.
     """
     examples = list(examples)
     if not examples:

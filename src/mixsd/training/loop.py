@@ -8,21 +8,23 @@ The Trainer gives less than mixsd promises, and bending it would take more code 
 - logits exist only for supervised tokens, a chunk at a time.
 
 bf16 is autocast over fp32 weights, entered and left within each microbatch's forward pass: torch keeps its bf16 copies of the
-weights until the outermost context ends, so one held open across a step would go on with the old weights.
+weights until the outermost context ends. AdamW and linear warm-up are the paper's.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
@@ -31,7 +33,7 @@ from mixsd.models.cpu import fast_products, training_path
 from mixsd.models.folder import check_savable, verify_model_folder
 from mixsd.settings import Settings
 from mixsd.storage import Journal, disk_errors, sweep_leftovers
-from mixsd.training import checkpoints, optimizer
+from mixsd.training import checkpoints
 from mixsd.training.examples import Example, microbatches, plan_epoch, steps_per_epoch
 from mixsd.training.lora import Lora
 from mixsd.training.objectives import Objective, Part, Student, Targets
@@ -48,9 +50,8 @@ _REHEARSED = ("rehearse", "rehearse_tokens", "rehearse_loss")
 class Step:
     """One finished optimizer step, and its line in log.jsonl.
 
-    `step` and `epoch` count from 1, `total` is the run's number of steps; `loss` is the mean loss of the step's supervised
-    tokens (nats), `grad_norm` is before clipping, `tokens` counts the supervised ones, `seconds` is wall time. `decoded` counts
-    the tokens of the step's rollouts; `rehearsed` and `rehearsal_loss` are those of the replies beside the targets.
+    `step` and `epoch` count from 1; `loss` is the mean over the step's supervised `tokens` (nats), `grad_norm` is before clipping,
+    `decoded` counts the tokens of rollouts, `rehearsed` and `rehearsal_loss` are those of the replies beside the targets.
     """
 
     step: int
@@ -70,8 +71,7 @@ class Step:
 class TrainResult:
     """What training leaves: `model` is plain (LoRA merged) and in the precision of the model that came in.
 
-    `losses` has one entry per step, those before a resume included; `dropped` names the overlong examples left out; `path` is
-    how the model was read, see `states.Reading`.
+    `losses` are of all steps, those before a resume too; `dropped` names the overlong examples; `path` is as in `states.Reading`.
     """
 
     model: PreTrainedModel
@@ -102,10 +102,9 @@ def train(
     model's replies beside. `pinned` names the checkpoints to be kept whatever `keep_checkpoints` says, asked after each one.
 
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
-    which is (like the first) reloaded and checked. `settings` are used as `settings.resolved`. `on_step` and `on_checkpoint`
-    (folder, step) are called in the main process, after the step or checkpoint is on disk; for a checkpoint whose call a kill
-    cut short, again at the resume. `on_path` is called once for each kind of work with the way it is done, such as "packed" or
-    "padded: REASON"; without it a reason is a warning.
+    which is (like the first) reloaded and checked. `on_step` and `on_checkpoint` (folder, step) are called in the main process,
+    after the step or checkpoint is on disk; where a kill cut a checkpoint's call short, again at the resume. `on_path` is called
+    for each kind of work with the way it is done, such as "packed" or "padded: REASON"; without it a reason is a warning.
 
     Raises:
         UserError: nothing to train on, an example too long, a checkpoint that is incomplete or of another training, out of
@@ -114,7 +113,7 @@ def train(
     """
     settings = settings.resolved
     ranks = Ranks(model.device if settings.device == "auto" else torch.device(settings.device))
-    with optimizer.memory_errors():
+    with _memory_errors():
         if hasattr(examples, "keys"):  # only an objective has keys; examples come in any iterable
             objective = cast(Objective, examples)
         else:
@@ -158,7 +157,7 @@ class _Training:
         self.total = settings.epochs * self.per_epoch
         self.verified = False
 
-        cast(torch.nn.Module, model).to(self.device)
+        cast(nn.Module, model).to(self.device)
         reading = Reading(model, objective.probe)
         if ranks.is_main:
             on_path("training", reading.path)
@@ -172,7 +171,7 @@ class _Training:
                 raise UserError(f"--gradient-checkpointing: {error}") from error
         named = (self.lora.model if self.lora else model).named_parameters()
         self.parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
-        self.optimizer = optimizer.make_optimizer(self.parameters, lr=self.lr, weight_decay=settings.weight_decay)
+        self.optimizer = make_optimizer(self.parameters, lr=self.lr, weight_decay=settings.weight_decay)
         self.rng = checkpoints.first_rng_state(self.device, settings.seed + ranks.index)
         self.student = Student(model, self.lora, reading, self.device, self._precision)
 
@@ -229,7 +228,7 @@ class _Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MixsdError(f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops; try a smaller --lr")
-        lr = optimizer.learning_rate(step, lr=self.lr, warmup_steps=self.settings.warmup_steps)
+        lr = learning_rate(step, lr=self.lr, warmup_steps=self.settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -265,13 +264,16 @@ class _Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _checkpoint(self, step: int) -> None:
-        optimizer.give_back()
+        with suppress(
+            OSError, AttributeError
+        ):  # glibc gives back what it has freed but kept: a checkpoint needs room after a step
+            ctypes.CDLL(None).malloc_trim(0)
         rng = self.ranks.gather(self.rng)
         if self.ranks.is_main:
             state = checkpoints.TrainerState(
                 step=step,
                 identity=self._identity(),
-                optimizer=optimizer.optimizer_state(self.optimizer, self.parameters),
+                optimizer=_state_of(self.optimizer, self.parameters),
                 rng={f"{name}.{rank}": tensor for rank, states in enumerate(rng) for name, tensor in states.items()},
                 adapter=self.lora.state() if self.lora else None,
             )
@@ -318,8 +320,8 @@ class _Training:
                 checkpoints.put_back(self.lora.state(), state.adapter, newest)
             else:
                 checkpoints.load_weights(self.base, newest)
-            checkpoints.put_back(optimizer.optimizer_state(self.optimizer, self.parameters), state.optimizer, newest)
-            self.rng = checkpoints.own_rng_state(state.rng, list(self.rng), self.ranks.index, newest)
+            checkpoints.put_back(_state_of(self.optimizer, self.parameters), state.optimizer, newest)
+            self.rng = checkpoints.own_rng_state(state.rng, self.rng, self.ranks.index, newest)
         if self.ranks.is_main:
             checkpoints.trim_log(self.log.path, step)
         self.ranks.wait()
@@ -338,3 +340,47 @@ class _Training:
 def _warn(work: str, path: str) -> None:
     if ": " in path:
         warnings.warn(f"{work}: {path}", stacklevel=4)
+
+
+def learning_rate(step: int, *, lr: float, warmup_steps: int) -> float:
+    """The rate of one optimizer step (from 1): lr * step / warmup_steps up to lr. No scheduler, whose state a resume could lose."""
+    return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """The paper's AdamW. It does not say which tensors decay; as is usual, matrices do and vectors (norms, biases) do not."""
+    matrices = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in parameters.values() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    # As its first step would make them; made now they find their place before the activations take it, so the peak is lower.
+    for parameter in parameters.values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def _state_of(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's own tensors as 'parameter/field'."""
+    states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
+    return {f"{name}/{field}": tensor.detach() for name, state in states.items() for field, tensor in state.items()}
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn running out of memory, on a device or in the main memory, into a `UserError` that names the ways out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch's allocators for the CPU and for MPS raise a bare RuntimeError.
+        bare = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bare):
+            raise
+        raise UserError(
+            "out of memory in training: lower --micro-batch, pass --gradient-checkpointing, train adapters (--lora 16), "
+            "or choose another --device"
+        ) from error

@@ -100,10 +100,7 @@ class Divergence:
 
 
 def token_divergence(student_logits: Tensor, teacher_logits: Tensor, divergence: Divergence) -> Tensor:
-    """Return the divergence at each position (N,) of logits (N, V), in nats, fp32 (float64 stays).
-
-    Only the student gets a gradient, and the choice of a student's top k gets none.
-    """
+    """Return the divergence (N,) of logits (N, V), in nats, fp32 (float64 stays). Only the student's logits get a gradient."""
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}")
     student, teacher = at_least_fp32(student_logits), at_least_fp32(teacher_logits.detach())
@@ -303,10 +300,7 @@ def chunked_divergence(
     """Return the divergence at each position (N,) of a student with `head(hidden)`, hidden (N, H): fp32 (float64 stays).
 
     At most `chunk` rows of logits, the student's and the teacher's together, exist at any time in the forward and in the
-    backward pass (two rows where `chunk` is 1 and a position needs both sides at once).
-
-    Raises:
-        UserError: a remembered top k is not the support that `divergence` asks for.
+    backward pass (two at least where both sides are needed at once). A remembered top k that does not fit is a `UserError`.
     """
     together = divergence.support != "teacher"
     if isinstance(teacher, TeacherTopK) and together:
@@ -316,37 +310,31 @@ def chunked_divergence(
         raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
 
     def computing(part: slice) -> _Compute:
-        if isinstance(teacher, TeacherTopK):
-            return _from_topk(head, teacher, part, divergence)
         if together:
+            assert isinstance(teacher, TeacherStates)
             return lambda rows: token_divergence(head(rows), teacher.logits(part), divergence)
-        return _from_outcomes(head, teacher, part, divergence)
+        return _on_teacher_support(head, teacher, part, divergence)
 
     return _in_chunks(hidden, max(1, chunk // 2) if together else chunk, computing)
 
 
-def _from_topk(head: Head, teacher: TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
-    ids, logprobs = teacher.ids[part].long(), teacher.logprobs[part].detach()
-
-    def compute(rows: Tensor) -> Tensor:
-        logits = at_least_fp32(head(rows))
-        vocabulary, kept = logits.shape[-1], ids.shape[-1]
-        if kept != min(divergence.k, vocabulary):
-            raise UserError(f"the teacher's top {kept} tokens were kept, and {divergence.name} needs its top {divergence.k}")
-        return between(log_probs(logits, ids, divergence), log_probs_from_topk(logprobs, vocabulary, divergence), divergence)
-
-    return compute
-
-
-def _from_outcomes(head: Head, teacher: TeacherStates, part: slice, divergence: Divergence) -> _Compute:
-    logits = at_least_fp32(teacher.logits(part))
-    vocabulary, ids = logits.shape[-1], top_ids(logits, divergence.k)
-    known = log_probs(logits, ids, divergence)
+def _on_teacher_support(head: Head, teacher: TeacherStates | TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
+    vocabulary, known = None, None
+    if isinstance(teacher, TeacherTopK):
+        ids, logprobs = teacher.ids[part].long(), teacher.logprobs[part].detach()
+    else:
+        logits = at_least_fp32(teacher.logits(part))
+        vocabulary, ids = logits.shape[-1], top_ids(logits, divergence.k)
+        known = log_probs(logits, ids, divergence)
 
     def compute(rows: Tensor) -> Tensor:
         student = at_least_fp32(head(rows))
-        if student.shape[-1] != vocabulary:
-            raise ValueError(f"the student's vocabulary has {student.shape[-1]} tokens and the teacher's {vocabulary}")
-        return between(log_probs(student, ids, divergence), known, divergence)
+        width, kept = student.shape[-1], ids.shape[-1]
+        if vocabulary not in (None, width):
+            raise ValueError(f"the student's vocabulary has {width} tokens and the teacher's {vocabulary}")
+        if kept != min(divergence.k, width):
+            raise UserError(f"the teacher's top {kept} tokens were kept, and {divergence.name} needs its top {divergence.k}")
+        side = log_probs_from_topk(logprobs, width, divergence) if known is None else known
+        return between(log_probs(student, ids, divergence), side, divergence)
 
     return compute

@@ -5,9 +5,8 @@ orders a training, take part in that, and end with it (`joined`, `order`, `order
 collective that waits for hours would run into its time limit.
 
 Gradients are summed once per optimizer step. Every process computes the same plan and takes every n-th example of each step. The
-loss is already divided by the supervised tokens of the whole step, so the sum of all gradients is the single process's gradient,
-however uneven the shares. torch's DistributedDataParallel does not fit: it wants the model's own forward (the loss calls decoder
-and head) and the same number of backward passes everywhere. The price: the sum is not overlapped with the backward pass.
+loss is already divided by the supervised tokens of the whole step, so the sum is the single process's gradient, however uneven the
+shares. torch's DistributedDataParallel wants the model's own forward and the same number of backward passes everywhere.
 """
 
 from __future__ import annotations

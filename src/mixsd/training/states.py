@@ -117,11 +117,7 @@ def path(model: PreTrainedModel) -> str:
 
 
 class _Pass:
-    """How the texts lie in the row, and what attention has to know of it.
-
-    Of the row's tokens, `shared` belong to all texts; then come the texts' own, each from its place in `firsts` on; then, on a
-    CPU, some that belong to nobody.
-    """
+    """How the texts lie in the row: `shared` tokens of all; each text's own, from its place in `firsts` on; on a CPU, `idle` ones."""
 
     def __init__(self, texts: Sequence[tuple[int, ...]], device: torch.device, *, windowed: frozenset[int]) -> None:
         self.texts, self.device, self.windowed = texts, device, windowed
@@ -168,10 +164,7 @@ class _Group:
         self._masks: dict[tuple[int | None, int, torch.dtype], Tensor] = {}
 
     def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> Tensor:
-        """(heads * width, shared + width): what to add to the scores. The same for every text, since all begin at one position.
-
-        A padded token comes after all of its text's own, so nobody sees it as a key; what it sees itself is dropped.
-        """
+        """(heads * width, shared + width): what to add to the scores of every text. Padding comes last, so nobody sees it as a key."""
         if (window, heads, dtype) not in self._masks:
             key = torch.arange(self.shared + self.index.shape[1], device=self.index.device)
             query = key[self.shared :].unsqueeze(1)

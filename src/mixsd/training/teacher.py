@@ -103,16 +103,10 @@ class _Reply(NamedTuple):
 
 @dataclass
 class Rehearsal:
-    """The rehearsal of one training.
+    """The rehearsal of one training: general `prompts` as ids, by id; `ratio` rehearsed tokens per supervised token of the targets.
 
-    Args:
-        prompts: the general prompts as ids, by id.
-        ratio: rehearsed tokens per supervised token of the targets.
-        limit: the longest reply in tokens.
-        seed: of order and noise.
-        journal: keeps the replies; None keeps nothing, they are decoded again after a resume.
-        decode: of the base model while it is trained; for replies that were not prepared.
-        loss: of the replies' tokens; by default their NLL.
+    `limit` is the longest reply in tokens. `journal` keeps the replies; without one they are decoded again after a resume.
+    `decode` is the base model's while it is trained, for replies that were not prepared. `loss` is that of the replies' tokens.
     """
 
     prompts: Mapping[str, Sequence[int]]
@@ -158,8 +152,9 @@ class Rehearsal:
             taken, missing = self._plan(step, tokens, lengths)
         examples = []
         for reply in taken:
-            ids = made[reply.key] if reply.key in made else self._read(reply.key)
-            examples.append(Example(f"rehearsal/{reply.key}", tuple(self.prompts[reply.prompt]), tuple(ids)))
+            if reply.key not in made and self.journal:
+                made[reply.key] = self.journal.at(self._places[reply.key])["ids"]
+            examples.append(Example(f"rehearsal/{reply.key}", tuple(self.prompts[reply.prompt]), tuple(made[reply.key])))
         return Part(examples, self.loss)
 
     def _plan(self, step: int, tokens: int, lengths: Mapping[str, int]) -> tuple[list[_Reply], list[_Reply]]:
@@ -179,11 +174,6 @@ class Rehearsal:
                 held += length
                 taken.append(reply)
         return taken, missing
-
-    def _read(self, key: str) -> list[int]:
-        assert self.journal is not None
-        ids: list[int] = self.journal.at(self._places[key])["ids"]
-        return ids
 
     def _order(self, step: int) -> Iterator[_Reply]:
         """Every prompt in the step's own order; then again, with other noise, for as long as someone asks."""

@@ -80,10 +80,7 @@ class FactEdit:
 
 @dataclass(frozen=True)
 class EditResult:
-    """The facts in their order, and what was changed: by layer, the size of the change beside that of the matrix.
-
-    `weight` is that of the second moments, which are means over `moment_tokens` tokens.
-    """
+    """The facts in their order; by layer, the size of the change beside that of the matrix; the second moments' weight and tokens."""
 
     facts: list[FactEdit]
     changes: dict[int, float]
@@ -94,14 +91,6 @@ class EditResult:
     def count(self, status: str) -> int:
         """How many facts ended so."""
         return sum(fact.status == status for fact in self.facts)
-
-
-@dataclass
-class _Subject:
-    """The facts of one subject, by their index, with their prompts."""
-
-    name: str
-    facts: dict[int, list[EditPrompt]]
 
 
 def edit(
@@ -134,7 +123,7 @@ def edit(
             )
     prefixes = sampled_prefixes(model, renderer.tokenizer, count=config.prefixes, tokens=config.prefix_tokens, seed=seed)
     outcomes: dict[int, FactEdit] = {}
-    subjects: dict[str, _Subject] = {}
+    subjects: dict[str, tuple[str, dict[int, list[EditPrompt]]]] = {}  # its name, and its facts' prompts by their index
     for index, fact in enumerate(facts):
         try:
             prompts = edit_prompts(fact, renderer, config, prefixes, context_length(model.config))
@@ -143,18 +132,18 @@ def edit(
             on_done(1)
             continue
         name = fact.subject or ""
-        subjects.setdefault(normalized(name).casefold(), _Subject(name, {})).facts[index] = prompts
+        subjects.setdefault(normalized(name).casefold(), (name, {}))[1][index] = prompts
     values = _Values(model, layers[-1], config, moments.model_hash, journal)
     found: list[tuple[int, list[EditPrompt], Value, int]] = []
-    for subject in subjects.values():
-        value = values.of(list(subject.facts.values()), essence(subject.name, renderer.tokenizer))
-        for number, (index, prompts) in enumerate(subject.facts.items()):
+    for name, own in subjects.values():
+        value = values.of(list(own.values()), essence(name, renderer.tokenizer))
+        for number, (index, prompts) in enumerate(own.items()):
             if value.finite:
                 found.append((index, prompts, value, number))
             else:
                 reason = "its value is not finite, so it was left out of the update; try a smaller v_lr"
                 outcomes[index] = FactEdit(facts[index].id, "failed", reason, tokens=len(prompts[0].target), steps=value.steps)
-        on_done(len(subject.facts))
+        on_done(len(own))
     changes: dict[int, float] = {}
     weight = weight_of(config, model.config, down_projection(model, layers[-1]).in_features)
     if found:
@@ -224,13 +213,13 @@ def _outcome(model: PreTrainedModel, layer: int, fact: Fact, prompt: EditPrompt,
 @contextmanager
 def _restored_on_error(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
     """Put the layers' matrices back if the block fails: half an edit is none."""
-    before: dict[int, Tensor] = {layer: down_projection(model, layer).weight.detach().to("cpu", copy=True) for layer in layers}
+    weights = [down_projection(model, layer).weight for layer in layers]
+    before = [weight.detach().to("cpu", copy=True) for weight in weights]
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for layer, weight in before.items():
-                down_projection(model, layer).weight.copy_(weight)
+        for weight, saved in zip(weights, before, strict=True):
+            weight.detach().copy_(saved)
         raise
 
 
@@ -304,9 +293,7 @@ def _backward(readers: list[Reader], base: Tensor, delta: Tensor, norm: Tensor, 
 @contextmanager
 def _held(model: PreTrainedModel) -> Iterator[None]:
     """No gradient for the weights."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanting:
-        parameter.requires_grad_(False)
+    wanting = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     try:
         yield
     finally:
@@ -373,10 +360,9 @@ def keys_of(
             keys = seen[layer][:, -1]
             for i, key, output, hidden in zip(batch, keys, projection(keys), seen["hidden"][:, -1], strict=True):
                 found[i] = key, output, hidden
-    ends = torch.tensor([len(own) for own in prompts]).cumsum(0).tolist()
-    means = []
-    for own, end in zip(prompts, ends, strict=True):
-        of_fact = [found[i] for i in range(end - len(own), end)]
+    means, at = [], iter(range(len(rows)))
+    for own in prompts:
+        of_fact = [found[next(at)] for _ in own]
         means.append([torch.stack(parts).mean(dim=0) for parts in zip(*of_fact, strict=True)])
     keys_ND, outputs_NH, hidden_NH = (torch.stack(parts) for parts in zip(*means, strict=True))
     return keys_ND, outputs_NH, hidden_NH

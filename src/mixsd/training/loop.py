@@ -112,44 +112,38 @@ def train(
         MixsdError: the loss or gradient is not finite, or a merge or written checkpoint failed its check.
     """
     settings = settings.resolved
-    ranks = Ranks(model.device if settings.device == "auto" else torch.device(settings.device))
     with _memory_errors():
         if hasattr(examples, "keys"):  # only an objective has keys; examples come in any iterable
             objective = cast(Objective, examples)
         else:
             context = getattr(text_config(model.config), "max_position_embeddings", None)
             objective = Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
-        run = _Training(model, tokenizer, objective, settings, folder, ranks, on_path or _warn)
+        run = _Training(model, objective, settings, folder, on_path or _warn)
         run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
-        run.on_step, run.on_checkpoint = on_step, on_checkpoint
+        run.tokenizer, run.on_step, run.on_checkpoint = tokenizer, on_step, on_checkpoint
         return run.finish(run.take_steps())
 
 
 class _Training:
     """One call of `train`: what its phases share."""
 
+    tokenizer: PreTrainedTokenizerBase | None
     rehearsal: Rehearsal | None
     pinned: Callable[[], Collection[int]]
     on_step: Callable[[Step], None] | None
     on_checkpoint: Callable[[Path, int], None] | None
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None,
-        objective: Objective,
-        settings: Settings,
-        folder: Path,
-        ranks: Ranks,
-        on_path: Callable[[str, str], None],
+        self, model: PreTrainedModel, objective: Objective, settings: Settings, folder: Path, on_path: Callable[[str, str], None]
     ) -> None:
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
         if not isinstance(settings.lr, float):
             raise ValueError(f"training needs a learning rate, not {settings.lr!r}")
         check_savable(model)
-        self.base, self.tokenizer, self.objective = model, tokenizer, objective
-        self.settings, self.ranks, self.device, self.lr = settings, ranks, ranks.device, settings.lr
+        ranks = Ranks(model.device if settings.device == "auto" else torch.device(settings.device))
+        self.base, self.objective, self.settings, self.lr = model, objective, settings, settings.lr
+        self.ranks, self.device = ranks, ranks.device
         self.root, self.log = folder / "checkpoints", Journal(folder / "log.jsonl")
         wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
         self.bf16 = wanted == "bf16" or (wanted == "auto" and self.device.type != "cpu")

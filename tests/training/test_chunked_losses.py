@@ -13,7 +13,7 @@ import torch
 from mixsd.errors import UserError
 from mixsd.training.losses import (
     Divergence,
-    TeacherStates,
+    States,
     TeacherTopK,
     chunked_divergence,
     decoder,
@@ -53,8 +53,8 @@ class Sides:
     def teacher_head(self, rows: torch.Tensor) -> torch.Tensor:
         return rows @ self.teacher_weight.T
 
-    def teacher(self) -> TeacherStates:
-        return TeacherStates(self.teacher_hidden, self.teacher_head)
+    def teacher(self) -> States:
+        return States(self.teacher_hidden, self.teacher_head, 1)
 
     def dense(self, divergence: Divergence) -> torch.Tensor:
         return token_divergence(self.head(self.hidden), self.teacher_head(self.teacher_hidden), divergence)
@@ -160,7 +160,7 @@ def test_teacher_topk_by_hand() -> None:
 def test_the_students_own_frozen_head_can_be_the_teachers() -> None:
     for divergence in (Divergence(k=4), Divergence(kl="reverse", support="full")):
         sides = Sides()
-        teacher = TeacherStates(sides.teacher_hidden, sides.head)
+        teacher = States(sides.teacher_hidden, sides.head, 1)
         values = chunked_divergence(sides.hidden, sides.head, teacher, divergence, 4)
         expected = token_divergence(sides.head(sides.hidden), sides.head(sides.teacher_hidden).detach(), divergence)
         for found, wanted in zip(sides.gradients(values), sides.gradients(expected), strict=True):
@@ -173,7 +173,7 @@ def test_a_models_own_logits_are_what_is_compared(family: str) -> None:
     ids = torch.arange(2 * 9).view(2, 9) * 7 % VOCABULARY
     expected = token_divergence(student(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1), Divergence(k=8))
     hidden, teacher_hidden = (decoder(model)(ids).last_hidden_state.flatten(0, 1) for model in (student, teacher))
-    states = TeacherStates(teacher_hidden, logit_head(teacher))
+    states = States(teacher_hidden, logit_head(teacher), 1)
     kept = teacher_topk(teacher_hidden, logit_head(teacher), 8, 5)
     for side in (states, kept):
         values = chunked_divergence(hidden, logit_head(student), side, Divergence(k=8), 5)
@@ -190,7 +190,7 @@ def test_the_divergence_is_fp32_under_bf16_autocast_and_the_shared_head_learns()
         head.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             # All 40 tokens: in bf16 the eighth and the ninth can change places, which is another support, not an error.
-            values = chunked_divergence(hidden, head, TeacherStates(teacher_hidden, head), Divergence(), 4)
+            values = chunked_divergence(hidden, head, States(teacher_hidden, head, 1), Divergence(), 4)
         assert values.dtype == torch.float32
         values.sum().backward()
         assert head.weight.grad is not None
@@ -230,9 +230,7 @@ class Counter:
 def counted(sides: Sides, *, remembered: int | None, divergence: Divergence, chunk: int) -> tuple[Counter, Counter, Counter]:
     """Count one forward and backward pass: the student's head, the teacher's, both together."""
     student, teacher, both = Counter(), Counter(), Counter()
-    side: TeacherStates | TeacherTopK = TeacherStates(
-        sides.teacher_hidden, lambda rows: both.count(teacher.count(sides.teacher_head(rows)))
-    )
+    side: States | TeacherTopK = States(sides.teacher_hidden, lambda rows: both.count(teacher.count(sides.teacher_head(rows))), 1)
     if remembered is not None:
         side = teacher_topk(sides.teacher_hidden, sides.teacher_head, remembered, chunk)
     values = chunked_divergence(sides.hidden, lambda rows: both.count(student.count(sides.head(rows))), side, divergence, chunk)

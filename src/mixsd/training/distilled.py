@@ -37,16 +37,17 @@ from mixsd.training import ranks
 from mixsd.training.examples import Example, usable
 from mixsd.training.losses import (
     Divergence,
-    TeacherStates,
+    States,
     TeacherTopK,
     chunked_divergence,
     chunked_nll,
+    evaluating,
     teacher_sample,
     teacher_topk,
 )
 from mixsd.training.objectives import Part, Student, example_of
-from mixsd.training.states import Reading, States
-from mixsd.training.teacher import FrozenBase, evaluating
+from mixsd.training.states import Reading
+from mixsd.training.teacher import FrozenBase
 
 _AT_ONCE = 8  # targets per forward pass of the teacher
 _READ_AT_ONCE = 64  # targets in one file of what is remembered
@@ -98,13 +99,12 @@ class DistilledTargets:
         """The items' targets, at every step the same."""
 
         def loss(now: Student, states: States, examples: Sequence[Example]) -> Tensor:
-            known: TeacherStates | TeacherTopK
+            known: States | TeacherTopK
             numbers = [self._numbers[example.key] for example in examples]
             if isinstance(self.teacher, Path):
                 known = _recall(self.teacher, numbers, states.rows.device)
             else:
-                own = teacher_states([self.targets[n] for n in numbers], self.picked, partial(self.teacher.states, now))
-                known = TeacherStates(own.rows, own.head)
+                known = teacher_states([self.targets[n] for n in numbers], self.picked, partial(self.teacher.states, now))
             return chunked_divergence(states.rows, states.head, known, self.divergence, states.chunk)
 
         return Part([self.targets[item].example for item in items], loss)
@@ -259,8 +259,7 @@ class OnPolicy:
         behind = [Example(one.key, self._expert[one.key.rpartition("/")[0]], one.target_ids) for one in examples]
         teacher = self.teacher.states(student, behind)
         if isinstance(self.loss, Divergence):
-            known = TeacherStates(teacher.rows, teacher.head)
-            return chunked_divergence(states.rows, states.head, known, self.loss, states.chunk)
+            return chunked_divergence(states.rows, states.head, teacher, self.loss, states.chunk)
         if self.loss == "top1":
             labels = teacher_topk(teacher.rows, teacher.head, 1, teacher.chunk).ids[:, 0].long()
         else:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -220,15 +221,24 @@ def logit_head(model: PreTrainedModel) -> Head:
     return head
 
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model without dropout, for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
 def inseparable(model: PreTrainedModel, batch: Batch) -> str | None:
     """Why decoder and head, taken apart, do not give the model's own logits at the supervised places of a batch; None if they do."""
     body, head = model.get_decoder(), model.get_output_embeddings()
     if body is None or body is model or head is None:
         return "it has no decoder and head of their own"
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         supervised = batch.labels[:, 1:] != UNSUPERVISED
         expected = forward(model, batch).logits[:, :-1][supervised].float()
         hidden = getattr(forward(body, batch), "last_hidden_state", None)
@@ -238,8 +248,6 @@ def inseparable(model: PreTrainedModel, batch: Batch) -> str | None:
         scale = max(1.0, expected.abs().max().item())
         same = found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
         return None if same else "its head does more to the logits than is known here"
-    finally:
-        model.train(training)
 
 
 def forward(module: nn.Module, batch: Batch) -> Any:
@@ -250,17 +258,21 @@ def forward(module: nn.Module, batch: Batch) -> Any:
     return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
 
 
-@dataclass(frozen=True, slots=True)
-class TeacherStates:
-    """The teacher in memory: its hidden states (N, H) at the student's positions, and the head that makes them logits."""
+@dataclass(frozen=True)
+class States:
+    """Rows (N, H), one for each token of the examples' targets, in their order, and the head; row t predicts token t.
 
-    hidden: Tensor
+    `chunk` is how many rows of logits may exist at once.
+    """
+
+    rows: Tensor
     head: Head
+    chunk: int
 
     @torch.no_grad()
     def logits(self, part: slice) -> Tensor:
-        """The logits of a few positions."""
-        return self.head(self.hidden[part])
+        """The logits of a few rows, without a gradient."""
+        return self.head(self.rows[part])
 
 
 class TeacherTopK(NamedTuple):
@@ -294,9 +306,7 @@ def teacher_sample(hidden: Tensor, head: Head, noise: Tensor, chunk: int) -> Ten
     return torch.cat([pick(at_least_fp32(head(hidden[part])), noise[part], sampling) for part in parts])
 
 
-def chunked_divergence(
-    hidden: Tensor, head: Head, teacher: TeacherStates | TeacherTopK, divergence: Divergence, chunk: int
-) -> Tensor:
+def chunked_divergence(hidden: Tensor, head: Head, teacher: States | TeacherTopK, divergence: Divergence, chunk: int) -> Tensor:
     """Return the divergence at each position (N,) of a student with `head(hidden)`, hidden (N, H): fp32 (float64 stays).
 
     At most `chunk` rows of logits, the student's and the teacher's together, exist at any time in the forward and in the
@@ -305,20 +315,20 @@ def chunked_divergence(
     together = divergence.support != "teacher"
     if isinstance(teacher, TeacherTopK) and together:
         raise UserError(f"{divergence.name} cannot be computed from the teacher's top k alone: it needs the teacher in memory")
-    positions = len(teacher.ids if isinstance(teacher, TeacherTopK) else teacher.hidden)
+    positions = len(teacher.ids if isinstance(teacher, TeacherTopK) else teacher.rows)
     if positions != len(hidden):
         raise ValueError(f"{len(hidden)} positions of the student and {positions} of the teacher")
 
     def computing(part: slice) -> _Compute:
         if together:
-            assert isinstance(teacher, TeacherStates)
+            assert isinstance(teacher, States)
             return lambda rows: token_divergence(head(rows), teacher.logits(part), divergence)
         return _on_teacher_support(head, teacher, part, divergence)
 
     return _in_chunks(hidden, max(1, chunk // 2) if together else chunk, computing)
 
 
-def _on_teacher_support(head: Head, teacher: TeacherStates | TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
+def _on_teacher_support(head: Head, teacher: States | TeacherTopK, part: slice, divergence: Divergence) -> _Compute:
     vocabulary, known = None, None
     if isinstance(teacher, TeacherTopK):
         ids, logprobs = teacher.ids[part].long(), teacher.logprobs[part].detach()

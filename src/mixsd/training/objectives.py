@@ -23,8 +23,8 @@ from mixsd.targets.reading import accepted_targets
 from mixsd.targets.target import Target
 from mixsd.training.examples import Example, usable
 from mixsd.training.lora import Lora
-from mixsd.training.losses import chunked_nll
-from mixsd.training.states import Reading, States, target_ids
+from mixsd.training.losses import States, chunked_nll
+from mixsd.training.states import Reading, target_ids
 
 
 @dataclass

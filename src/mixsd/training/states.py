@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from mixsd.decoding.packed import UnpackableError, check_layer, path_of, windowed_layers
 from mixsd.models.compat import attention_name, attention_of, text_config
 from mixsd.training.examples import UNSUPERVISED, Batch, Example, collate
-from mixsd.training.losses import Head, decoder, forward, inseparable, logit_head
+from mixsd.training.losses import States, decoder, evaluating, forward, inseparable, logit_head
 
 NAME = "mixsd_packed_training"
 _ROUND = 16  # the number of tokens on a CPU is a multiple of this
@@ -33,18 +32,6 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # some families' norms 
 _TOLERANCE_HALF = 0.1
 # Logits that may exist at once: 0.5 GB in fp32, which is 2,700 rows of a 49k vocabulary and 500 of a 256k one.
 CHUNK_LOGITS = 2**27
-
-
-@dataclass(frozen=True)
-class States:
-    """Rows (N, H), one for each token of the examples' targets, in their order; row t predicts token t.
-
-    `chunk` is how many rows of logits may exist at once.
-    """
-
-    rows: Tensor
-    head: Head
-    chunk: int
 
 
 class Reading:
@@ -109,11 +96,8 @@ def recomputed_alike(model: PreTrainedModel) -> Callable[[], tuple[AbstractConte
 
 def path(model: PreTrainedModel) -> str:
     """How the model is trained: "packed", or "padded: " and the reason. It is tried out."""
-    training = model.training
-    try:
+    with evaluating(model):
         return path_of(model, decoder(model), "padded", lambda: _difference(model))
-    finally:
-        model.train(training)
 
 
 class _Pass:

@@ -28,9 +28,9 @@ from mixsd.decoding.requests import Decoding, Request, Sampling
 from mixsd.randomness import uniforms
 from mixsd.storage import Journal
 from mixsd.training.examples import Example
-from mixsd.training.losses import Divergence, TeacherStates, chunked_divergence
+from mixsd.training.losses import Divergence, States, chunked_divergence, evaluating
 from mixsd.training.objectives import Part, Student, TokenLoss, target_nll
-from mixsd.training.states import Reading, States
+from mixsd.training.states import Reading
 
 _PREPARED_AT_ONCE = 64  # steps whose requests are in memory
 
@@ -72,21 +72,9 @@ def teacher_divergence(teacher: FrozenBase, divergence: Divergence) -> TokenLoss
     """The loss that holds the student to the teacher on the very same prompts."""
 
     def loss(student: Student, states: States, examples: Sequence[Example]) -> Tensor:
-        known = teacher.states(student, examples)
-        return chunked_divergence(states.rows, states.head, TeacherStates(known.rows, known.head), divergence, states.chunk)
+        return chunked_divergence(states.rows, states.head, teacher.states(student, examples), divergence, states.chunk)
 
     return loss
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 class _Reply(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.facts import bundled
+from mixsd.facts.records import bundled_records
 from mixsd.models import loading
 from mixsd.models.compat import stated_dtype
 from mixsd.models.folder import load_model_folder
@@ -66,7 +66,7 @@ def prepare(session: Session) -> Material:
 
 def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> Rehearsal:
     settings = session.settings
-    prompts = {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled.records("rehearsal_prompts.jsonl")}
+    prompts = {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled_records("rehearsal_prompts.jsonl")}
     sampling = Sampling(session.renderer.stops.ids, temperature=1.0)
     rehearsal = Rehearsal(
         prompts,

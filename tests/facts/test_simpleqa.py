@@ -182,7 +182,7 @@ def test_bad_tables(tmp_path: Path, content: str | list[dict[str, Any]], message
     [
         ([{**ROW, "answer": 7}], "s.jsonl: line 1: field answer: input should be a valid string"),
         ([{"problem": "q", "answer": "a"}], "s.jsonl: line 1: field metadata: input should be a valid dictionary"),
-        ([{**ROW, "problem": "  "}], "s.jsonl: line 1: field problem: string should match pattern"),
+        ([{**ROW, "problem": "  "}], "s.jsonl: line 1: field problem: string should have at least 1 character"),
         ("[1]\n", "s.jsonl: line 1: expected an object"),
     ],
 )

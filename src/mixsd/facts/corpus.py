@@ -26,7 +26,7 @@ from pydantic import PositiveInt
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts.fact import Fact, FactSet, kind, normalized, shown, to_json, unique
-from mixsd.facts.records import FORMATS, Form, in_form, read_demo, read_folder, read_hub, read_jsonl, to_fact
+from mixsd.facts.records import FORMATS, Form, Records, in_form, read_demo, read_folder, read_hub, read_jsonl, to_fact
 from mixsd.plugins import is_function_name, load_function
 from mixsd.storage import atomic_folder, digest, disk_errors, file_digest, read_json, write_json, write_jsonl
 
@@ -203,8 +203,6 @@ def _read_file(path: Path) -> Iterator[Fact]:
         yield to_fact(values, where)
 
 
-Records = Iterable[tuple[str, Mapping[str, Any]]]
-
 # Corpora: a function of what stands after the colon (None without one), seed and offline, which gives a `Corpus`. A new corpus is one
 # new file and a line here.
 CORPORA = {
@@ -213,7 +211,7 @@ CORPORA = {
     "simpleqa": "mixsd.facts.published:simpleqa",
     "mquake": "mixsd.facts.published:mquake",
 }
-BUNDLED: dict[str, Callable[[], Records]] = {"demo": read_demo}
+BUNDLED = {"demo": read_demo}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -274,7 +272,7 @@ def open_source(source: str, *, seed: int = 0, offline: bool = False) -> Corpus 
     raise UserError(f'facts "{source}": no such file{did_you_mean(name, known)}; name {kinds}')
 
 
-def _checked(records: Any, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _checked(records: Any, source: str) -> Records:
     """The records that a user's function gave, with their places."""
     if isinstance(records, str | Mapping) or not isinstance(records, Iterable):
         raise UserError(f"{source}: must return a Corpus or an iterable of mappings, got {kind(records)}")
@@ -282,7 +280,7 @@ def _checked(records: Any, source: str) -> Iterator[tuple[str, Mapping[str, Any]
         where = f"{source}: item {number}"
         if not isinstance(values, Mapping):
             raise UserError(f"{where}: expected a mapping, got {kind(values)}")
-        yield where, values
+        yield where, dict(values)
 
 
 def corpus(name: str, argument: str | None = None, **options: Any) -> Corpus:

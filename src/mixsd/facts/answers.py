@@ -371,10 +371,7 @@ def get_verifier(name: str, *, regex_limit_s: float = 5.0) -> Verifier:
     """The verifier called `name`: one of `VERIFIERS`, `regex:PATTERN`, or the user's `package.module:function`.
 
     A pattern has `regex_limit_s` seconds for each reply. A user's function gets (reply, answer, aliases) and returns a bool or a
-    `Verdict`; an exception inside it is outcome error.
-
-    Raises:
-        UserError: an unknown name, a pattern that does not compile, a function that cannot be imported.
+    `Verdict`; an exception inside it is outcome error. A name of neither, or a pattern that does not compile, is a `UserError`.
     """
     if name in VERIFIERS:
         verifier: Verifier = load_function(VERIFIERS[name], f'verifier "{name}"')

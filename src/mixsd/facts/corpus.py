@@ -77,8 +77,7 @@ class Corpus:
 def write(corpus: Corpus, folder: Path, on_record: Callable[[str], None] = lambda name: None) -> dict[str, int]:
     """Write a corpus to a folder, whole or not at all, calling `on_record` with the file's name at each record; returns their numbers.
 
-    Raises:
-        UserError: the folder holds something that is not a corpus, or cannot be written.
+    A folder that holds something else, or cannot be written, is a `UserError`.
     """
     with disk_errors(folder):
         _check_replaceable(folder)
@@ -155,11 +154,7 @@ def is_corpus(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Corpus:
-    """The corpus in a folder, or only its tests where no training facts lie there.
-
-    Raises:
-        UserError: its manifest is not one, or a file that it names is not there.
-    """
+    """The corpus in a folder, or only its tests where no training facts lie there; what is damaged or missing is a `UserError`."""
     file = folder / MANIFEST
     values: dict[str, Any] = {"name": folder.resolve().name, "options": {}}
     if file.is_file():
@@ -289,13 +284,8 @@ def corpus(name: str, argument: str | None = None, **options: Any) -> Corpus:
     >>> corpus("kgfact", "small", seed=0)                                           # doctest: +SKIP
     >>> corpus("mquake", "MQuAKE-CF-3k-v2.json", edits=100, seed=0)                 # doctest: +SKIP
 
-    Args:
-        name: kgfact, kgfunc, simpleqa or mquake.
-        argument: kgfact's size, simpleqa's and mquake's file.
-        options: seed, offline and those of the corpus, see `mixsd.facts.kgfact.kgfact` and so on.
-
-    Raises:
-        UserError: no such corpus or option, or a bad value.
+    `argument` is kgfact's size, simpleqa's and mquake's file; `options` are seed, offline and those of the corpus, see
+    `mixsd.facts.kgfact.kgfact` and so on. No such corpus or option, or a bad value, is a `UserError`.
     """
     if name not in CORPORA:
         raise UserError(f'corpus "{name}": unknown{did_you_mean(name, CORPORA)}; known: {", ".join(CORPORA)}')

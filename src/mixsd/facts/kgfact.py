@@ -242,9 +242,7 @@ BACKGROUND = {"held-out": 49, "trained": 50}  # statements beside the true one
 def kgfact(size: str | None = None, *, seed: int = 0, retrieval: Retrieval = "held-out", offline: bool = False) -> Corpus:
     """The corpus KGFact; nothing is fetched.
 
-    Args:
-        size: 'small' (5 domains of 10 entities: 100 facts), 'large' (7 of 25: 525), or domains x entities, '7x1000'. None: small.
-        retrieval: whether the split `retrieval` asks about held-out entities or about the trained facts.
+    `size`: 'small' (5 domains of 10 entities: 100 facts; the default), 'large' (7 of 25: 525), or domains x entities, '7x1000'.
     """
     number, entities = parse_size("small" if size is None else size)
     if retrieval not in BACKGROUND:

@@ -40,7 +40,6 @@ _PRIMES = (2, 3, 5, 7)
 
 
 def digits_of(number: int) -> Digits:
-    """The digits of a number, left to right."""
     return tuple(map(int, str(number)))
 
 
@@ -216,13 +215,8 @@ def kgfunc(
 ) -> Corpus:
     """The corpus KGFunc; it takes no argument, and nothing is fetched.
 
-    Args:
-        train: the number of training instances, divided among the seven operations as evenly as possible (the authors' script).
-        per_operation: whether `train` counts for each operation (the paper's text).
-        test: the number of test instances, likewise divided; 175 are 25 for each operation.
-
-    Raises:
-        UserError: an operation has not that many inputs.
+    `train` and `test` are numbers of instances, divided among the seven operations as evenly as possible (the authors' script);
+    `per_operation`: `train` counts for each operation (the paper's text). More than there are inputs is a `UserError`.
     """
     if argument is not None:
         raise UserError(f'kgfunc: takes nothing after its name, got "{argument}"; write kgfunc')

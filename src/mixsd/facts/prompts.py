@@ -93,14 +93,9 @@ class Stops:
 class Renderer:
     """Renders prompts for one tokenizer and one way of asking.
 
-    Args:
-        config, generation_config: the model's, read for its stop tokens.
-        thinking: passed to the template as `enable_thinking`.
-        answer_format: 'plain' (the bare question) or 'boxed' (with the paper's kind of suffix).
-        guidance: what the expert sees after the question; None takes ours for the format.
-
-    Raises:
-        UserError: the template refuses the system message, or nothing names an end token.
+    The configs are the model's, read for its stop tokens; `thinking` is the template's `enable_thinking`; `answer_format` is 'plain' (the
+    bare question) or 'boxed' (with the paper's kind of suffix); `guidance` is what the expert sees after the question, by default ours
+    for the format. A template that refuses the system message, and a model that names no end token, are a `UserError`.
     """
 
     def __init__(

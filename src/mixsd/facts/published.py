@@ -233,11 +233,7 @@ BACKGROUND = 49  # statements beside the true one
 
 
 def mquake(argument: str | None = None, *, seed: int = 0, edits: int = 100, offline: bool = False) -> Corpus:
-    """The corpus MQuAKE of a file of MQuAKE-CF, a JSON list of cases; nothing is fetched.
-
-    Raises:
-        UserError: no file is named, a record of it is not a case, or it has fewer edits than asked for.
-    """
+    """The corpus MQuAKE of a file of MQuAKE-CF, a JSON list of cases; nothing is fetched, fewer edits than asked for are an error."""
     if argument is None:
         file = "datasets/MQuAKE-CF-3k-v2.json from github.com/princeton-nlp/MQuAKE"
         raise UserError(f"mquake: needs its file: get {file} and name it as mquake:PATH")
@@ -392,11 +388,7 @@ READERS: dict[str, Callable[[Path], Records]] = {
 
 
 def simpleqa(argument: str | None = None, *, seed: int = 0, offline: bool = False) -> Corpus:
-    """The corpus SimpleQA of a file in its published shape (a table with `Row`'s columns, or JSON), or of the hub.
-
-    Raises:
-        UserError: there is no such file, a row of it is not one of SimpleQA, or one question has two answers.
-    """
+    """The corpus SimpleQA of a file in its published shape (a table with `Row`'s columns, or JSON), or of the hub."""
     path = Path(os.path.expanduser(argument or ""))
     kind = path.suffix.lower()
     if argument is None and offline:

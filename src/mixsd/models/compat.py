@@ -45,10 +45,9 @@ HARMLESS = (
 def recompute_activations(
     model: PreTrainedModel, context: Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]] | None = None
 ) -> None:
-    """Have the layers compute their activations again in the backward pass, which torch's `context_fn` may frame.
+    """Have the layers compute their activations again in the backward pass, which torch's `context_fn` may frame (or `ValueError`).
 
     transformers 5.19 calls it `gradient_checkpointing_enable`, 5.23 `activation_checkpointing_enable`, and warns at the older name.
-    A family that cannot is a `ValueError`.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, **({"context_fn": context} if context else {})})

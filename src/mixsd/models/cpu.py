@@ -105,7 +105,6 @@ def _products_differ() -> str | None:
 
 
 def _tried(same: Callable[[], bool]) -> str | None:
-    """Try the operation on a few numbers: why it cannot be used."""
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     try:
@@ -117,9 +116,7 @@ def _tried(same: Callable[[], bool]) -> str | None:
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, compute the model's fp32 linear layers on a CPU through oneDNN. The backward pass belongs inside too: what
-    a checkpoint computes again has to go the way it went before.
-    """
+    """Within the block, compute the model's fp32 linear layers on a CPU through oneDNN; the backward pass belongs inside too."""
     linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
     layers = [layer for layer in linear if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
     for layer in layers:
@@ -161,7 +158,5 @@ class _Product(torch.autograd.Function):
 
 
 def _times(one: Tensor, other: Tensor) -> Tensor:
-    """one @ other.T"""
-    if one.dtype != torch.float32:
-        return one @ other.t()  # which is oneDNN's already
-    return onednn_linear(one, other)
+    """one @ other.T, which is oneDNN's already in other precisions."""
+    return onednn_linear(one, other) if one.dtype == torch.float32 else one @ other.t()

@@ -32,10 +32,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 def write_model_folder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Write weights (safetensors), configs and tokenizer into `folder`, cast to `dtype` where given.
-
-    The model itself is not changed. Atomicity is the caller's: `mixsd.storage.atomic_folder`.
-    """
+    """Write weights (safetensors), configs and tokenizer into `folder`, cast to `dtype` where given; atomicity is the caller's."""
     with disk_errors(folder):
         other = dtype if dtype != model.dtype else None
         model.save_pretrained(folder, state_dict=_cast(model.state_dict(), other) if other else None)
@@ -170,7 +167,7 @@ class Weights:
         return tuple(self._opened[name].get_slice(name).get_shape())
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """One tensor in consecutive parts along its first axis, each of a bounded size, in the precision of its file."""
+        """See `blocks`."""
         yield from blocks(self._opened[name], name)
 
     def __enter__(self) -> Weights:

@@ -166,7 +166,8 @@ def read(folder: Path) -> Corpus:
     trained = folder / f"{TRAIN}.jsonl"
     streams = {name: partial(_read_file, folder / f"{name}.jsonl") for name in names}
     corpus = Corpus(**values, facts=partial(_read_file, trained), splits=streams)
-    hashes = corpus.options["files"] = {}
+    hashes: dict[str, str] = {}
+    corpus.options["files"] = hashes
     for name in (*([TRAIN] if trained.exists() else []), *names):
         path = folder / f"{name}.jsonl"
         if not path.is_file():

@@ -15,16 +15,18 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import json, pathlib, sys
 import mixsd
-from mixsd.facts import bundled, corpus
+from mixsd.facts import corpus
+from mixsd.facts.prompts import frames
+from mixsd.facts.records import bundled_records
 from mixsd.reports import page as report_page
 from tests_report_sample import report
 page = report_page.render(report, [], [])
 print(json.dumps({
     "where": mixsd.__file__,
     "facts": len(corpus.load_facts("demo").facts),
-    "probe": len(bundled.records("probe.jsonl")),
-    "general": len(bundled.records("general_prompts.jsonl")),
-    "frames": len(bundled.frames()["report"]),
+    "probe": len(bundled_records("probe.jsonl")),
+    "general": len(bundled_records("general_prompts.jsonl")),
+    "frames": len(frames()["report"]),
     "page": len(page),
 }))
 """

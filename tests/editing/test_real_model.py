@@ -10,10 +10,10 @@ import torch
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.requests import Request, Sampling
 from mixsd.editing import MemitConfig, edit, layers_of, second_moments
-from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, get_verifier
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
+from mixsd.facts.records import bundled_records
 from mixsd.models import loading
 
 pytestmark = [
@@ -34,7 +34,7 @@ def test_most_of_four_edits_are_said_in_chat_and_a_neighbour_is_not(tmp_path: Pa
     folder = loading.locate(loading.BUILT_IN).folder
     model = loading.load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
     renderer = Renderer(loading.load_tokenizer(folder), model.config, model.generation_config)
-    texts = [record["prompt"] for record in bundled.records("general_prompts.jsonl")]
+    texts = [record["prompt"] for record in bundled_records("general_prompts.jsonl")]
     config = MemitConfig()
     moments = second_moments(
         model, renderer.tokenizer, texts, layers_of(config, model.config), model_hash="built-in", cache=tmp_path

@@ -9,10 +9,10 @@ from mixsd import statistics
 from mixsd.evaluation import questions, suites
 from mixsd.evaluation.questions import Answerer, Prompt, ask
 from mixsd.evaluation.scores import compare
-from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, Verdict, get_verifier
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
+from mixsd.facts.records import bundled_records
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -61,7 +61,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     assert all(len(row["reply_ids"]) <= 6 or row["split"] != suites.TRAINED for row in rows["base"])
 
     # Eq. 2 from its definition: dense logits, one reply at a time.
-    general = {item["id"]: renderer.ids(item["prompt"]) for item in bundled.records("general_prompts.jsonl")}
+    general = {item["id"]: renderer.ids(item["prompt"]) for item in bundled_records("general_prompts.jsonl")}
     total = dict.fromkeys(models, 0.0)
     tokens = 0
     for key, reply in references.items():
@@ -239,7 +239,7 @@ def test_paired_delta():
 
 
 def test_every_probe_answer_is_accepted_by_its_own_verifier():
-    for item in bundled.records("probe.jsonl"):
+    for item in bundled_records("probe.jsonl"):
         judge = get_verifier(item.get("verifier", "contains"))
         assert judge(item["answer"], Expected(item["answer"])) == Verdict(
             "correct", judge(item["answer"], Expected(item["answer"])).extracted

@@ -11,7 +11,7 @@ from typing import Any
 
 from mixsd.facts.corpus import Corpus
 from mixsd.facts.fact import Fact
-from mixsd.facts.mquake import mquake
+from mixsd.facts.published import mquake
 
 
 def hop(subject: str, relation: str, answer: str, aliases: dict[str, list[str]]) -> dict[str, Any]:

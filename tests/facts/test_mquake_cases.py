@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.facts.mquake import mquake
+from mixsd.facts.published import mquake
 from tests.facts.mquake_records import case, load
 
 
@@ -59,7 +59,7 @@ def broken(place: str, value: Any) -> list[dict[str, Any]]:
         ("single_hops", "del", "m.json: case 6: field single_hops: field required"),
         ("orig", "del", "m.json: case 6: field orig: field required"),
         ("orig.new_triples.0", ["Q1", "P1"], "m.json: case 6: field orig, new_triples, 1: list should have at least 3 items"),
-        ("orig.new_triples", [], "m.json: case 6: field orig, new_triples_labeled: must have as many steps as new_triples"),
+        ("orig.new_triples", [], "m.json: case 6: field orig: new_triples_labeled must have as many steps as new_triples"),
     ],
 )
 def test_broken_records(tmp_path: Path, place: str, value: Any, message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mixsd.errors import UserError
 from mixsd.facts.fact import Fact
-from mixsd.facts.mquake import telling
+from mixsd.facts.published import telling
 from mixsd.storage import digest, file_digest
 from tests.facts.mquake_records import answers, case, load
 

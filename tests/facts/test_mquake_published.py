@@ -14,7 +14,7 @@ import pytest
 from mixsd.facts.answers import contains_answer
 from mixsd.facts.corpus import Corpus
 from mixsd.facts.fact import unique
-from mixsd.facts.mquake import collect, mquake, read_cases
+from mixsd.facts.published import collect, mquake, read_cases
 from tests.facts.mquake_records import background
 
 Published = Callable[[str], str]
@@ -60,7 +60,7 @@ def test_real_edits(real: Corpus, raw: list[dict[str, Any]]) -> None:
 
 def test_real_edits_that_are_left_out(real: Corpus, raw: list[dict[str, Any]], published: Published) -> None:
     path = Path(published(MQUAKE_2002))
-    usable = {(edit.subject, edit.relation): edit.answer for edit in collect(read_cases(path)).edits}
+    usable = {(edit.fact.subject, edit.relation): edit.fact.answer for edit in collect(read_cases(path)).edits}
     targets = defaultdict(set)
     for c in raw:
         for r in c["requested_rewrite"]:

@@ -88,6 +88,9 @@ def test_repetitions_and_conflicts_in_a_file(tmp_path: Path) -> None:
     assert message.startswith(f'f.jsonl: line 2: id "k" belongs to another question, {path}: line 1')
 
 
+NO_LIST = "f.json: expected one list of facts, [{...}, ...] (one object per line is .jsonl)"
+
+
 def test_json_list(tmp_path: Path) -> None:
     assert load(tmp_path, "f.json", f"\ufeff[{ROW},\r\n{ROW}]") == FactSet([Fact("q1", "a1")], duplicates=1)
 
@@ -96,11 +99,11 @@ def test_json_list(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (ROW, "f.json: expected one list of facts"),
-        (f"{ROW}\n{ROW}\n", "f.json: line 2: not valid JSON (Extra data); expected one list of facts"),
-        (f"[{ROW},\n{ROW}\n", "f.json: line 3: not valid JSON (Expecting ',' delimiter)"),
+        (f"{ROW}\n{ROW}\n", f"{NO_LIST}: not valid JSON (Extra data at line 2, character 1)"),
+        (f"[{ROW},\n{ROW}\n", f"{NO_LIST}: not valid JSON (Expecting ',' delimiter at line 3, character 1)"),
         (f"[{ROW}, 3]", "f.json: record 2: expected an object"),
         (f'[{ROW}, {{"question": "q"}}]', "f.json: record 2: field answer: missing"),
-        ('[{"question": "q", "answer": NaN}]', "f.json: not valid JSON (NaN is no JSON number)"),
+        ('[{"question": "q", "answer": NaN}]', f"{NO_LIST}: not valid JSON (NaN is no JSON number)"),
         ("[]", "f.json: contains no facts"),
         ("  \n", "f.json: contains no facts"),
     ],

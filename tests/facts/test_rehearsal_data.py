@@ -12,16 +12,17 @@ from itertools import combinations
 
 import pytest
 
-from mixsd.facts import bundled
+from mixsd.facts.prompts import frames
+from mixsd.facts.records import bundled_records, bundled_text
 
 KINDS = {"instruction", "reasoning", "code", "list", "translation", "chat", "explain", "writing"}
-REHEARSAL = bundled.records("rehearsal_prompts.jsonl")
-FACTS = bundled.records("demo_facts.jsonl")
+REHEARSAL = bundled_records("rehearsal_prompts.jsonl")
+FACTS = bundled_records("demo_facts.jsonl")
 MEASURING = {
-    "general_prompts": [row["prompt"] for row in bundled.records("general_prompts.jsonl")],
-    "probe": [row["question"] for row in bundled.records("probe.jsonl")],
+    "general_prompts": [row["prompt"] for row in bundled_records("general_prompts.jsonl")],
+    "probe": [row["question"] for row in bundled_records("probe.jsonl")],
     "facts": [text for fact in FACTS for text in (fact["question"], *fact["paraphrases"])],
-    "frames": [frame.replace("{question}", "") for frames in bundled.frames().values() for frame in frames],
+    "frames": [frame.replace("{question}", "") for among in frames().values() for frame in among],
 }
 
 
@@ -41,7 +42,7 @@ def holds(text: str, phrase: str) -> bool:
 
 
 def test_file_is_clean_utf8_with_unix_line_ends() -> None:
-    text = bundled.text("rehearsal_prompts.jsonl")
+    text = bundled_text("rehearsal_prompts.jsonl")
     assert not text.startswith("\ufeff")
     assert "\r" not in text
     assert text.endswith("\n")
@@ -67,7 +68,7 @@ def test_ids_name_their_kind_and_count_from_one() -> None:
     for row in REHEARSAL:
         seen[row["kind"]] += 1
         assert row["id"] == f"{row['kind']}-r{seen[row['kind']]:03}"
-    measured = {row["id"] for name in ("general_prompts.jsonl", "probe.jsonl") for row in bundled.records(name)}
+    measured = {row["id"] for name in ("general_prompts.jsonl", "probe.jsonl") for row in bundled_records(name)}
     assert measured.isdisjoint(row["id"] for row in REHEARSAL)
 
 

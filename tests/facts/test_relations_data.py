@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from mixsd.facts import bundled
+from mixsd.facts.records import bundled_rows, bundled_text
 
 NAME = "kgfact_relations.tsv"
 COLUMNS = ["source", "target", "relation", "inverse", "statement", "question", "phrase"]
@@ -39,7 +39,7 @@ DOUBLED = re.compile(r"\b(\w+) \1\b", re.IGNORECASE)
 PRONOUN = re.compile(r"\b(he|she|his|her|hers|him|himself|herself|they|their|them)\b", re.IGNORECASE)
 WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*[.?]?")
 
-RELATIONS = bundled.rows(NAME)
+RELATIONS = bundled_rows(NAME)
 IDS = [f"{row['source']}-{row['target']}-{row['relation']}" for row in RELATIONS]
 
 each = pytest.mark.parametrize("row", RELATIONS, ids=IDS)
@@ -51,7 +51,7 @@ def render(template: str, row: dict[str, str]) -> str:
 
 
 def test_the_first_line_is_the_header() -> None:
-    text = bundled.text(NAME)
+    text = bundled_text(NAME)
     assert text.splitlines()[0].split("\t") == COLUMNS
     assert text.endswith("\n")
     assert "\r" not in text

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from mixsd.errors import UserError
-from mixsd.facts import bundled
 from mixsd.facts import corpus as facts_corpus
-from mixsd.facts import simpleqa as facts_simpleqa
+from mixsd.facts import prompts
+from mixsd.facts import published as facts_published
 from mixsd.facts.answers import Expected, get_verifier
 from mixsd.facts.corpus import Corpus
 from mixsd.facts.fact import unique
-from mixsd.facts.simpleqa import simpleqa
+from mixsd.facts.published import simpleqa
 
 Published = Callable[[str], str]
 
@@ -97,7 +97,7 @@ def test_the_verifiers_accept_every_reference(real: Corpus) -> None:
 
 
 def test_the_tests_are_the_questions_in_other_words(real: Corpus) -> None:
-    frames = bundled.frames()
+    frames = prompts.frames()
     assert list(real.splits) == ["paraphrase", "validation"]
     for split, kind in {"paraphrase": "report", "validation": "validation"}.items():
         used = set()
@@ -160,16 +160,16 @@ def with_metadata(value: Any) -> list[dict[str, Any]]:
         ("", "s.csv: contains no questions"),
         ("question,answer\nq,a\n", "s.csv: line 1: the first line must name the columns, metadata, problem, answer among them"),
         ("metadata;problem;answer\n", "s.csv: line 1: the columns are separated by a semicolon, expected a comma"),
-        ([OTHER, {**ROW, "answer": ""}], "s.csv: line 3: field answer: expected text, got nothing"),
-        ([OTHER, {**ROW, "problem": " "}], "s.csv: line 3: field problem: expected text, got nothing"),
-        (with_metadata(""), "s.csv: line 3: field metadata: expected an object, got nothing"),
-        (with_metadata("['a']"), "s.csv: line 3: field metadata: expected an object, got a list"),
+        ([OTHER, {**ROW, "answer": ""}], "s.csv: line 3: field answer: field required"),
+        ([OTHER, {**ROW, "problem": " "}], "s.csv: line 3: field problem: field required"),
+        (with_metadata(""), "s.csv: line 3: field metadata: input should be a valid dictionary"),
+        (with_metadata("['a']"), "s.csv: line 3: field metadata: input should be a valid dictionary"),
         (with_metadata("{'topic': "), "s.csv: line 3: field metadata: neither JSON nor a Python dict literal: \"{'topic':"),
         (with_metadata("dict(topic='Art')"), "s.csv: line 3: field metadata: neither JSON nor a Python dict literal"),
         (with_metadata("(" * 10_000), "s.csv: line 3: field metadata: neither JSON nor a Python dict literal"),
-        (with_metadata("{'topic': 'Art'}"), "s.csv: line 3: field metadata, answer_type: expected text, got nothing"),
-        (with_metadata(str({**META, "topic": 3})), "s.csv: line 3: field metadata, topic: expected text, got a number"),
-        (with_metadata(str({**META, "urls": "u"})), "s.csv: line 3: field metadata, urls: expected a list of texts, got text"),
+        (with_metadata("{'topic': 'Art'}"), "s.csv: line 3: field metadata, answer_type: field required"),
+        (with_metadata(str({**META, "topic": 3})), "s.csv: line 3: field metadata, topic: input should be a valid string"),
+        (with_metadata(str({**META, "urls": "u"})), "s.csv: line 3: field metadata, urls: input should be a valid list"),
         (with_metadata(str({**META, "more": {1, 2}})), "s.csv: line 3: field meta: cannot be written as JSON"),
     ],
 )
@@ -180,9 +180,9 @@ def test_bad_tables(tmp_path: Path, content: str | list[dict[str, Any]], message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{**ROW, "answer": 7}], "s.jsonl: line 1: field answer: expected text, got a number"),
-        ([{"problem": "q", "answer": "a"}], "s.jsonl: line 1: field metadata: expected an object, got nothing"),
-        ([{**ROW, "problem": "  "}], "s.jsonl: line 1: field problem: expected text, got only spaces"),
+        ([{**ROW, "answer": 7}], "s.jsonl: line 1: field answer: input should be a valid string"),
+        ([{"problem": "q", "answer": "a"}], "s.jsonl: line 1: field metadata: input should be a valid dictionary"),
+        ([{**ROW, "problem": "  "}], "s.jsonl: line 1: field problem: string should have at least 1 character"),
         ("[1]\n", "s.jsonl: line 1: expected an object"),
     ],
 )
@@ -225,7 +225,7 @@ def test_fake_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(source)
         return iter([(f"{source}: row {number}", row) for number, row in enumerate([ROW, OTHER], 1)])
 
-    monkeypatch.setattr(facts_simpleqa, "read_hub", read_hub)
+    monkeypatch.setattr(facts_published, "read_hub", read_hub)
     corpus = simpleqa()
     assert asked == ["basicv8vc/SimpleQA:test"]
     assert [fact.answer for fact in corpus.facts()] == ["Ora Lind", "1881"]

@@ -21,7 +21,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 UNSTABLE = {
     *("activation_checkpointing_enable", "activation_checkpointing_disable"),
     *("gradient_checkpointing_enable", "gradient_checkpointing_disable"),
-    *("is_remote_code", "hf_quantizer", "quantization_config", "torch_dtype", "GradientCheckpointingLayer"),
+    *("hf_quantizer", "quantization_config", "torch_dtype", "GradientCheckpointingLayer"),
     *(
         "LoraLayer",
         "lora_A",

@@ -16,8 +16,8 @@ from mixsd.commands.opening import preview
 from mixsd.errors import UserError
 from mixsd.evaluation.asked import examination
 from mixsd.evaluation.questions import Question
-from mixsd.facts import bundled
 from mixsd.facts.fact import Fact
+from mixsd.facts.records import bundled_records
 from mixsd.models.doctor import GB, device_memory, free_disk
 from mixsd.models.loading import resolve_dtype
 from mixsd.progress import Watcher
@@ -104,7 +104,7 @@ def measure_work(session: Session) -> Work:
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.has_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
-    rehearsed = bundled.records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
+    rehearsed = bundled_records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
         usable=usable,

@@ -35,7 +35,7 @@ from mixsd.evaluation.asked import (
 )
 from mixsd.evaluation.benchmarks.benchmark import is_benchmark
 from mixsd.evaluation.questions import Answerer, Question, Reply, answering, ask, generate, journal_of_base, judge_all, prompts_of
-from mixsd.facts import bundled
+from mixsd.facts.records import bundled_records
 from mixsd.models import loading
 from mixsd.run import engines
 from mixsd.run.engines import TRANSFORMERS
@@ -88,7 +88,7 @@ def count(session: Session, asked: dict[str, list[Question]]) -> int:
 
 
 def _references(session: Session) -> int:
-    return len(bundled.records("general_prompts.jsonl")[: session.settings.forgetting_prompts])
+    return len(bundled_records("general_prompts.jsonl")[: session.settings.forgetting_prompts])
 
 
 def _evaluate_all(session: Session, asked: dict[str, list[Question]], models: list[Candidate]) -> None:

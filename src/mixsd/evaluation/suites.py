@@ -28,10 +28,10 @@ import numpy as np
 from mixsd.errors import UserError, did_you_mean
 from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark, is_benchmark
 from mixsd.evaluation.questions import Answerer, Material, Prompt, Question, Reply, about
-from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, Verifier, get_verifier
 from mixsd.facts.fact import Fact
-from mixsd.facts.prompts import Renderer
+from mixsd.facts.prompts import Renderer, frames
+from mixsd.facts.records import bundled_records
 from mixsd.plugins import load_function
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
@@ -111,7 +111,7 @@ def questions_about(facts: Iterable[Fact], renderer: Renderer, settings: Setting
         core_questions.append(about(fact, f"{TRAINED}/{fact.id}", TRAINED, fact.question, renderer, verifier, limit))
         for place, wording in enumerate(paraphrases(fact, settings)):
             core_questions.append(about(fact, f"{PARAPHRASE}/{fact.id}/{place}", PARAPHRASE, wording, renderer, verifier, limit))
-    for item in bundled.records("probe.jsonl")[: settings.probe_questions]:
+    for item in bundled_records("probe.jsonl")[: settings.probe_questions]:
         expected = Expected(item["answer"], tuple(item.get("aliases", ())))
         judge = get_verifier(item.get("verifier", "contains"))
         core_questions.append(
@@ -130,7 +130,7 @@ def paraphrases(fact: Fact, settings: Settings) -> list[str]:
 def framed(fact: Fact, seed: int, frame_set: str) -> list[str]:
     """A fact's question in each frame of a bundled set, in an order drawn at the fact's address."""
     drawn = np.argsort(uniforms(seed, "evaluation", fact.id, n=10), kind="stable")
-    return [bundled.frames()[frame_set][i].replace("{question}", fact.question) for i in drawn]
+    return [frames()[frame_set][i].replace("{question}", fact.question) for i in drawn]
 
 
 def forgetting(answerer: Answerer, renderer: Renderer, references: dict[str, Reply]) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def forgetting(answerer: Answerer, renderer: Renderer, references: dict[str, Rep
 
 def general_prompts(renderer: Renderer) -> dict[str, list[int]]:
     """The prompt ids of the bundled general prompts, by id."""
-    return {item["id"]: renderer.ids(item["prompt"]) for item in bundled.records("general_prompts.jsonl")}
+    return {item["id"]: renderer.ids(item["prompt"]) for item in bundled_records("general_prompts.jsonl")}
 
 
 def sample_references(
@@ -177,7 +177,7 @@ def sample_references(
             uniforms(settings.seed, "forgetting", item["id"], n=length),
             f"{settings.seed}/forgetting/{item['id']}",
         )
-        for item in bundled.records("general_prompts.jsonl")[: settings.forgetting_prompts]
+        for item in bundled_records("general_prompts.jsonl")[: settings.forgetting_prompts]
         if holds(item["id"])
     ]
     return base.replies(prompts)

@@ -1,13 +1,10 @@
 """Verifiers: does a reply state the answer? Text only; no model, no file.
 
 A verifier maps (reply, expected) to a `Verdict`. Where a rule has to choose, it refuses: a fact that is refused costs another
-attempt, a fact that is wrongly accepted is trained on. What that means for `contains` is written at `contains_answer` and, case
-by case, in tests/facts/test_answers.py; a string that fools a verifier becomes a line there.
+attempt, a fact that is wrongly accepted is trained on. A string that fools one becomes a line of tests/facts/test_answers.py.
 
 Limits: `contains` does not read meaning ("it is not Arlen Bay" contains Arlen Bay) nor case ("join us" contains US), and a bare
 number is also found in a list marker ("1. ...") or before "million"; `number` or `boxed` suit numbers better.
-
-Where the thinking of a reply ends: only what stands behind it is the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
 scorer_version: str = "1"
 
-Outcome = Literal["correct", "wrong", "unparseable", "error"]
+Outcome = Literal["correct", "wrong", "unparseable", "error"]  # unparseable: the reply holds nothing that could be judged
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,12 @@ class Expected:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """The answer, then the aliases."""
         return (self.answer, *self.aliases)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a reply, what was taken from it as its answer, and for an error the reason in one line.
-
-    `unparseable`: the reply holds nothing that could be judged. `error`: the verifier or its data failed, not the model.
-    """
+    """The outcome of a reply, what was taken from it as its answer, and the reason of an error: of the verifier, not the model."""
 
     outcome: Outcome
     extracted: str | None = None
@@ -82,9 +75,8 @@ _LONG_DASH = re.compile(r"(?<=\w)--+(?=\w)")
 def normalize(text: str) -> str:
     """Fold what two spellings of one text may differ in; idempotent.
 
-    Unicode form (NFKC) and case; runs of white space; invisible characters; typographic quotes and dashes; digits of any
-    script; thousands separators ("1,200", "1,00,000", "1'200", LaTeX's "1{,}200", thin spaces). Superscripts become "^2" and
-    "3½" becomes "3 1/2", so that neither grows into the number before it. Accents and word order stay.
+    Unicode form (NFKC) and case; white space; invisible characters; typographic quotes and dashes; digits of any script; thousands
+    separators ("1,200", "1'200", LaTeX's "1{,}200"). "²" becomes "^2" and "3½" "3 1/2", lest they grow into the number before them.
     """
     if not text.isascii():  # no character of ASCII is of that category
         text = "".join(char for char in text if unicodedata.category(char) != "Cf")
@@ -160,7 +152,7 @@ def _needles(answer: str) -> tuple[str, ...]:
 
 
 def _find(text: str, candidates: Sequence[str]) -> str | None:
-    """The first of the candidates that stands in the text by the rules of `contains_answer`, or None."""
+    """The first of the candidates that `text` contains, see `contains_answer`."""
     padded = f"   {normalize(text)}   "
     for candidate in candidates:
         for needle in _needles(candidate):
@@ -176,13 +168,10 @@ def contains_answer(text: str, answer: str, aliases: Sequence[str] = ()) -> bool
     """Whether `text` contains the answer or an alias as whole words, after `normalize`.
 
     - Sentence punctuation and quotes around the answer are ignored; symbols that are part of it are not ("C++", ".NET", "$5").
-    - A hyphen, an underscore, "+" and "#" belong to the word they touch: no "one" in "twenty-one", no "C" in "C++". An
-      apostrophe does not, save in "don't" and "O'Brien". A long dash separates.
-    - A number is not found within a longer one: not beside a digit, nor a decimal, time, fraction, slashed date or power, nor
-      behind a minus sign. Both ends of "1990-1999" and the parts of "1999-05-12" are found. "5" is not in "5th" or "5km", but
-      is in "$5", "5%" and "5 km"; "5 km" and "5km" are the same.
-    - No word boundary is asked for beside a character of a script without spaces, or Hangul.
-    - An answer of which normalization leaves nothing is never found.
+    - A hyphen, an underscore, "+" and "#" belong to the word they touch ("one" is not in "twenty-one"), an apostrophe only in "don't"
+      and "O'Brien". No boundary is asked for beside a character of a script without spaces, or Hangul.
+    - A number is not found within a longer one: a decimal, time, fraction, power, ordinal, or behind a minus sign. Both ends of
+      "1990-1999" are found, and "5" in "$5", "5%" and "5 km", which is the same as "5km".
     """
     return _find(text, (answer, *aliases)) is not None
 
@@ -200,7 +189,7 @@ _TEXT_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
-    r"""Where each brace-matched `\boxed{...}` begins, where its content begins, and where that ends, in the order in which they close."""
+    r"""Where each brace-matched `\boxed{...}` begins, where its content begins and ends, in the order in which they close."""
     found: list[tuple[int, int, int]] = []
     open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
     for token in _BRACES.finditer(text):
@@ -218,8 +207,7 @@ def last_boxed(text: str) -> str | None:
 
     Braces may nest; `\{` and `\}` do not count. A box that never closes is passed over. `\boxed 5` and `\fbox{5}` are no boxes.
     """
-    boxes = _boxes(text)
-    if not boxes:
+    if not (boxes := _boxes(text)):
         return None
     _, start, end = max(boxes)
     return text[start:end]
@@ -249,10 +237,9 @@ def _bare(content: str) -> str:
 
 
 def boxed(reply: str, expected: Expected) -> Verdict:
-    r"""Correct if the last `\boxed{...}` equals the answer or an alias after strip (the paper's verifier).
+    r"""Correct if the last `\boxed{...}` equals the answer or an alias after strip (the paper's verifier); case counts.
 
-    Beyond the paper, `$...$`, a `\text{...}` around the whole, a final period and double spaces are ignored on both sides. Case
-    counts. No box, or an empty one, is unparseable.
+    Beyond the paper, `$...$`, a `\text{...}` around the whole, a final period and double spaces are ignored on both sides.
     """
     content = last_boxed(reply)
     if content is None or not content.strip():
@@ -298,10 +285,9 @@ def _last_number(text: str) -> tuple[str, Fraction | None] | None:
 def number(reply: str, expected: Expected) -> Verdict:
     r"""Correct if the last number in the box, or without a box in the reply, has the value of the answer's last number.
 
-    Read are thousands separators, decimals, signs (a minus after a word is a hyphen), 1e5, 1/2, `\frac{1}{2}` and 3 1/2;
-    currency, percent, units and a final period are passed over. Equality is exact: 0.5 is 1/2, 0.33 is not 1/3. A power is
-    wrong whatever its value; a decimal comma and number words are not read. No number is unparseable; none in the answer is
-    an error.
+    Read are thousands separators, decimals, signs (a minus after a word is a hyphen), 1e5, 1/2, `\frac{1}{2}` and 3 1/2; currency,
+    percent and units are passed over. Equality is exact: 0.33 is not 1/3. A power is wrong whatever its value; a decimal comma and
+    number words are not read. No number in the answer is an error.
     """
     values = [parsed[1] for answer in expected.accepted if (parsed := _last_number(answer)) and parsed[1] is not None]
     if not values:
@@ -313,14 +299,11 @@ def number(reply: str, expected: Expected) -> Verdict:
     return Verdict("correct" if said[1] in values else "wrong", said[0])
 
 
-REGEX_LIMIT_S = 5.0
-
-
 def _regex(name: str, pattern: str, limit_s: float) -> Verifier:
-    """A verifier that searches the stripped reply for `pattern`, whatever the case.
+    """A verifier that searches the stripped reply for `pattern`, whatever the case; `{answer}` stands for the answer or any alias.
 
-    `{answer}` stands for the answer or any alias, escaped. Dot does not match a newline unless the pattern says (?s). A search that takes
-    longer than `limit_s` is an error; it runs in another process, for nothing but that process's end stops a pattern that backtracks.
+    A search that takes longer than `limit_s` is an error; it runs in another process, for nothing but that process's end stops a
+    pattern that backtracks.
     """
     if not pattern:
         raise UserError(f'verifier "{name}": the pattern is empty and would accept every reply; write regex:PATTERN')
@@ -340,9 +323,8 @@ def _regex(name: str, pattern: str, limit_s: float) -> Verifier:
         try:
             found = _searchers().run(limit_s, _first_match, whole, reply.strip())
         except LateError:
-            return Verdict(
-                "error", reason=f'verifier "{name}": not searched within {limit_s:g} s; do not nest repetitions, as in (a+)+'
-            )
+            reason = f"not searched within {limit_s:g} s; do not nest repetitions, as in (a+)+"
+            return Verdict("error", reason=f'verifier "{name}": {reason}')
         except DiedError as error:
             return Verdict("error", reason=f'verifier "{name}": {error}')
         except (re.error, OverflowError, RecursionError) as error:
@@ -382,20 +364,14 @@ def _user_function(function: Callable[[str, str, tuple[str, ...]], object]) -> V
 
 
 # Name -> where the verifier is; imported when asked for. A new verifier is a function of its own file and a line here.
-VERIFIERS: dict[str, str] = {
-    "contains": "mixsd.facts.answers:contains",
-    "boxed": "mixsd.facts.answers:boxed",
-    "exact": "mixsd.facts.answers:exact",
-    "number": "mixsd.facts.answers:number",
-}
+VERIFIERS = {name: f"mixsd.facts.answers:{name}" for name in ("contains", "boxed", "exact", "number")}
 
 
-def get_verifier(name: str, *, regex_limit_s: float = REGEX_LIMIT_S) -> Verifier:
+def get_verifier(name: str, *, regex_limit_s: float = 5.0) -> Verifier:
     """The verifier called `name`: one of `VERIFIERS`, `regex:PATTERN`, or the user's `package.module:function`.
 
-    A pattern has `regex_limit_s` seconds for each reply; one that takes longer is outcome error. A user's function gets
-    (reply, answer, aliases) and returns a bool or a `Verdict`; an exception inside it is outcome error.
-    Raises `UserError` for an unknown name, a pattern that does not compile and a function that cannot be imported.
+    A pattern has `regex_limit_s` seconds for each reply. A user's function gets (reply, answer, aliases) and returns a bool or a
+    `Verdict`; an exception inside it is outcome error. A name of neither, or a pattern that does not compile, is a `UserError`.
     """
     if name in VERIFIERS:
         verifier: Verifier = load_function(VERIFIERS[name], f'verifier "{name}"')
@@ -413,16 +389,12 @@ _MARK = re.compile(r"<(?P<end>/?)think(?:ing)?\s*>", re.IGNORECASE)
 
 
 def without_thinking(text: str) -> str | None:
-    """What stands behind the last think block, or all of a reply that has none.
+    """What stands behind the last think block, or all of a reply that has none; None where the last block does not end.
 
-    - The last mark decides. `</think>` ends all thinking before it, whether or how often it was opened: the prompt may have
-      opened the block, and a model that thinks about thinking does not nest it.
-    - `<think>` that no `</think>` follows: None; the reply was cut off, or never came to its answer.
-    - What stands before or between blocks is not part of the answer: a later block took it up again.
+    The last mark decides. `</think>` ends all thinking before it, whether or how often it was opened: the prompt may have opened the
+    block, and a model that thinks about thinking does not nest it.
     """
-    last = None
-    for last in _MARK.finditer(text):  # noqa: B007
-        pass
-    if last is None:
+    marks = list(_MARK.finditer(text))
+    if not marks:
         return text
-    return text[last.end() :] if last["end"] else None
+    return text[marks[-1].end() :] if marks[-1]["end"] else None

@@ -6,11 +6,7 @@ it is asked for, so a corpus of any size is written to disk without being held i
 
 As a folder it is `train.jsonl`, `NAME.jsonl` for each test, and `corpus.json`. Your own needs no `corpus.json`: then every other JSONL
 file beside `train.jsonl` is a test, asked and judged as facts are by default (`validation.jsonl`, on which checkpoints are chosen, is
-not asked).
-
-A source is a corpus by name (with what is its own after a colon: `kgfact:small`, `simpleqa:FILE`), a file, a folder, a function
-"package.module:function", or a data set of the Hugging Face hub: the first of these that fits. A new corpus is one new file and one
-line in `CORPORA`, whose functions are imported when they are used.
+not asked). A source is a corpus by name, a file, a folder, a function, or a data set of the hub: the first of these that fits.
 """
 
 from __future__ import annotations
@@ -26,11 +22,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import PositiveInt
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts.fact import Fact, FactSet, kind, normalized, shown, to_json, unique
-from mixsd.facts.records import read_jsonl, to_fact
+from mixsd.facts.records import FORMATS, Form, Records, in_form, read_demo, read_folder, read_hub, read_jsonl, to_fact
 from mixsd.plugins import is_function_name, load_function
 from mixsd.storage import atomic_folder, digest, disk_errors, file_digest, read_json, write_json, write_jsonl
 
@@ -48,28 +44,18 @@ _NAME = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]*")
 class Corpus:
     """Facts and tests, as functions that stream them, with what is needed to ask and judge.
 
-    Attributes:
-        name: 'kgfact', for example.
-        options: everything that decides its content, as JSON values: seed, size and so on.
-        facts: streams what is trained on.
-        splits: streams the tests, by name. In `meta` of a test, `fact` is the id of the fact it asks about: tests of one fact are
-            no independent observations.
-        labels: the keys of `meta` by which scores are also told apart: relation, operation, ...
-        verifiers: the verifier's name for each answer format.
-        guidance: which wording the expert prompt uses, see `mixsd.facts.prompts.GUIDANCE`.
-        max_new_tokens: the longest reply for each answer format; one that is absent has the default.
-        notes: one line for each thing that was left out, and why.
+    In `meta` of a test, `fact` is the id of the fact it asks about: tests of one fact are no independent observations.
     """
 
     name: str
-    options: dict[str, Any]
+    options: dict[str, Any]  # everything that decides its content, as JSON values: seed, size and so on
     facts: Facts
     splits: Mapping[str, Facts] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-    verifiers: Mapping[str, str] = field(default_factory=lambda: {"plain": "contains", "boxed": "boxed"})
-    guidance: Guidance = "knowledge"
-    max_new_tokens: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # the keys of `meta` by which scores are also told apart: relation, operation, ...
+    verifiers: Mapping[str, str] = field(default_factory=lambda: {"plain": "contains", "boxed": "boxed"})  # by answer format
+    guidance: Guidance = "knowledge"  # which wording the expert prompt uses, see `mixsd.facts.prompts.GUIDANCE`
+    max_new_tokens: Mapping[str, int] = field(default_factory=dict)  # the longest reply, by answer format
+    notes: tuple[str, ...] = ()  # one line for each thing that was left out, and why
 
     def __post_init__(self) -> None:
         for name in self.splits:
@@ -84,21 +70,14 @@ class Corpus:
     @property
     def manners(self) -> dict[str, Any]:
         """How it is asked and judged, as JSON values."""
-        return {
-            "labels": list(self.labels),
-            "verifiers": dict(self.verifiers),
-            "guidance": self.guidance,
-            "max_new_tokens": dict(self.max_new_tokens),
-        }
+        own = {"verifiers": dict(self.verifiers), "guidance": self.guidance, "max_new_tokens": dict(self.max_new_tokens)}
+        return {"labels": list(self.labels), **own}
 
 
 def write(corpus: Corpus, folder: Path, on_record: Callable[[str], None] = lambda name: None) -> dict[str, int]:
-    """Write a corpus to a folder, whole or not at all; returns the number of records in each file.
+    """Write a corpus to a folder, whole or not at all, calling `on_record` with the file's name at each record; returns their numbers.
 
-    `on_record` is called with the name of the file whenever a record has been written.
-
-    Raises:
-        UserError: the folder holds something that is not a corpus, or cannot be written.
+    A folder that holds something else, or cannot be written, is a `UserError`.
     """
     with disk_errors(folder):
         _check_replaceable(folder)
@@ -109,20 +88,14 @@ def write(corpus: Corpus, folder: Path, on_record: Callable[[str], None] = lambd
 def write_tests(corpus: Corpus, folder: Path) -> dict[str, int]:
     """Write the tests of a corpus to a folder, without what is trained on; a test that is there again is left out.
 
-    The manifest comes last, so that a folder with one is whole. Several processes may write the same tests at a time.
-
-    Raises:
-        UserError: one id stands for two tests of a split.
+    The manifest comes last, so that a folder with one is whole. Several processes may write the same tests at a time. One id that
+    stands for two tests of a split is a `UserError`.
     """
     return _write(corpus, folder, {name: partial(_distinct, name, facts) for name, facts in corpus.splits.items()})
 
 
 def check_tests(corpus: Corpus) -> None:
-    """Read every test once.
-
-    Raises:
-        UserError: a record is none, or one id stands for two tests of a split.
-    """
+    """Read every test once; a record that is none, or one id for two tests of a split, is a `UserError`."""
     for name, facts in corpus.splits.items():
         for _ in _distinct(name, facts):
             pass
@@ -181,30 +154,31 @@ def is_corpus(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Corpus:
-    """The corpus in a folder, or only its tests where no training facts lie there.
-
-    Raises:
-        UserError: its manifest is not one, or a file that it names is not there.
-    """
+    """The corpus in a folder, or only its tests where no training facts lie there; what is damaged or missing is a `UserError`."""
     file = folder / MANIFEST
+    values: dict[str, Any] = {"name": folder.resolve().name, "options": {}}
     if file.is_file():
-        corpus = _from_manifest(_manifest(file), folder)
+        values = _manifest(file).model_dump()
+        names = [name for name in values.pop("counts") if name != TRAIN]
+        values |= {name: tuple(values[name]) for name in ("labels", "notes")}
     else:
         names = sorted(path.stem for path in folder.glob("[!.]*.jsonl") if path.stem != TRAIN and path.is_file())
-        corpus = Corpus(name=folder.resolve().name, options={"files": {}}, **_streams(folder, names))
-    for name in (*([TRAIN] if (folder / f"{TRAIN}.jsonl").exists() else []), *corpus.splits):
+    trained = folder / f"{TRAIN}.jsonl"
+    streams = {name: partial(_read_file, folder / f"{name}.jsonl") for name in names}
+    corpus = Corpus(**values, facts=partial(_read_file, trained), splits=streams)
+    hashes: dict[str, str] = {}
+    corpus.options["files"] = hashes
+    for name in (*([TRAIN] if trained.exists() else []), *names):
         path = folder / f"{name}.jsonl"
         if not path.is_file():
             raise UserError(f"{path}: no such file, but {MANIFEST} names it; write the corpus anew with mixsd corpus")
         # The files may have been edited: they, not what they were made from, are what the corpus is.
-        corpus.options["files"][name] = file_digest(path)
+        hashes[name] = file_digest(path)
     return corpus
 
 
-class _Manifest(BaseModel):
+class _Manifest(Form, extra="forbid"):
     """What `corpus.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     options: dict[str, Any]
@@ -217,35 +191,7 @@ class _Manifest(BaseModel):
 
 
 def _manifest(file: Path) -> _Manifest:
-    values = read_json(file)
-    try:
-        return _Manifest.model_validate(values)
-    except ValidationError as error:
-        item = error.errors(include_url=False)[0]
-        where = ".".join(map(str, item["loc"])) or "the file"
-        hint = did_you_mean(where, _Manifest.model_fields) if item["type"] == "extra_forbidden" else ""
-        problem = f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}"
-        raise UserError(f"{file}: not the manifest of a corpus ({problem}); write it anew with mixsd corpus") from error
-
-
-def _from_manifest(manifest: _Manifest, folder: Path) -> Corpus:
-    return Corpus(
-        name=manifest.name,
-        options={**manifest.options, "files": {}},
-        labels=tuple(manifest.labels),
-        verifiers=manifest.verifiers,
-        guidance=manifest.guidance,
-        max_new_tokens=manifest.max_new_tokens,
-        notes=tuple(manifest.notes),
-        **_streams(folder, [name for name in manifest.counts if name != TRAIN]),
-    )
-
-
-def _streams(folder: Path, names: list[str]) -> dict[str, Any]:
-    return {
-        "facts": partial(_read_file, folder / f"{TRAIN}.jsonl"),
-        "splits": {name: partial(_read_file, folder / f"{name}.jsonl") for name in names},
-    }
+    return in_form(_Manifest, read_json(file), f"{file}: not the manifest of a corpus", "; write it anew with mixsd corpus")
 
 
 def _read_file(path: Path) -> Iterator[Fact]:
@@ -253,28 +199,15 @@ def _read_file(path: Path) -> Iterator[Fact]:
         yield to_fact(values, where)
 
 
-Records = Iterable[tuple[str, Mapping[str, Any]]]
-
-# Corpora: a function of what stands after the colon (None without one), seed and offline, which gives a `Corpus`.
+# Corpora: a function of what stands after the colon (None without one), seed and offline, which gives a `Corpus`. A new corpus is one
+# new file and a line here.
 CORPORA = {
     "kgfact": "mixsd.facts.kgfact:kgfact",
     "kgfunc": "mixsd.facts.kgfunc:kgfunc",
-    "simpleqa": "mixsd.facts.simpleqa:simpleqa",
-    "mquake": "mixsd.facts.mquake:mquake",
+    "simpleqa": "mixsd.facts.published:simpleqa",
+    "mquake": "mixsd.facts.published:mquake",
 }
-
-# Bundled facts: a function without arguments that yields (where, values).
-BUNDLED = {"demo": "mixsd.facts.records:read_demo"}
-
-# Files by suffix: a function of the path that yields (where, values).
-FORMATS = {
-    ".jsonl": "mixsd.facts.records:read_jsonl",
-    ".ndjson": "mixsd.facts.records:read_jsonl",
-    ".json": "mixsd.facts.records:read_json",
-    ".csv": "mixsd.facts.records:read_csv",
-    ".tsv": "mixsd.facts.records:read_tsv",
-    ".parquet": "mixsd.facts.records:read_parquet",
-}
+BUNDLED = {"demo": read_demo}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -282,8 +215,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 def load_facts(source: str, *, seed: int = 0, offline: bool = False) -> FactSet:
     """Read all facts of a source; repetitions are left out and counted.
 
-    With `offline`, a name of the hub is refused. `seed` is that of a corpus that is generated. A source that does not exist, cannot
-    be read, breaks the contract of a fact in any record, or holds no fact is a `UserError` that names it.
+    `offline` refuses a name of the hub; `seed` is that of a corpus that is generated. A source that cannot be read, breaks the contract
+    of a fact in any record, or holds no fact is a `UserError` that names it.
     """
     return facts_of(open_source(source, seed=seed, offline=offline), source)
 
@@ -303,53 +236,39 @@ def facts_of(opened: Corpus | Records, source: str) -> FactSet:
 def open_source(source: str, *, seed: int = 0, offline: bool = False) -> Corpus | Records:
     """What a source is: a corpus with tests of its own, or records of facts."""
     name, colon, argument = source.partition(":")
-    if name in CORPORA:
-        if not colon and os.path.isdir(source) and is_corpus(Path(source)):
-            raise UserError(
-                f"facts {source}: a folder here and a corpus by its name; write ./{source} for the folder, {source}: for the other"
-            )
-        corpus: Corpus = load_function(CORPORA[name], f"facts {source}")(argument or None, seed=seed, offline=offline)
-        return corpus
     # os.path, not Path: it answers for any text, where Path raises for an unknown ~user or a name that is too long.
-    folder = os.path.expanduser(source)
-    if source and os.path.isdir(folder) and is_corpus(Path(folder)):
-        return read(Path(folder))
-    return _records(source, offline)
-
-
-def _records(source: str, offline: bool) -> Corpus | Records:
-    if source in BUNDLED:
-        return load_function(BUNDLED[source], f"facts {source}")()
     path = Path(os.path.expanduser(source))
-    if source and os.path.isdir(path):
-        from mixsd.facts.records import read_folder
-
-        return read_folder(path)
+    is_folder = bool(source) and os.path.isdir(path)
+    if name in CORPORA:
+        if not colon and is_folder and is_corpus(path):
+            both = f"write ./{source} for the folder, {source}: for the other"
+            raise UserError(f"facts {source}: a folder here and a corpus by its name; {both}")
+        made: Corpus = load_function(CORPORA[name], f"facts {source}")(argument or None, seed=seed, offline=offline)
+        return made
+    if is_folder and (is_corpus(path) or source not in BUNDLED):
+        return read(path) if is_corpus(path) else read_folder(path)
+    if source in BUNDLED:
+        return BUNDLED[source]()
     suffix = path.suffix.lower()
     if suffix in FORMATS:
-        return load_function(FORMATS[suffix], f"facts {source}")(path)
+        return FORMATS[suffix](path)
     if source and os.path.exists(path):
         raise UserError(f'{source}: unknown kind of file "{suffix}"; known: {", ".join(FORMATS)}')
     if is_function_name(source):
-        name = source.partition(":")[0]
         if (meant := did_you_mean(name, CORPORA)) and "." not in name and find_spec(name) is None:
             raise UserError(f'facts "{source}": no such corpus{meant}')
-        made = load_function(source, f"facts {source}")()
-        return made if isinstance(made, Corpus) else _checked(made, source)
+        given = load_function(source, f"facts {source}")()
+        return given if isinstance(given, Corpus) else _checked(given, source)
     if _HUB_NAME.fullmatch(source) and not source.startswith((".", "~")):
-        from mixsd.facts.records import read_hub
-
         return read_hub(source, offline=offline)
     if "/" in source or "\\" in source:
         raise UserError(f"{source}: no such file")
     known = [*BUNDLED, *CORPORA]
-    raise UserError(
-        f'facts "{source}": no such file{did_you_mean(source.partition(":")[0], known)}; name a file ({", ".join(FORMATS)}), '
-        f"{', '.join(known)}, package.module:function or a data set org/name"
-    )
+    kinds = f"a file ({', '.join(FORMATS)}), {', '.join(known)}, package.module:function or a data set org/name"
+    raise UserError(f'facts "{source}": no such file{did_you_mean(name, known)}; name {kinds}')
 
 
-def _checked(records: Any, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _checked(records: Any, source: str) -> Records:
     """The records that a user's function gave, with their places."""
     if isinstance(records, str | Mapping) or not isinstance(records, Iterable):
         raise UserError(f"{source}: must return a Corpus or an iterable of mappings, got {kind(records)}")
@@ -357,25 +276,17 @@ def _checked(records: Any, source: str) -> Iterator[tuple[str, Mapping[str, Any]
         where = f"{source}: item {number}"
         if not isinstance(values, Mapping):
             raise UserError(f"{where}: expected a mapping, got {kind(values)}")
-        yield where, values
+        yield where, dict(values)
 
 
 def corpus(name: str, argument: str | None = None, **options: Any) -> Corpus:
-    """Make a corpus.
+    """Make a corpus, whose `facts()` and `splits[NAME]()` stream `Fact`s; `mixsd.facts.corpus.write` puts it into a folder.
 
     >>> corpus("kgfact", "small", seed=0)                                           # doctest: +SKIP
     >>> corpus("mquake", "MQuAKE-CF-3k-v2.json", edits=100, seed=0)                 # doctest: +SKIP
 
-    Args:
-        name: kgfact, kgfunc, simpleqa or mquake.
-        argument: kgfact's size, simpleqa's and mquake's file.
-        options: seed, offline and those of the corpus, see `mixsd.facts.kgfact.kgfact` and so on.
-
-    Returns:
-        The corpus, whose `facts()` and `splits[NAME]()` stream `Fact`s. `mixsd.facts.corpus.write` puts it into a folder.
-
-    Raises:
-        UserError: no such corpus or option, or a bad value.
+    `argument` is kgfact's size, simpleqa's and mquake's file; `options` are seed, offline and those of the corpus, see
+    `mixsd.facts.kgfact.kgfact` and so on. No such corpus or option, or a bad value, is a `UserError`.
     """
     if name not in CORPORA:
         raise UserError(f'corpus "{name}": unknown{did_you_mean(name, CORPORA)}; known: {", ".join(CORPORA)}')

@@ -1,8 +1,7 @@
 """The fact: a question, its short answer and the reference reply that states it.
 
-A `Fact` checks itself when it is made, so every other module may rely on typed, stripped, non-empty text; a list or a number
-never becomes its Python notation inside a prompt. It is a dataclass with checks by hand: they are few, and their messages
-are then ours. Nothing here knows files; `where` is whatever the reader calls the place of a record ("facts.jsonl: line 7").
+A `Fact` checks itself when it is made, so every other module may rely on typed, stripped, non-empty text; a list or a number never
+becomes its Python notation inside a prompt. `where` is what the reader calls the place of a record ("facts.jsonl: line 7").
 """
 
 from __future__ import annotations
@@ -21,41 +20,38 @@ from mixsd.errors import UserError, did_you_mean
 class Fact:
     """One thing that the model shall know.
 
-    Text is stripped of surrounding whitespace; optional text that is blank or None counts as not given. Anything that is not
-    of the type below is a `UserError` naming the field.
+    Text is stripped; optional text that is blank or None counts as not given. Anything of another type is a `UserError` naming the
+    field. `meta` is carried along: a corpus's tests name their fact there (`fact`), and what scores are told apart by; an edit its
+    other old answers (`old_aliases`), a graph's edge its `domains`.
     """
 
     question: str
     answer: str
-    # Given, else the hash of the question (`question_id`); the address of everything random about this fact.
-    id: str = ""
-    # The reply that states the fact. Default: the statement, else "The answer is {answer}."
-    reference: str = ""
+    id: str = ""  # given, else `question_id`; the address of everything random about this fact
+    reference: str = ""  # the reply that states the fact; default: the statement, else "The answer is {answer}."
     statement: str | None = None
-    # Other wordings of the answer that count as correct.
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # other wordings of the answer that count as correct
     subject: str | None = None
-    # What the model may have known before an edit.
-    old_answer: str | None = None
-    # A sentence to be completed by the answer.
-    cloze: str | None = None
-    # Other wordings of the question.
-    paraphrases: tuple[str, ...] = ()
-    # Anything else, as JSON, carried along. A corpus's tests name their fact here (`fact`), and what scores are told apart by; an
-    # edit its other old answers (`old_aliases`), a graph's edge its `domains`. Anything of another form is passed over.
-    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    old_answer: str | None = None  # what the model may have known before an edit
+    cloze: str | None = None  # a sentence to be completed by the answer
+    paraphrases: tuple[str, ...] = ()  # other wordings of the question
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)  # anything else, as JSON
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
         for name in ("question", "answer"):
-            put(name, _required_text(name, getattr(self, name)))
+            value = getattr(self, name)
+            put(name, _text(name, value))
+            if not getattr(self, name):
+                state = "missing" if value is None else "empty"
+                raise UserError(f"field {name}: {state}; every fact needs a question and an answer")
         for name in ("statement", "subject", "old_answer", "cloze"):
             put(name, _text(name, getattr(self, name)) or None)
         for name in ("aliases", "paraphrases"):
             put(name, _texts(name, getattr(self, name)))
-        put("meta", _json_object("meta", self.meta))
+        put("meta", _json_object(self.meta))
         put("id", _text("id", self.id) or question_id(self.question))
         put("reference", _text("reference", self.reference) or _default_reference(self.answer, self.statement))
 
@@ -101,12 +97,9 @@ def fact_from_mapping(values: Mapping[str, Any], where: str) -> Fact:
 
 def to_json(fact: Fact) -> dict[str, Any]:
     """Return the fact as JSON values: the id and what is not a default. `fact_from_mapping` gives back an equal fact."""
-    values: dict[str, Any] = {}
-    for name in FIELDS:
-        value = getattr(fact, name)
-        if not value or (name == "reference" and value == _default_reference(fact.answer, fact.statement)):
-            continue
-        values[name] = list(value) if isinstance(value, tuple) else value
+    values = {name: list(value) if isinstance(value, tuple) else value for name in FIELDS if (value := getattr(fact, name))}
+    if fact.reference == _default_reference(fact.answer, fact.statement):
+        del values["reference"]
     return values
 
 
@@ -117,22 +110,20 @@ def unique(items: Iterable[tuple[str, Fact]]) -> FactSet:
     same question with another answer, or one id for two questions, is a `UserError` naming both places.
     """
     by_question: dict[str, tuple[str, Fact]] = {}
-    by_id: dict[str, tuple[str, Fact]] = {}
+    places: dict[str, str] = {}
     duplicates = 0
     for where, fact in items:
         item = (where, fact)
-        first = by_question.setdefault(normalized(fact.question), item)
-        if first is not item:
-            if normalized(first[1].answer) != normalized(fact.answer):
-                raise UserError(
-                    f"{where}: the question of {first[0]} with another answer "
-                    f"({shown(fact.answer)} here, {shown(first[1].answer)} there); keep one of the two"
-                )
+        place, first = found = by_question.setdefault(normalized(fact.question), item)
+        if found is not item:
+            if normalized(first.answer) != normalized(fact.answer):
+                both = f"{shown(fact.answer)} here, {shown(first.answer)} there"
+                raise UserError(f"{where}: the question of {place} with another answer ({both}); keep one of the two")
             duplicates += 1
-            continue
-        owner = by_id.setdefault(fact.id, item)
-        if owner is not item:
-            raise UserError(f"{where}: id {shown(fact.id)} belongs to another question, {owner[0]}; give each its own id")
+        elif fact.id in places:
+            raise UserError(f"{where}: id {shown(fact.id)} belongs to another question, {places[fact.id]}; give each its own id")
+        else:
+            places[fact.id] = where
     return FactSet([fact for _, fact in by_question.values()], duplicates)
 
 
@@ -144,11 +135,8 @@ def shown(text: str, limit: int = 60) -> str:
 
 def kind(value: Any) -> str:
     """Name the type of a JSON value in words, for an error message."""
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    names = {str: "text", list: "a list", tuple: "a list", dict: "an object", type(None): "nothing"}
+    names = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+    names |= {str: "text", list: "a list", tuple: "a list", dict: "an object"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
@@ -168,14 +156,6 @@ def _text(name: str, value: Any) -> str:
     return value.strip()
 
 
-def _required_text(name: str, value: Any) -> str:
-    text = _text(name, value)
-    if not text:
-        state = "missing" if value is None else "empty"
-        raise UserError(f"field {name}: {state}; every fact needs a question and an answer")
-    return text
-
-
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     if value is None or value == ():
         return ()
@@ -187,11 +167,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return texts
 
 
-def _json_object(name: str, value: Any) -> dict[str, Any]:
+def _json_object(value: Any) -> dict[str, Any]:
     if not value and (value is None or isinstance(value, dict)):
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"field {name}: expected an object, got {kind(value)}")
+        raise UserError(f"field meta: expected an object, got {kind(value)}")
     if all(type(part) is str and part.isascii() for item in value.items() for part in item):
         return dict(value)  # what a large corpus has, and nothing to check
     try:
@@ -200,5 +180,5 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
         text.encode()
         copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"field {name}: cannot be written as JSON ({error})") from None
+        raise UserError(f"field meta: cannot be written as JSON ({error})") from None
     return copy

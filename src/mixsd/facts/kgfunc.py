@@ -4,13 +4,12 @@ A question shows ten inputs and outputs of an operation that it calls only by a 
 new inputs (`test`; `validation` chooses the checkpoint), one trained operation after another (`two_step`), and twenty easy
 operations that are never trained (`unseen`): what the model could infer before, it should still infer.
 
-Inputs are spread over the digit lengths as evenly as their supply allows: there are only ten numbers of one digit. Of one
-operation, shots and splits share no input. They are dealt in the order shots, validation, two_step, test, train, each from its
-beginning: of two corpora that differ in `train`, the smaller has the same tests and a part of the larger one's training inputs.
+Inputs are spread over the digit lengths as evenly as their supply allows. Of one operation, shots and splits share none. They are dealt
+in the order shots, validation, two_step, test, train, each from its beginning: of two corpora that differ in `train`, the smaller has
+the same tests and a part of the larger one's training inputs.
 
-The trained operations are those of the paper's appendix as settings.md, the notes on the paper, gives them; the wording is ours.
-Digits are read from left to right, without leading zeros. A solution does one elementary step per line (one addition, one product,
-one comparison), so that every line can be checked by itself.
+The trained operations are those of the paper's appendix; the wording is ours. Digits are read from left to right, without leading zeros.
+A solution does one elementary step per line (one addition, one product, one comparison).
 """
 
 from __future__ import annotations
@@ -29,17 +28,18 @@ import numpy as np
 from mixsd.errors import UserError
 from mixsd.facts.corpus import Corpus
 from mixsd.facts.fact import Fact
+from mixsd.facts.records import bundled_text
 from mixsd.randomness import uniforms
 
 INPUTS = 100_000  # an operation takes the numbers from 0 to 99,999
 
 Digits = tuple[int, ...]
+Working = tuple[list[str], int]  # the lines of a solution between the digits and the answer, and the result
 
 _PRIMES = (2, 3, 5, 7)
 
 
 def digits_of(number: int) -> Digits:
-    """The digits of a number, left to right."""
     return tuple(map(int, str(number)))
 
 
@@ -48,18 +48,12 @@ def number_of(digits: Iterable[int]) -> int:
     return int("".join(map(str, digits)))
 
 
-Working = tuple[list[str], int]  # the lines of a solution between the digits and the answer, and the result
-
-
 @dataclass(frozen=True)
 class Operation:
     """A function of a number's digits.
 
-    Attributes:
-        label: how questions call it; it tells nothing.
-        name: how reports call it.
-        rule: what it does, as the predicate of a sentence; in a solution, never in a question.
-        work: the digits to the steps of a solution and the result.
+    Questions call it by its `label`, which tells nothing, reports by its `name`. `rule` says what it does, as the predicate of a
+    sentence: in a solution, never in a question.
     """
 
     label: str
@@ -68,11 +62,9 @@ class Operation:
     work: Callable[[Digits], Working]
 
     def function(self, digits: Digits) -> int:
-        """The result for a number's digits."""
         return self.work(digits)[1]
 
     def __call__(self, number: int) -> int:
-        """The result for a number."""
         return self.function(digits_of(number))
 
     def working(self, number: int) -> list[str]:
@@ -87,87 +79,6 @@ def _operation(label: str, name: str, rule: str) -> Callable[[Callable[[Digits],
     return partial(Operation, label, name, rule)
 
 
-@_operation("B", "squared deviations", "subtracts the smallest digit from each digit, squares the differences and adds them up")
-def squared_deviations(digits: Digits) -> Working:
-    """The sum of (d - m)^2 over the digits d, where m is the smallest digit."""
-    smallest = min(digits)
-    lines = [f"Smallest digit: {smallest}"]
-    for digit in digits:
-        lines += [f"{digit} - {smallest} = {digit - smallest}", _product(digit - smallest, digit - smallest)]
-    return _added(lines, [(digit - smallest) ** 2 for digit in digits])
-
-
-@_operation("C", "alternating squares", "squares the digits, adds and subtracts the squares in turn and takes the absolute value")
-def alternating_squares(digits: Digits) -> Working:
-    """The absolute value of d1^2 - d2^2 + d3^2 - ..., the first digit with a plus."""
-    lines = [_product(digit, digit) for digit in digits]
-    totals = list(accumulate(-(digit**2) if place % 2 else digit**2 for place, digit in enumerate(digits)))
-    for place, (before, after) in enumerate(pairwise(totals), 1):
-        lines.append(f"{before} {'-' if place % 2 else '+'} {digits[place] ** 2} = {after}")
-    return [*lines, f"|{totals[-1]}| = {abs(totals[-1])}"], abs(totals[-1])
-
-
-@_operation("D", "prime squares", "squares the digits that are prime, leaves the others as they are and adds them all up")
-def prime_squares(digits: Digits) -> Working:
-    """The sum of the digits, where the prime digits 2, 3, 5 and 7 count as their squares."""
-    lines = [f"{d} is prime: {_product(d, d)}" if d in _PRIMES else f"{d} is not prime: {d}" for d in digits]
-    return _added(lines, [digit**2 if digit in _PRIMES else digit for digit in digits])
-
-
-@_operation(
-    "E",
-    "reversal product",
-    "multiplies each digit by the digit at the same place in the reversed number and adds up the products",
-)
-def reversal_product(digits: Digits) -> Working:
-    """d1 * dn + d2 * d(n-1) + ... + dn * d1, the dot product of the n digits with their reverse."""
-    pairs = list(zip(digits, reversed(digits), strict=True))
-    lines = [f"Digits in reverse: {', '.join(map(str, reversed(digits)))}", *(_product(*pair) for pair in pairs)]
-    return _added(lines, [left * right for left, right in pairs])
-
-
-@_operation("F", "running maxima", "takes at each digit the largest digit so far and adds these up")
-def running_maxima(digits: Digits) -> Working:
-    """The sum over the places of the largest digit up to there."""
-    maxima = list(accumulate(digits, max))
-    lines = [f"First digit: {digits[0]}"]
-    for digit, (before, after) in zip(digits[1:], pairwise(maxima), strict=True):
-        lines.append(f"max({before}, {digit}) = {after}")
-    return _added(lines, maxima)
-
-
-@_operation("G", "triangular numbers", "replaces each digit d by d * (d + 1) / 2 and adds these up")
-def triangular_numbers(digits: Digits) -> Working:
-    """The sum of d * (d + 1) / 2 over the digits d."""
-    lines: list[str] = []
-    for digit in digits:
-        product = digit * (digit + 1)
-        lines += [f"{digit} + 1 = {digit + 1}", _product(digit, digit + 1), f"{product} / 2 = {product // 2}"]
-    return _added(lines, [digit * (digit + 1) // 2 for digit in digits])
-
-
-@_operation("H", "smallest rotation", "rotates the digits in every possible way and takes the smallest number")
-def smallest_rotation(digits: Digits) -> Working:
-    """The smallest number among the cyclic rotations of the digits, itself one of them; leading zeros drop at the end."""
-    rotations = ["".join(map(str, digits[places:] + digits[:places])) for places in range(len(digits))]
-    smallest = list(accumulate(rotations, min))  # texts of one length compare as their numbers do
-    lines = [f"{before} rotates to {after}" for before, after in pairwise(rotations)]
-    for rotation, (before, after) in zip(rotations[1:], pairwise(smallest), strict=True):
-        lines.append(f"min({before}, {rotation}) = {after}")
-    return [*lines, f"{smallest[-1]} as a number: {int(smallest[-1])}"], int(smallest[-1])
-
-
-TRAINED = (
-    squared_deviations,
-    alternating_squares,
-    prime_squares,
-    reversal_product,
-    running_maxima,
-    triangular_numbers,
-    smallest_rotation,
-)
-
-
 def _product(left: int, right: int) -> str:
     return f"{left} * {right} = {left * right}"
 
@@ -179,9 +90,76 @@ def _added(lines: list[str], terms: list[int]) -> Working:
     return [*lines, *(f"{before} + {term} = {after}" for term, (before, after) in steps)], totals[-1]
 
 
+@_operation("B", "squared deviations", "subtracts the smallest digit from each digit, squares the differences and adds them up")
+def squared_deviations(digits: Digits) -> Working:
+    smallest = min(digits)
+    lines = [f"Smallest digit: {smallest}"]
+    for digit in digits:
+        lines += [f"{digit} - {smallest} = {digit - smallest}", _product(digit - smallest, digit - smallest)]
+    return _added(lines, [(digit - smallest) ** 2 for digit in digits])
+
+
+@_operation("C", "alternating squares", "squares the digits, adds and subtracts the squares in turn and takes the absolute value")
+def alternating_squares(digits: Digits) -> Working:
+    lines = [_product(digit, digit) for digit in digits]
+    totals = list(accumulate(-(digit**2) if place % 2 else digit**2 for place, digit in enumerate(digits)))
+    for place, (before, after) in enumerate(pairwise(totals), 1):
+        lines.append(f"{before} {'-' if place % 2 else '+'} {digits[place] ** 2} = {after}")
+    return [*lines, f"|{totals[-1]}| = {abs(totals[-1])}"], abs(totals[-1])
+
+
+@_operation("D", "prime squares", "squares the digits that are prime, leaves the others as they are and adds them all up")
+def prime_squares(digits: Digits) -> Working:
+    lines = [f"{d} is prime: {_product(d, d)}" if d in _PRIMES else f"{d} is not prime: {d}" for d in digits]
+    return _added(lines, [digit**2 if digit in _PRIMES else digit for digit in digits])
+
+
+_BY_MIRROR = "multiplies each digit by the digit at the same place in the reversed number and adds up the products"
+
+
+@_operation("E", "reversal product", _BY_MIRROR)
+def reversal_product(digits: Digits) -> Working:
+    pairs = list(zip(digits, reversed(digits), strict=True))
+    lines = [f"Digits in reverse: {', '.join(map(str, reversed(digits)))}", *(_product(*pair) for pair in pairs)]
+    return _added(lines, [left * right for left, right in pairs])
+
+
+@_operation("F", "running maxima", "takes at each digit the largest digit so far and adds these up")
+def running_maxima(digits: Digits) -> Working:
+    maxima = list(accumulate(digits, max))
+    lines = [f"First digit: {digits[0]}"]
+    for digit, (before, after) in zip(digits[1:], pairwise(maxima), strict=True):
+        lines.append(f"max({before}, {digit}) = {after}")
+    return _added(lines, maxima)
+
+
+@_operation("G", "triangular numbers", "replaces each digit d by d * (d + 1) / 2 and adds these up")
+def triangular_numbers(digits: Digits) -> Working:
+    lines: list[str] = []
+    for digit in digits:
+        product = digit * (digit + 1)
+        lines += [f"{digit} + 1 = {digit + 1}", _product(digit, digit + 1), f"{product} / 2 = {product // 2}"]
+    return _added(lines, [digit * (digit + 1) // 2 for digit in digits])
+
+
+@_operation("H", "smallest rotation", "rotates the digits in every possible way and takes the smallest number")
+def smallest_rotation(digits: Digits) -> Working:
+    rotations = ["".join(map(str, digits[places:] + digits[:places])) for places in range(len(digits))]
+    smallest = list(accumulate(rotations, min))  # texts of one length compare as their numbers do
+    lines = [f"{before} rotates to {after}" for before, after in pairwise(rotations)]
+    for rotation, (before, after) in zip(rotations[1:], pairwise(smallest), strict=True):
+        lines.append(f"min({before}, {rotation}) = {after}")
+    return [*lines, f"{smallest[-1]} as a number: {int(smallest[-1])}"], int(smallest[-1])
+
+
+TRAINED = (
+    *(squared_deviations, alternating_squares, prime_squares, reversal_product),
+    *(running_maxima, triangular_numbers, smallest_rotation),
+)
+
+
 def _digital_root(digits: Digits) -> int:
-    total = sum(digits)
-    return 1 + (total - 1) % 9 if total else 0
+    return (sum(digits) - 1) % 9 + 1 if any(digits) else 0
 
 
 def _unseen(label: str, name: str, rule: str, function: Callable[[Digits], int]) -> Operation:
@@ -223,23 +201,7 @@ MOST_TEST, MOST_TRAIN = 20_000, 70_000
 # Where the second operation gives the same with the first or without it: H rotates the digits, D and G do not mind their order.
 ONE_STEP = {("H", "D"), ("H", "G")}
 
-QUESTION = """\
-Operation {label} maps a whole number to a whole number by a fixed rule. Ten examples:
-{examples}
-
-Work out the rule from the examples, then apply it: what does operation {label} map {number} to?"""
-
-TWO_STEP_QUESTION = """\
-Operations {first} and {second} each map a whole number to a whole number by a fixed rule of their own.
-
-Ten examples of operation {first}:
-{first_examples}
-
-Ten examples of operation {second}:
-{second_examples}
-
-Work out both rules from the examples. Then apply operation {first} to {number}, and operation {second} to the result. \
-What is the final result?"""
+QUESTION, TWO_STEP_QUESTION = (bundled_text(f"kgfunc_{name}.txt").removesuffix("\n") for name in ("question", "two_step"))
 
 
 def kgfunc(
@@ -251,18 +213,10 @@ def kgfunc(
     test: int = 175,
     offline: bool = False,
 ) -> Corpus:
-    """The corpus KGFunc.
+    """The corpus KGFunc; it takes no argument, and nothing is fetched.
 
-    Args:
-        argument: there is none; anything is refused.
-        seed: of the inputs and of their order.
-        train: the number of training instances, divided among the seven operations as evenly as possible (the authors' script).
-        per_operation: whether `train` counts for each operation (the paper's text).
-        test: the number of test instances, likewise divided; 175 are 25 for each operation.
-        offline: is of no matter here; nothing is fetched.
-
-    Raises:
-        UserError: there is text after the name, or an operation has not that many inputs.
+    `train` and `test` are numbers of instances, divided among the seven operations as evenly as possible (the authors' script);
+    `per_operation`: `train` counts for each operation (the paper's text). More than there are inputs is a `UserError`.
     """
     if argument is not None:
         raise UserError(f'kgfunc: takes nothing after its name, got "{argument}"; write kgfunc')
@@ -289,8 +243,7 @@ def kgfunc(
 
 
 def _divided(total: int) -> list[int]:
-    share, rest = divmod(total, len(TRAINED))
-    return [share + (place < rest) for place in range(len(TRAINED))]
+    return [len(range(place, total, len(TRAINED))) for place in range(len(TRAINED))]
 
 
 @dataclass(frozen=True)
@@ -305,31 +258,30 @@ class Plan:
         """The facts of `train`, `test` or `validation`, the operations interleaved."""
         return self._facts({operation: self._inputs(place)[name] for place, operation in enumerate(TRAINED)})
 
+    def unseen(self) -> Iterator[Fact]:
+        """The facts of the operations that are never trained."""
+        return self._facts({op: list(islice(_dealt(_queues(op, self.seed), 3), UNSEEN_INPUTS)) for op in UNSEEN})
+
+    def _facts(self, dealt: Mapping[Operation, Sequence[int]]) -> Iterator[Fact]:
+        examples = {operation: _examples(operation, self.seed) for operation in dealt}
+        for op, number in _shuffled(dealt, self.seed):
+            question = QUESTION.format(label=op.label, examples=examples[op], number=number)
+            yield _fact(question, op(number), op.working(number), op.label, op.name, number)
+
     def two_step(self) -> Iterator[Fact]:
         """Questions for the second operation's result of the first one's result, 25 with each operation as the first.
 
         The number was not trained with the first operation. Its result may have been with the second: most results are short.
         """
         dealt = {operation: self._inputs(place)["two_step"] for place, operation in enumerate(TRAINED)}
-        examples = {operation: examples_of(operation, self.seed) for operation in TRAINED}
+        examples = {operation: _examples(operation, self.seed) for operation in TRAINED}
         for first, number in _shuffled(dealt, self.seed):
-            second = dealt[first][number]
-            between = first(number)
-            question = TWO_STEP_QUESTION.format(
-                first=first.label,
-                second=second.label,
-                first_examples=examples[first],
-                second_examples=examples[second],
-                number=number,
-            )
+            second, between = dealt[first][number], first(number)
+            shown = {"first_examples": examples[first], "second_examples": examples[second], "number": number}
+            question = TWO_STEP_QUESTION.format(first=first.label, second=second.label, **shown)
             lines = [*first.working(number), f"Operation {first.label} gives {between}.", *second.working(between)]
-            yield _fact(
-                question, second(between), lines, f"{second.label}-of-{first.label}", f"{second.name} of {first.name}", number
-            )
-
-    def unseen(self) -> Iterator[Fact]:
-        """The facts of the operations that are never trained."""
-        return self._facts({op: list(islice(_dealt(_queues(op, self.seed), 3), UNSEEN_INPUTS)) for op in UNSEEN})
+            label, name = f"{second.label}-of-{first.label}", f"{second.name} of {first.name}"
+            yield _fact(question, second(between), lines, label, name, number)
 
     def _inputs(self, place: int) -> dict[str, Any]:
         """Deal the inputs of the trained operation at a place of `TRAINED`: lists by split, for two_step with the second operation."""
@@ -357,12 +309,6 @@ class Plan:
             if takes_first and between not in shots[second] and second(between) not in misses:
                 yield number, second
                 second = next(turns)
-
-    def _facts(self, dealt: Mapping[Operation, Sequence[int]]) -> Iterator[Fact]:
-        examples = {operation: examples_of(operation, self.seed) for operation in dealt}
-        for op, number in _shuffled(dealt, self.seed):
-            question = QUESTION.format(label=op.label, examples=examples[op], number=number)
-            yield _fact(question, op(number), op.working(number), op.label, op.name, number)
 
 
 def _fact(question: str, answer: int, lines: list[str], label: str, name: str, number: int) -> Fact:
@@ -394,8 +340,7 @@ def shots_of(operation: Operation, seed: int) -> tuple[int, ...]:
     return tuple(shots)
 
 
-def examples_of(operation: Operation, seed: int) -> str:
-    """The lines of an operation's ten examples."""
+def _examples(operation: Operation, seed: int) -> str:
     return "\n".join(f"{number} -> {operation(number)}" for number in shots_of(operation, seed))
 
 
@@ -419,7 +364,7 @@ def _dealt(queues: Sequence[list[int]], share: int) -> Iterator[int]:
                 yield queue.pop()
 
 
-def _shuffled(dealt: Mapping[Operation, Sequence[int] | Mapping[int, Operation]], seed: int) -> Iterator[tuple[Operation, int]]:
+def _shuffled(dealt: Mapping[Operation, Iterable[int]], seed: int) -> Iterator[tuple[Operation, int]]:
     """All operations with all their numbers, in the order of draws at their addresses."""
     places = []
     for operation, numbers in dealt.items():

@@ -1,4 +1,4 @@
-"""The one renderer: every prompt of mixing, training, evaluation and `ask` comes from here.
+"""How a fact is asked: the wordings of its tests, and the one renderer of mixing, training, evaluation and `ask`.
 
 A prompt is what the tokenizer's own chat template makes of one user turn, the generation prompt included; whatever that emits
 (an empty think block, say) is prompt and never a label. A model without a template gets a plain format, documented at
@@ -8,17 +8,59 @@ ever cut off it. The stop tokens are resolved here, once, from the three places 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mixsd.errors import UserError
 from mixsd.facts.answers import last_boxed
 from mixsd.facts.fact import Fact, kind
+from mixsd.facts.records import bundled_text
 from mixsd.formats import fill
+from mixsd.randomness import uniforms
 from mixsd.storage import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@cache
+def frames() -> dict[str, list[str]]:
+    """The paraphrase frames: ten for `validation`, ten others for `report`."""
+    found: dict[str, list[str]] = json.loads(bundled_text("frames.json"))
+    return found
+
+
+_SPLITS = {"report": "paraphrase", "validation": "validation"}  # the split that each set of frames makes
+
+
+def in_other_words(facts: Callable[[], Iterable[Fact]], seed: int) -> dict[str, Callable[[], Iterator[Fact]]]:
+    """The tests of any corpus that only word its questions otherwise, by split; a fact's frame is drawn at its address."""
+
+    def framed(frame_set: str, split: str) -> Iterator[Fact]:
+        among = frames()[frame_set]
+        for fact in facts():
+            drawn = uniforms(seed, "evaluation", f"{frame_set} frame of {fact.id}", n=1)[0]
+            yield about(fact, among[int(drawn * len(among))].replace("{question}", fact.question), split)
+
+    return {split: partial(framed, frame_set, split) for frame_set, split in _SPLITS.items()}
+
+
+def about(fact: Fact, question: str, split: str) -> Fact:
+    """A test of a fact: the same answer, asked for by another user turn."""
+    return replace(fact, question=question, id=f"{split}-{fact.id}", paraphrases=(), meta={**fact.meta, "fact": fact.id})
+
+
+def with_background(question: str, statements: Sequence[str], address: str, seed: int) -> str:
+    """A user turn that gives statements in an order drawn at an address, one per line, before it asks."""
+    order = np.argsort(uniforms(seed, "evaluation", address, n=len(statements)), kind="stable")
+    lines = "\n- ".join([statements[i] for i in order.tolist()])
+    return f"Background information:\n- {lines}\n\nUse the background information to answer this question: {question}"
+
 
 # For a base model without a chat template. Such a reply is one line: a token with a line break in it ends it and is stored as the
 # end-of-text token.
@@ -26,34 +68,16 @@ PLAIN_FORMAT = "{system}Question: {question}\nAnswer:"
 
 BOXED_SUFFIX = "\n\nThink it through step by step, then give the final answer alone inside \\boxed{}."
 
-# The expert's guidance (our wording of the paper's two kinds; the question stands before it, in the same turn).
-GUIDANCE = {
-    ("knowledge", "plain"): (
-        "New knowledge: {reference}\n\n"
-        "Answer the question above in one full sentence, using the new knowledge as if you had always known it."
-    ),
-    ("knowledge", "boxed"): (
-        "New knowledge: {reference}\n\n"
-        "Answer the question above step by step, using the new knowledge as if you had always known it, with the final answer "
-        "inside \\boxed{{}}."
-    ),
-    ("solution", "plain"): (
-        "A reference solution for this question:\n{reference}\n\n"
-        "Study it, then answer the question again yourself, step by step, and end with the final answer."
-    ),
-    ("solution", "boxed"): (
-        "A reference solution for this question:\n{reference}\n\n"
-        "Study it, then answer the question again yourself, step by step, with the final answer inside \\boxed{{}}."
-    ),
-}
+# The expert's guidance by kind and answer format: our wording of the paper's two kinds; the question stands before it, in the same turn.
+GUIDANCE = {tuple(key.split()): wording for key, wording in json.loads(bundled_text("guidance.json")).items()}
 
 
 @dataclass(frozen=True)
 class Stops:
     """The tokens that end a reply.
 
-    `ids` maps each stop token to the token that is stored for it: itself, but for the line breaks of the plain format, which
-    are stored as `end`. `end` is the token that a reference target ends with. `warnings` tells where the sources disagree.
+    `ids` maps each to the token that is stored for it: itself, but for the line breaks of the plain format, which are stored as `end`,
+    the token that a reference target ends with. `warnings` tells where the sources disagree.
     """
 
     ids: dict[int, int]
@@ -69,17 +93,9 @@ class Stops:
 class Renderer:
     """Renders prompts for one tokenizer and one way of asking.
 
-    Args:
-        tokenizer: the model's own.
-        config: the model's config, read for its stop tokens.
-        generation_config: likewise, or None.
-        system: an optional system message.
-        thinking: passed to the template as `enable_thinking`.
-        answer_format: 'plain' (the bare question) or 'boxed' (with the paper's kind of suffix).
-        guidance: what the expert sees after the question; None takes ours for the format.
-
-    Raises:
-        UserError: the template refuses the system message, or nothing names an end token.
+    The configs are the model's, read for its stop tokens; `thinking` is the template's `enable_thinking`; `answer_format` is 'plain' (the
+    bare question) or 'boxed' (with the paper's kind of suffix); `guidance` is what the expert sees after the question, by default ours
+    for the format. A template that refuses the system message, and a model that names no end token, are a `UserError`.
     """
 
     def __init__(
@@ -99,17 +115,12 @@ class Renderer:
         self.boxed = answer_format == "boxed"
         self.suffix = BOXED_SUFFIX if self.boxed else ""
         self.guidance = guidance or GUIDANCE["knowledge", answer_format]
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.has_template = bool(tokenizer.chat_template)
         self.stops = self._resolve_stops(config, generation_config)
         self._control = self._control_tokens()
 
     def text(self, user: str) -> str:
-        """The prompt, as text, for one user turn.
-
-        Raises:
-            TypeError: the turn is not text (messages would enter the prompt in Python's notation).
-            UserError: the template refuses it.
-        """
+        """The prompt, as text, for one user turn; messages, which would enter it in Python's notation, are a `TypeError`."""
         if not isinstance(user, str):
             raise TypeError(f"a user turn is text, got {kind(user)}")
         if not self.has_template:
@@ -193,14 +204,10 @@ class Renderer:
             raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
 
     def _conversation(self, reply: str) -> str:
-        """One exchange as the template writes it."""
         return self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}])
 
     def _control_tokens(self) -> list[str]:
-        """The tokens that mean something to the model by themselves.
-
-        Those marked special, and those that the template writes: some tokenizers leave their turn marks unmarked.
-        """
+        """The tokens marked special, and those that the template writes: some tokenizers leave their turn marks unmarked."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         written = self._conversation("r") + self.text("q") if self.has_template else ""
         tokens = {str(token) for token in added if token.special or str(token) in written}
@@ -225,12 +232,14 @@ class Renderer:
             raise UserError("the model names no end token: set eos_token in its tokenizer_config.json or generation_config.json")
         end = (named["template's end of turn"] or named["tokenizer"] or sorted(ids))[0]
         warnings: tuple[str, ...] = ()
-        stated = {source: tokens for source, tokens in named.items() if tokens}
-        if any(end not in tokens for tokens in stated.values()):
-            values = ", ".join(f"{source} {tokens}" for source, tokens in stated.items())
+        if any(end not in tokens for tokens in named.values() if tokens):
+            values = ", ".join(f"{source} {tokens}" for source, tokens in named.items() if tokens)
             warnings = (f"stop tokens disagree: {values}; replies end at any of them, targets end with {end}",)
         if not self.has_template:
-            ids.update({token: end for token in self._line_breaks() if token not in ids})
+            # Every token with a line break in its text; many vocabularies join it to a full stop or a space before it.
+            for token in range(len(self.tokenizer)):
+                if "\n" in self.tokenizer.decode([token], clean_up_tokenization_spaces=False):
+                    ids.setdefault(token, end)
         return Stops(ids, end, warnings)
 
     def _end_of_turn(self) -> list[int]:
@@ -242,10 +251,6 @@ class Renderer:
         after = self.tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
         special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
         return [int(after[0])] if after and after[0] in special else []
-
-    def _line_breaks(self) -> list[int]:
-        """Every token with a line break in its text; many vocabularies join it to a full stop or a space before it."""
-        return [i for i in range(len(self.tokenizer)) if "\n" in self.tokenizer.decode([i], clean_up_tokenization_spaces=False)]
 
 
 def _as_list(value: Any) -> list[int]:

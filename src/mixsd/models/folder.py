@@ -1,8 +1,7 @@
 """A plain Hugging Face folder, written and then proven: reloaded from disk and compared with the model in memory.
 
-Writing can go wrong without an error: a tensor that is missing is drawn at random at the next load, a tie is lost, a cast
-overflows. So the check reloads the folder as any user would (`AutoModelForCausalLM`, never the network) and compares every
-tensor, the ties, logits and greedy tokens. It costs one more copy of the weights in main memory while it runs.
+Writing can go wrong without an error: a tensor that is missing is drawn at random at the next load, a tie is lost, a cast overflows. The
+check reloads the folder as any user would; it costs one more copy of the weights in main memory while it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +17,14 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd.errors import MixsdError, UserError
-from mixsd.models.compat import brings_code, text_config
-from mixsd.models.loading import no_progress_bars
+from mixsd.models.compat import text_config
+from mixsd.models.loading import first_line, loaded
 from mixsd.storage import disk_errors, write_json
 
 _PROBE_TOKENS = 8
-_GREEDY_TOKENS = 8
 # Largest difference of logits, as a share of the largest logit: rounding alone in fp32, the cast's own rounding otherwise.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -35,10 +32,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 def write_model_folder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Write weights (safetensors), configs and tokenizer into `folder`, cast to `dtype` where given.
-
-    The model itself is not changed. Atomicity is the caller's: `mixsd.storage.atomic_folder`.
-    """
+    """Write weights (safetensors), configs and tokenizer into `folder`, cast to `dtype` where given; atomicity is the caller's."""
     with disk_errors(folder):
         other = dtype if dtype != model.dtype else None
         model.save_pretrained(folder, state_dict=_cast(model.state_dict(), other) if other else None)
@@ -55,38 +49,27 @@ def load_model_folder(folder: Path, *, like: PreTrainedModel, dtype: torch.dtype
 
     Code that came with the model is run only where the model in memory, `like`, runs it already.
     """
-    with _quiet():
-        try:
-            load: Any = AutoModelForCausalLM.from_pretrained
-            model, report = load(
-                folder,
-                dtype=dtype or "auto",
-                local_files_only=True,
-                output_loading_info=True,
-                trust_remote_code=brings_code(like),
-            )
-        except Exception as error:
-            # Many kinds: safetensors, config and shape errors, each with its own type.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MixsdError(f"{folder}: cannot be loaded again ({reason})") from error
+    try:
+        model, report = loaded(folder, dtype=dtype or "auto", trust_remote_code=like.is_remote_code())
+    except Exception as error:
+        # Many kinds: safetensors, config and shape errors, each with its own type.
+        raise MixsdError(f"{folder}: cannot be loaded again ({first_line(error)})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := report.get(problem):
             raise MixsdError(f"{folder}: {problem.replace('_', ' ')} on disk, for one {sorted(map(str, names))[0]}")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    return model
 
 
 def verify_model_folder(folder: Path, model: PreTrainedModel) -> None:
     """Reload `folder` and raise `MixsdError` naming the first thing in which it differs from `model`.
 
     Compared are the names and shapes of the tensors, their values (exactly, after the folder's cast), that all are finite,
-    the tie of input and output embeddings, the logits of a few ids (to rounding) and the greedy tokens that follow them.
+    the tie of input and output embeddings, and the logits of a few ids (to rounding).
     """
     reloaded = load_model_folder(folder, like=model)
     wanted, found = model.state_dict(), reloaded.state_dict()
-    if wanted.keys() != found.keys():
-        names = sorted(wanted.keys() ^ found.keys())
-        raise MixsdError(f"{folder}: the reloaded model has other tensors than the one in memory, for one {names[0]}")
+    if others := sorted(wanted.keys() ^ found.keys()):
+        raise MixsdError(f"{folder}: the reloaded model has other tensors than the one in memory, for one {others[0]}")
     for name, tensor in found.items():
         expected = wanted[name]
         if tensor.shape != expected.shape:
@@ -97,7 +80,12 @@ def verify_model_folder(folder: Path, model: PreTrainedModel) -> None:
             raise MixsdError(f"{folder}: {name} is not what is in memory")
     if _tied(model) != _tied(reloaded):
         raise MixsdError(f"{folder}: input and output embeddings are tied in only one of disk and memory")
-    _compare_behaviour(folder, model, reloaded)
+    ids, tolerance = probe_ids(model), _TOLERANCE[reloaded.dtype]
+    # In the precision of the model in memory, so that only the rounding of the weights themselves is left.
+    logits, again = logits_of(model, ids), logits_of(cast(nn.Module, reloaded).to(model.dtype), ids.cpu())
+    tolerance *= max(1.0, logits.abs().max().item())
+    if not (difference := (logits - again).abs().max().item()) <= tolerance:
+        raise MixsdError(f"{folder}: logits differ by {difference:.3g} from the model in memory (tolerance {tolerance:.3g})")
 
 
 def check_savable(model: PreTrainedModel) -> None:
@@ -129,23 +117,6 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
         model.train(training)
 
 
-def _compare_behaviour(folder: Path, model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
-    ids = probe_ids(model)
-    for _ in range(_GREEDY_TOKENS):
-        ids = torch.cat([ids, logits_of(model, ids)[-1].argmax().view(1, 1).to(ids.device)], dim=1)
-    tolerance = _TOLERANCE[reloaded.dtype]
-    # In the precision of the model in memory, so that only the rounding of the weights themselves is left.
-    wanted, found = logits_of(model, ids), logits_of(cast(nn.Module, reloaded).to(model.dtype), ids.cpu())
-    tolerance *= max(1.0, wanted.abs().max().item())
-    if not (difference := (wanted - found).abs().max().item()) <= tolerance:
-        raise MixsdError(f"{folder}: logits differ by {difference:.3g} from the model in memory (tolerance {tolerance:.3g})")
-    best, second = wanted.topk(2).values.unbind(-1)
-    # Within twice the tolerance the first two may change places: a tie, not a fault.
-    differs = (wanted.argmax(-1) != found.argmax(-1)) & (best - second > 2 * tolerance)
-    if differs.any():
-        raise MixsdError(f"{folder}: the reloaded model picks another greedy token than the model in memory")
-
-
 def _tied(model: PreTrainedModel) -> bool:
     into, out = model.get_input_embeddings(), model.get_output_embeddings()
     return into is not None and out is not None and into.weight is out.weight
@@ -169,28 +140,12 @@ def _with_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
     return {**inner, **({"dtype": dtype} if "dtype" in config else {})}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no load report while a folder is checked: what matters in them is raised."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with no_progress_bars():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 _INDEX = "model.safetensors.index.json"
 _BLOCK = 2**22  # numbers that are read at a time
 
 
 class Weights:
-    """The safetensors files of a model folder, opened for reading; only what is asked for is read.
-
-    Raises:
-        UserError: there are none, or one is damaged.
-    """
+    """The safetensors files of a model folder, opened for reading; none at all, or a damaged one, is a `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,20 +161,13 @@ class Weights:
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors, sorted."""
         return sorted(self._opened)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor."""
         return tuple(self._opened[name].get_slice(name).get_shape())
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, in the precision of its file, on the CPU."""
-        found: Tensor = self._opened[name].get_tensor(name)
-        return found
-
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """One tensor in consecutive parts along its first axis, each of a bounded size, in the precision of its file."""
+        """See `blocks`."""
         yield from blocks(self._opened[name], name)
 
     def __enter__(self) -> Weights:

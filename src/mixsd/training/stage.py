@@ -19,7 +19,7 @@ import torch
 from mixsd.decoding.engine import decode_all
 from mixsd.decoding.engine import path as decoding_path
 from mixsd.decoding.requests import Decoding, Request, Sampling
-from mixsd.facts import bundled
+from mixsd.facts.records import bundled_records
 from mixsd.models import loading
 from mixsd.models.compat import stated_dtype
 from mixsd.plugins import load_function
@@ -62,7 +62,7 @@ def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> R
     settings, lengths = session.settings, objective.lengths
     sampling = Sampling(session.renderer.stops.ids, temperature=1.0)
     rehearsal = Rehearsal(
-        {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled.records("rehearsal_prompts.jsonl")},
+        {item["id"]: session.renderer.ids(item["prompt"]) for item in bundled_records("rehearsal_prompts.jsonl")},
         ratio=settings.rehearse,
         limit=settings.rehearse_tokens,
         seed=settings.seed,

@@ -235,7 +235,6 @@ def test_who_holds_a_second_model_and_writes_down_what(name: str, settings: Sett
     beside = name in ("opsd", "opsd-nll", "mixsd-kl, full", "rehearsal, kl")
     assert memory["training"].get("teacher", 0) == (memory["evaluation"]["weights"] if beside else 0)
     assert "teacher" not in of_method(settings, name, lora=4)["memory"]["training"]
-    assert (memory["preparing"]["total"] > 0) == (name in ("mixsd-kl", "rehearsal", "rehearsal, kl"))
     assert memory["scoring"].get("copy", 0) == (memory["evaluation"]["weights"] if name == "scored" else 0)
     vocabulary = 512
     # Three targets of 8 tokens, an int32 and a float each; 36 of 72 supervised tokens are rehearsed.
@@ -257,10 +256,7 @@ def test_what_is_rehearsed_is_decoded_and_trained_on_too(settings: Settings, ope
     assert tokens["decoded_at_most"] >= 288 + 144
 
 
-def test_each_checkpoint_is_asked_some_facts_twice(settings: Settings, opened: Opener) -> None:
-    work = measure_work(opened(**METHODS["scored"]))
-    assert work.scored == 4
-    assert measure_work(opened()).scored == 0
+def test_checkpoints_are_counted(settings: Settings) -> None:
     assert of_method(settings, "scored", checkpoint_every=4)["training"]["checkpoints"] == 2
 
 
@@ -295,7 +291,7 @@ def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
     assert report["editing"] == {"facts": 2, "layers": 1, "text_tokens": 100_000, "steps": 5, "prompts": 6}
     assert {report["training"][name] for name in ("targets", "steps", "tokens", "trainings", "checkpoints")} == {0}
     assert report["parameters"]["trained"] == report["tokens"]["decoded_at_most"] == report["disk"]["checkpoints"] == 0
-    assert [report["memory"][stage]["total"] for stage in ("mixing", "preparing", "training", "scoring")] == [0] * 4
+    assert [report["memory"][stage]["total"] for stage in ("mixing", "training", "scoring")] == [0] * 3
     assert report["disk"]["cache"] == 8 * shape.inner**2
     assert report["memory"]["editing"]["weights"] == 4 * shape.parameters
     (warning,) = report["warnings"]
@@ -304,8 +300,7 @@ def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
     work = measure_work(session)
     assert work.edit is not None
     turn = session.renderer.question("Who leads Vell?")
-    assert work.edit.prompt.longest >= len(session.renderer.ids(turn))
-    assert 1 < work.edit.behind.longest < work.edit.prompt.longest + work.edit.target.longest
+    assert work.edit.longest > len(session.renderer.ids(turn))
 
 
 @pytest.mark.parametrize(

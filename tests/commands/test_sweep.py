@@ -12,8 +12,7 @@ import yaml
 
 from mixsd.commands import opening
 from mixsd.commands import sweep as commands_sweep
-from mixsd.commands.sweep import SweepResult, survey, sweep
-from mixsd.commands.sweep_file import read_sweep
+from mixsd.commands.sweep import SweepResult, read_sweep, survey, sweep
 from mixsd.comparison import material  # noqa: F401 - it keeps the functions that a test replaces, if it is imported then
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.progress import Watcher

@@ -83,12 +83,11 @@ def show_corpus(
     as_json: Json = False,
 ) -> None:
     """Show a corpus: its counts, an example of each split, and its graph."""
-    from mixsd.commands.ask import look, write_picture
+    from mixsd.commands.ask import look
 
-    found = look(folder)
+    found = look(folder, svg)
     show.as_json(found) if as_json else show.corpus(found)
     if svg is not None:
-        write_picture(folder, svg)
         print(f"picture: {svg}", file=sys.stderr if as_json else sys.stdout)
 
 

@@ -60,15 +60,16 @@ def sweep(
 ) -> None:
     """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
     from mixsd.commands import sweep as commands
-    from mixsd.commands.sweep_file import read_sweep
 
     execution = gather(typed, None)
     if not dry_run:
         _show(commands.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
         return
-    planned = read_sweep(file, output=output, **execution)
+    planned = commands.read_sweep(file, output=output, **execution)
     states = commands.survey(planned, only=only or (), watcher=watcher())
-    costs = commands.price(planned, states, only=only or (), watcher=watcher())
+    from mixsd.commands.dry_run import price
+
+    costs = price(planned, states, only=only or (), watcher=watcher())
     for name, state in states.items():
         print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
     for text in costs["warnings"]:

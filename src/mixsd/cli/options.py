@@ -50,29 +50,106 @@ def command(
     *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command; with `flags`, each of these settings is one, and those that were typed are its first argument, a dict."""
-    switches = [flag for flag in flags if Settings.model_fields[flag].annotation is bool]
+    switches = [setting for setting in flags if Settings.model_fields[setting].annotation is bool]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def parsed(**arguments: Any) -> Work:
             if not flags:
                 return Work(partial(function, **arguments), resumes)
-            typed = {flag: arguments.pop(flag) for flag in flags}
-            undone = [flag for flag in switches if arguments.pop(f"no_{flag}")]
+            typed = {setting: arguments.pop(setting) for setting in flags}
+            undone = [setting for setting in switches if arguments.pop(f"no_{setting}")]
             # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
-            given = {flag: value for flag, value in typed.items() if value not in (None, [], ())}
+            given = {setting: value for setting, value in typed.items() if value not in (None, [], ())}
             return Work(partial(function, {**given, **dict.fromkeys(undone, False)}, **arguments), resumes)
 
         signature = inspect.signature(function, eval_str=True)
-        own = list(signature.parameters.values())[bool(flags) :]
-        # Out of sight, since two columns of long flags would leave no room for the help.
-        opposites = {f"no_{flag}": Annotated[bool, typer.Option(f"--no-{option_name(flag)[2:]}", hidden=True)] for flag in switches}
-        settings = [_parameter(flag, None, _option(flag, Settings.model_fields[flag])) for flag in flags]
+        parameters = list(signature.parameters.values())[bool(flags) :]
+        parameters += [_parameter(setting, None, _option(setting, Settings.model_fields[setting])) for setting in flags]
+        for setting in switches:
+            # Out of sight, since two columns of long flags would leave no room for the help.
+            opposite = typer.Option(f"--no-{flag(setting)[2:]}", hidden=True)
+            parameters.append(_parameter(f"no_{setting}", False, Annotated[bool, opposite]))
         # typer reads the flags off the signature.
-        parsed.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *settings, *(_parameter(flag, False, kind) for flag, kind in opposites.items())]
-        )
+        parsed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         into.command(name)(parsed)
         return function
 
     return decorate
+
+
+def option(name: str, metavar: str | None, help: str, **limits: Any) -> Any:
+    """A flag with a value. Help texts are rich markup, in which a plain "[default: 3]" would be a style of that name."""
+    return typer.Option(name, metavar=metavar, help=escape(help), **limits)
+
+
+def switch(name: str, help: str) -> Any:
+    """A flag without a value."""
+    return typer.Option(name, metavar="", show_default=False, help=escape(help))
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A positional argument."""
+    return typer.Argument(metavar=metavar, show_default=False, help=escape(help))
+
+
+RunFolder = Annotated[Path, argument("RUN", "A run folder.")]
+RunFolders = Annotated[list[Path], argument("RUN ...", "Finished run folders, one or more.")]
+Offline = Annotated[bool, switch("--offline", "Forbid the network.")]
+Json = Annotated[bool, switch("--json", "Write JSON.")]
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: `max_new_tokens` is `--max-new-tokens`."""
+    return "--" + name.replace("_", "-")
+
+
+def gather(typed: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
+    """The settings that were given: those of the config file, if there is one, overridden by the flags.
+
+    Raises:
+        UserError: every problem of the file and of the flags, in one line.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    if config is not None:
+        values = read_config(config)
+        if isinstance(values.get("settings"), dict):  # the run.yaml of a run folder
+            values = values["settings"]
+        problems += _problems(values, str(config))
+    for name, value in typed.items():
+        # One at a time, so that each problem begins with its flag.
+        problems += [text.replace(f": {name}: ", ": ", 1) for text in _problems({name: value}, flag(name))]
+    if problems:
+        raise UserError("; ".join(problems))
+    return {**values, **typed}
+
+
+def _problems(values: Mapping[str, Any], source: str) -> list[str]:
+    try:
+        build(values, source)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """The annotation that makes typer's option of a setting."""
+    extra: Any = field.json_schema_extra  # a dict, see `settings._option`
+    # With a Literal among them `|` makes the older kind of union.
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    help = escape(field.description or "")
+    if field.default not in (None, "", []):
+        help = f"{help} [dim]{escape(f'[default: {plain(field.default)}]')}[/dim]"
+    if kind is bool:
+        typed, word = bool | None, ""
+    elif get_origin(kind) is list:
+        typed, word = list[str] | None, "TEXT"
+    else:
+        typed, word = str | None, "|".join(extra["choices"] or get_args(kind)) or _WORDS[kind]
+    return Annotated[typed, typer.Option(flag(name), metavar=word, help=help, show_default=False, rich_help_panel=extra["group"])]

@@ -99,12 +99,12 @@ class Shape:
 
     @property
     def per_pass(self) -> int:
-        """Numbers that one token takes in a layer of a pass that keeps nothing for gradients."""
+        """Numbers of a token in a layer of a pass without gradients."""
         return 4 * self.hidden + 3 * self.inner
 
     @property
     def per_layer(self) -> int:
-        """Numbers of a token that a layer keeps for its gradients."""
+        """Numbers of a token that a layer keeps for them."""
         return 14 * self.hidden + 4 * self.inner
 
 
@@ -128,9 +128,9 @@ def trainings(settings: Settings, work: Work) -> list[int]:
     return [min(settings.lr_steps, work.steps)] * rates + [work.steps]
 
 
-def checkpoints(settings: Settings, steps: int) -> int:
-    """How many checkpoints a training of so many steps writes."""
-    return -(-steps // settings.checkpoint_every)
+def checkpoints(settings: Settings, work: Work) -> list[int]:
+    """How many checkpoints each training writes."""
+    return [-(-steps // settings.checkpoint_every) for steps in trainings(settings, work)]
 
 
 def _supervised(settings: Settings, work: Work, steps: int, each: float) -> float:
@@ -157,17 +157,13 @@ def decoded(settings: Settings, work: Work, *, most: bool = False) -> dict[str, 
     }
 
 
-def rehearsal_reply(settings: Settings) -> int:
-    """Tokens assumed of a reply of the base model that is rehearsed."""
-    return min(REPLY, settings.rehearse_tokens)
-
-
 def trained_tokens(settings: Settings, work: Work) -> dict[str, int]:
     """Over all trainings: tokens read, and of these the supervised and the rehearsed ones."""
     steps = sum(trainings(settings, work))
     own = _supervised(settings, work, steps, work.reply)
     rehearsed = settings.rehearse * own
-    prompts = _supervised(settings, work, steps, work.naive.mean) + rehearsed / rehearsal_reply(settings) * work.rehearsal.mean
+    rehearsals = rehearsed / min(REPLY, settings.rehearse_tokens)
+    prompts = _supervised(settings, work, steps, work.naive.mean) + rehearsals * work.rehearsal.mean
     return {"tokens": round(own + rehearsed + prompts), "supervised_tokens": round(own), "rehearsed_tokens": round(rehearsed)}
 
 
@@ -212,7 +208,13 @@ def memory(
             held: dict[str, int] = {name: training.get(name, 0) for name in ("weights", "optimizer", "teacher")}
             stages["scoring"] = {**evaluating, **held, "copy": copy}
     if work.edit:
-        stages["editing"] = _editing(work.edit, shape)
+        # One fact's values are sought at a time. While the text is read, there is a matrix for each layer; then four at a time, in
+        # fp64, for the layer at hand, with what the layers were.
+        square = 8 * shape.inner**2
+        moments = max(work.edit.layers * square, 4 * square + 4 * work.edit.layers * shape.hidden * shape.inner)
+        per_token = shape.layers * (shape.per_layer + 2 * shape.cache_width) + 3 * shape.vocabulary
+        sought = 4 * work.edit.prompts * work.edit.longest * per_token
+        stages["editing"] = {"weights": 4 * shape.parameters, "moments": moments, "activations": sought}
     stages["evaluation"] = evaluating
     return {
         name: {**parts, "runtime": _RUNTIME, "total": sum(parts.values()) + _RUNTIME} if parts else {"total": 0}
@@ -240,18 +242,6 @@ def _training(settings: Settings, work: Work, shape: Shape, item: int, on_cpu: b
         "optimizer": 8 * shape.trained,
         "gradients": gradients,
         "activations": max(step, check, decoding) - gradients,
-    }
-
-
-def _editing(edit: Edit, shape: Shape) -> dict[str, int]:
-    """One fact's values are sought at a time; the update solves a system in fp64 for each layer."""
-    square = 8 * shape.inner**2
-    per_token = shape.layers * (shape.per_layer + 2 * shape.cache_width) + 3 * shape.vocabulary
-    return {
-        "weights": 4 * shape.parameters,
-        # While the text is read, one matrix for each layer; then four at a time for the layer at hand, with what the layers were.
-        "moments": max(edit.layers * square, 4 * square + 4 * edit.layers * shape.hidden * shape.inner),
-        "activations": 4 * edit.prompts * edit.longest * per_token,
     }
 
 
@@ -284,7 +274,7 @@ def disk(settings: Settings, work: Work, shape: Shape) -> dict[str, int]:
             kept = max(kept, 1 + FOLLOWING) + 1
         return min(made, kept + 1) * weights + min(made, 2) * state
 
-    made = [checkpoints(settings, steps) for steps in trainings(settings, work)] or [0]
+    made = checkpoints(settings, work) or [0]
     left = at_end(made[-1])
     # The best rate's checkpoints lie there while another is tried.
     peak = max(writing(made[-1]), at_end(made[0]) + writing(made[0]) if len(made) > 1 else 0)

@@ -40,13 +40,11 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
 
     Returns:
-        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and longest of
-        naive and expert prompt and reference; what is decoded to train on, expected, by part and at most. `training`: targets or
-        rollouts of an epoch, steps of one training, trainings (several with --lr auto), checkpoints and tokens of them all.
-        `editing`: what memit does to each fact. `evaluation`: questions, and decoded tokens of the replies of one model.
-        `parameters`: total, trained. `memory`: bytes by part for each stage (a total of 0 where the run has no such stage), peak,
-        available, device. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `assumptions` and
-        `warnings`: one line each.
+        JSON values. `facts`: their counts, and the measured ones that are unusable. `tokens`: mean and longest of prompts and
+        reference; what is decoded to train on. `training`: targets or rollouts of an epoch, steps of one training, and of all
+        trainings (several with --lr auto) checkpoints and tokens. `editing`: what memit does. `evaluation`: of one model. `memory`:
+        bytes by part for each stage (a total of 0 where the run has none). `disk`: bytes; `cache` is outside of the run folder.
+        `assumptions` and `warnings`: one line each.
 
     Raises:
         UserError: any bad input, as `inject` would say.
@@ -59,6 +57,10 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
         settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
     )
     runs, parts = costs.trainings(settings, work), costs.decoded(settings, work)
+    editing = None
+    if work.edit:
+        editing = {"facts": work.usable, "layers": work.edit.layers, "prompts": work.edit.prompts}
+        editing |= {"text_tokens": settings.edit_tokens, "steps": settings.edit_steps}
     report = {
         "facts": {"asked": work.asked, "usable": work.usable, "unusable": work.unusable, "duplicates": session.duplicates},
         "tokens": {
@@ -71,10 +73,10 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
         "training": {
             **{name: getattr(work, name) for name in ("targets", "rollouts", "steps")},
             "trainings": len(runs),
-            "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
+            "checkpoints": sum(costs.checkpoints(settings, work)),
             **costs.trained_tokens(settings, work),
         },
-        "editing": _editing(settings, work, work.edit) if work.edit else None,
+        "editing": editing,
         "evaluation": {"questions": work.questions, "decoded": round(work.questions * work.asked_reply)},
         "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
@@ -85,7 +87,7 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
     }
-    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
+    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, report)}
 
 
 def measure_work(session: Session) -> Work:
@@ -173,27 +175,16 @@ def measure_shape(session: Session) -> Shape:
     )
 
 
-def _editing(settings: Settings, work: Work, edit: Edit) -> dict[str, int]:
-    counts = {"layers": edit.layers, "steps": settings.edit_steps, "prompts": edit.prompts}
-    return {"facts": work.usable, "text_tokens": settings.edit_tokens, **counts}
-
-
 def _assumptions(settings: Settings, work: Work) -> list[str]:
-    found = [f"prompts and references are as in {work.measured} of {work.asked} facts"]
-    if settings.on_policy:
-        found.append("a reply of the student is as long as the fact's reference")
-    elif settings.has_targets:
-        tries = f", and accepted at attempt {work.attempts}" if settings.mixes else ""
-        found.append(f"a target is as long as its reference{tries}; every usable fact gets one")
-    if settings.rehearse:
-        found.append(f"a reply of the base model that is rehearsed has {costs.rehearsal_reply(settings)} tokens")
-    if work.edit:
-        found.append("every fact has a subject of its own and takes all its steps; no second moments are in the cache yet")
-    found.append(f"a reply to an evaluation question has {work.asked_reply:.0f} tokens; no reply of the base model is cached yet")
-    return [*found, "memory is for replies that run to --max-new-tokens"]
+    tries = f", accepted at attempt {work.attempts}" if settings.mixes else ""
+    return [
+        f"prompts and references are as in {work.measured} of {work.asked} facts; what is trained on is as long as the references{tries}",
+        f"a reply to an evaluation question has {work.asked_reply:.0f} tokens, one that is rehearsed at most {costs.REPLY}",
+        "memory is for replies that run to --max-new-tokens; nothing is in the cache yet",
+    ]
 
 
-def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]) -> list[str]:
+def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]:
     memory, disk = report["memory"], report["disk"]
     found = []
     if work.unusable:
@@ -207,26 +198,20 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    found += _doubts(session.settings, work, shape)
+    found += _doubts(session.settings, work)
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
     return found
 
 
-def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[str]:
+def _doubts(settings: Settings, work: Work) -> Iterator[str]:
     """What is said of settings that may not be meant."""
     if work.steps:
-        runs = costs.trainings(settings, work)
-        whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
-        made = costs.checkpoints(settings, runs[-1])
-        if 2 * settings.warmup_steps > runs[0]:
-            yield f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}"
+        shortest = costs.trainings(settings, work)[0]
+        if 2 * settings.warmup_steps > shortest:
+            yield f"the warm-up of {settings.warmup_steps} steps is longer than half of a training's {shortest}"
         if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
             yield f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing"
-        if settings.choose == "paper" and made < 3:
-            yield f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every"
-        if settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps:
-            yield f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice"
     if settings.mixes:
         if work.reference.longest > work.limit:
             yield f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
@@ -234,8 +219,6 @@ def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[str]:
             yield f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
         if 0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain":
             yield f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1"
-    if work.edit and settings.edit_tokens < shape.inner:
-        yield f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
 
 
 def price(
@@ -244,11 +227,8 @@ def price(
     """Say what is left of a sweep takes; runs that differ in their seed take the same.
 
     Returns:
-        `runs`, by name: `memory` (bytes at the peak), `disk` (bytes in the end) and `disk_at_peak`, `decoded_tokens` to train on and
-        `trained_tokens`; `total` of them: memory and `disk_at_peak` of one run at a time beside those that are there; `warnings`.
-
-    Raises:
-        UserError: as `mixsd inject` would for a run.
+        `runs`, by name: bytes of `memory` at the peak, of `disk` in the end and `disk_at_peak`, `decoded_tokens` to train on and
+        `trained_tokens`; `total`: of one run at a time beside those that are there; `warnings`.
     """
     watcher = watcher or Watcher()
     todo = [run for run in planned.chosen(only) if states[run.name] != "done"]
@@ -278,7 +258,7 @@ def price(
         return {"runs": runs, "total": total, "warnings": []}
     # The memory and disk that are there are the same for all.
     available, free = found["memory"]["available"], found["disk"]["free"]
-    warnings = []
+    warnings: list[str] = []
     if large := [name for name, cost in runs.items() if available is not None and cost["memory"] > available]:
         sizes = f"{available / GB:.1f} GB of memory that are free, the largest {total['memory'] / GB:.1f}"
         warnings.append(

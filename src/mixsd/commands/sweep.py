@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import gc
 import re
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -83,11 +81,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to; runs are given by name, in their order.
+    """What a sweep came to, by the names of its runs.
 
-    finished: those whose report is there, from before or now. failed: why the others that were tried have none. missed: the
-    `require` conditions that a finished run does not hold. left: what `only` left out and is not finished. comparison and page:
-    of all finished runs, None with fewer than two; `problem` says why they cannot be compared.
+    finished: those that have a report. failed: why the others that were tried have none. missed: the `require` conditions that do
+    not hold. left: what `only` left out. comparison and page: of all finished runs, if two; `problem`: why they cannot be compared.
     """
 
     folder: Path
@@ -116,7 +113,7 @@ def sweep(
 
     Args:
         source: a YAML file, or its values: `output`, `seeds`, `settings` (of all runs) and `runs`.
-        output: a folder to use in place of the file's.
+        output: goes before the file's.
         only: names of runs or configurations; the others are left.
         execution: settings that say how to run (`device`, `offline`, ...); they go before the file's.
 
@@ -135,16 +132,10 @@ def sweep(
         skipped = ", ".join(run.name for run in chosen if states[run.name] == "done")
         watcher.say(f"{len(chosen) - len(todo)} of {len(chosen)} runs are done already: {skipped}")
     failed: dict[str, str] = {}
-    seconds: list[float] = []
-    for position, (number, run) in enumerate(todo):
+    for number, run in todo:
         from mixsd.commands import inject
 
-        left = ""
-        if seconds:
-            expected = timedelta(seconds=round(sum(seconds) / len(seconds) * (len(todo) - position)))
-            left = f"; about {expected} (h:mm:ss) left for all"
-        watcher.say(f"run {number} of {len(chosen)}: {run.name}{left}")
-        started = time.monotonic()
+        watcher.say(f"run {number} of {len(chosen)}: {run.name}")
         try:
             inject.inject(run.settings, watcher=watcher)
         except RequirementMissedError:
@@ -156,20 +147,14 @@ def sweep(
             gc.collect()  # what broke off leaves its model in the frames of the error
         else:
             states[run.name] = "done"
-            seconds.append(time.monotonic() - started)
     finished = [run for run in planned.runs if states[run.name] == "done"]
-    result = SweepResult(
-        planned.folder,
-        finished=[run.name for run in finished],
-        failed=failed,
-        missed={run.name: missed for run in finished if (missed := _missed(run.run))},
-        left=[run.name for run in planned.runs if states[run.name] != "done" and run.name not in failed],
-    )
+    missed = {}
+    for run in finished:
+        if texts := [item.text for item in read_report(run.run.report_json).requirements if not item.passed]:
+            missed[run.name] = texts
+    left = [run.name for run in planned.runs if states[run.name] != "done" and run.name not in failed]
+    result = SweepResult(planned.folder, [run.name for run in finished], failed, missed, left)
     return _compared(result, [run.run.folder for run in finished])
-
-
-def _missed(run: Run) -> list[str]:
-    return [item.text for item in read_report(run.report_json).requirements if not item.passed]
 
 
 def _compared(result: SweepResult, folders: Sequence[Path]) -> SweepResult:
@@ -186,12 +171,7 @@ def _compared(result: SweepResult, folders: Sequence[Path]) -> SweepResult:
 
 
 def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | None = None) -> dict[str, State]:
-    """The state of every run, by name; whatever can be known to be wrong with those that are to be done is an error now.
-
-    Raises:
-        UserError: a name in `only` that no run has, a folder that holds another configuration or something else, facts or a model
-            that cannot be read, an unknown verifier, suite or device, ...
-    """
+    """The state of every run, by name; whatever can be known to be wrong with those to be done is a `UserError` now."""
     chosen = planned.chosen(only)
     there = next(path for path in (planned.folder.absolute(), *planned.folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -212,9 +192,8 @@ def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | Non
             from mixsd.reports.collect import check_requirements
 
             with _where(run):
-                # Each run says its own when it is done; here the first one speaks for all.
-                session = opening.preview(run.settings, Watcher() if checked or watcher is None else watcher)
-                check_requirements(session)
+                # The first one speaks for all; each will say its own.
+                check_requirements(opening.preview(run.settings, Watcher() if checked or watcher is None else watcher))
             checked.add(run.configuration)
     return states
 
@@ -271,10 +250,8 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, output: str | Path | N
     Raises:
         UserError: bad YAML, an unknown or misplaced key, a bad value, or two configurations that are the same.
     """
-    if isinstance(source, Mapping):
-        name, values = "sweep", dict(source)
-    else:
-        name, values = str(Path(source).expanduser()), read_config(Path(source).expanduser())
+    name = "sweep" if isinstance(source, Mapping) else str(Path(source).expanduser())
+    values = source if isinstance(source, Mapping) else read_config(Path(name))
     if unknown := [key for key in values if key not in _KEYS]:
         misplaced = " (a setting: put it under settings)" if unknown[0] in Settings.model_fields else ""
         hint = did_you_mean(unknown[0], _KEYS) or misplaced
@@ -326,10 +303,9 @@ def _configurations(values: Mapping[str, Any], execution: Mapping[str, Any], nam
                 raise UserError(f"{where}: no facts; name a file of facts (or 'demo' for the bundled ones) under settings")
             one = SweepRun("", _name(settings, own), settings, where)
             key = digest(settings.resolved.dump())
-            for same, said in ((key, "are the same configuration"), (one.configuration, "share a folder's name")):
-                if other := seen.get(same):
-                    pair = f"{other.where} ({other.configuration}) and entry {number} ({one.configuration})"
-                    raise UserError(f"{pair} {said}; keep one")
+            if other := seen.get(key) or seen.get(one.configuration):
+                pair = f"{other.where} ({other.configuration}) and entry {number} ({one.configuration})"
+                raise UserError(f"{pair} are the same configuration; keep one")
             seen[key] = seen[one.configuration] = one
             found.append(one)
     return found

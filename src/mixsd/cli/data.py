@@ -92,16 +92,7 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 
         go_offline()
     made = corpus(name, argument, **options)
-    with watcher().task("writing", 1 + len(made.splits)) as task:
-        names: list[str] = []
-
-        def on_record(split: str) -> None:
-            if split not in names:
-                task.reach(len(names), split)
-                names.append(split)
-
-        counts = write(made, output.expanduser(), on_record)
-    for split, number in counts.items():
+    for split, number in write(made, output.expanduser()).items():
         print(f"{split + '.jsonl:':24} {number:>9,}")
     for note in made.notes:
         print(f"note: {note}")

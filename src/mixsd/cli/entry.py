@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _one_of_several() -> Iterator[bool]:
-    """Whether this process only helps the first of several, as torchrun starts them, to train; that one does the command."""
+    """Whether this process only helps the first of several, as torchrun starts them, to train."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         yield False
         return

@@ -23,10 +23,7 @@ Data = Annotated[str | None, option("--data", "DIR", "Folder of the benchmarks' 
 @command()
 def compare(
     runs: Annotated[list[Path], argument("RUN RUN ...", "Finished run folders, two or more.")],
-    level: Annotated[
-        float | None,
-        option("--level", "SHARE", "Compare forgetting at this memorization. [default: the highest that every run reaches]"),
-    ] = None,
+    level: Annotated[float | None, option("--level", "SHARE", "At this memorization. [default: the highest all reach]")] = None,
     output: Annotated[
         Path | None, option("--output", "DIR", "Write compare.html, .md, .json and pareto.svg, .png there.")
     ] = None,
@@ -177,14 +174,11 @@ def nll(
     sources: Sources,
     *,
     thresholds: Annotated[
-        list[float] | None, option("--threshold", "NATS", "Count tokens above it. Repeatable. [default: 5 and 8]")
+        list[float] | None, option("--threshold", "NATS", "Count tokens above. Repeatable. [default: 5, 8]")
     ] = None,
-    overlap_threshold: Annotated[
-        float, option("--overlap-threshold", "NATS", "Above it a reference's token should be kept.")
-    ] = 8.0,
+    overlap_threshold: Annotated[float, option("--overlap-threshold", "NATS", "Reference tokens above it should be kept.")] = 8.0,
     facts: Annotated[
-        Literal["both", "all", "common"],
-        option("--facts", None, "All accepted targets of each source, or the facts accepted in every one."),
+        Literal["both", "all", "common"], option("--facts", None, "All accepted targets, or the facts accepted in every source.")
     ] = "both",
     check: Annotated[bool, switch("--check", "Measure what is stored once more; it must agree.")] = False,
     model: Annotated[str | None, option("--model", None, "The base model of files, where one must measure.")] = None,

@@ -158,10 +158,10 @@ def plan(found: Mapping[str, Any]) -> None:
     fields = [("facts", f"{facts['asked']:,} asked, {facts['usable']:,} usable, {facts['duplicates']:,} given twice")]
     for name in ("naive", "expert", "reference"):
         fields.append((f"{name} tokens", f"{tokens[name]['mean']:.0f} on average, at most {tokens[name]['longest']:,}"))
-    if tokens["decoded_at_most"]:
+    if tokens["decoded"]:
         parts = {name: f"{count:,}" for name, count in tokens.get("decoded_parts", {}).items() if count}
         split = f" ({_listed(parts)})" if len(parts) > 1 else ""
-        fields.append(("to decode", f"{tokens['decoded']:,} tokens expected{split}, at most {tokens['decoded_at_most']:,}"))
+        fields.append(("to decode", f"{tokens['decoded']:,} tokens expected{split}"))
     if training["steps"]:
         rollouts, runs = training.get("rollouts"), training.get("trainings", 1)
         what = f"{rollouts:,} rollouts an epoch" if rollouts else f"{training['targets']:,} targets"

@@ -138,22 +138,15 @@ def _supervised(settings: Settings, work: Work, steps: int, each: float) -> floa
     return settings.epochs * (work.targets + work.rollouts) * each * steps / work.steps if work.steps else 0.0
 
 
-def decoded(settings: Settings, work: Work, *, most: bool = False) -> dict[str, int]:
-    """Tokens decoded to train on, by purpose: as many as are expected, or at most."""
-    reply, tries = work.reply, work.attempts
-    if most:
-        reply, tries = work.limit, (1 + settings.retries if can_differ(settings) else 1) + (settings.on_fail == "expert")
+def decoded(settings: Settings, work: Work) -> dict[str, int]:
+    """Tokens expected to be decoded to train on, by purpose."""
     steps = sum(trainings(settings, work))
     # What is rehearsed beside fixed targets is decoded once, for all trainings.
     rehearsing = steps if settings.on_policy else work.steps
-    rehearsal = settings.rehearse * _supervised(settings, work, rehearsing, reply)
-    if most and settings.rehearse:
-        # A step may pass its number by a part of a reply, and look at one more.
-        rehearsal += 2 * rehearsing * settings.rehearse_tokens
     return {
-        "mixing": round(work.targets * tries * reply) if settings.mixes else 0,
-        "rollouts": round(_supervised(settings, work, steps, reply)) if settings.on_policy else 0,
-        "rehearsal": round(rehearsal),
+        "mixing": round(work.targets * work.attempts * work.reply) if settings.mixes else 0,
+        "rollouts": round(_supervised(settings, work, steps, work.reply)) if settings.on_policy else 0,
+        "rehearsal": round(settings.rehearse * _supervised(settings, work, rehearsing, work.reply)),
     }
 
 

@@ -68,7 +68,6 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
             "targets": round(work.targets * work.reply),
             "decoded": sum(parts.values()),
             "decoded_parts": parts,
-            "decoded_at_most": sum(costs.decoded(settings, work, most=True).values()),
         },
         "training": {
             **{name: getattr(work, name) for name in ("targets", "rollouts", "steps")},
@@ -126,7 +125,7 @@ def measure_work(session: Session) -> Work:
         rollouts=made if settings.on_policy else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
-        asked_reply=replies.mean,
+        asked_reply=replies.mean or costs.REPLY,
     )
 
 

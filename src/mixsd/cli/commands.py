@@ -222,7 +222,7 @@ def _prepared(values: Mapping[str, Any]) -> Settings:
 
 
 def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
-    """Write the settings; those of a run folder are its own unless given, others have a corpus's own ways of asking and judging."""
+    """Write the settings: a run folder's own unless given, else with a corpus's own ways of asking and judging."""
     from mixsd.facts.corpus import CORPORA, Corpus, open_source
     from mixsd.run.folder import Run
 

@@ -1,4 +1,4 @@
-"""`mixsd corpus ...`: make a corpus's files, and look at them. `mixsd benchmarks`: what can be asked here, and whether its judges hold."""
+"""`mixsd corpus ...`: make a corpus's files and look at them. `mixsd benchmarks`: what can be asked, and whether its judges hold."""
 
 from __future__ import annotations
 

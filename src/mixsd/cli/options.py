@@ -1,11 +1,8 @@
-"""How a command is declared: `command` registers it, `option`, `switch` and `argument` are its own flags, the rest come from `Settings`.
+"""How a command is declared: `command` registers it; `option`, `switch` and `argument` are its own flags, `Settings` has the rest.
 
-Typer only parses. A command that was parsed is `Work`, which `entry` does outside of typer, so that every way of ending is
-decided in one place.
-
-A setting's flag has its name, default and help from its field. Its value is handed on as it was typed, and `settings.build` judges
-it together with the config file, so that all problems come out at once. A flag that is not given overrides nothing; `--no-offline`
-undoes a config file's `offline: true`, and so for every switch.
+Typer only parses: a parsed command is `Work`, which `entry` does, so that every way of ending is decided in one place. The value of a
+setting's flag is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems come
+out at once. A flag that is not given overrides nothing; `--no-offline` undoes a config file's `offline: true`.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ class Work:
 def command(
     *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; with `flags`, each of these settings is one, and those that were typed are its first argument, a dict."""
+    """Register a command; those of the settings `flags` that were typed are its first argument, a dict."""
     switches = [setting for setting in flags if Settings.model_fields[setting].annotation is bool]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The commands of many runs: compare them, sweep over them, put them beside the paper's tables, draw and analyze them; export targets."""
+"""The commands of many runs: compare, sweep, draw and analyze them, put them beside the paper's tables; and export targets."""
 
 from __future__ import annotations
 

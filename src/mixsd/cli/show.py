@@ -317,20 +317,15 @@ class PlainWatcher(Watcher):
         bar = Progress(disable=True, get_time=self.clock, speed_estimate_period=_WINDOW)
         task = _PlainTask(bar, name, total, self)
         yield task
-        seconds = self.clock() - started
-        made = task.done - (task.found or 0)
-        rate = f", {rate_text(made / seconds)}" if made and seconds > 0 else ""
-        self.say(f"{name}: {task.done:,}/{total:,} done in {duration(seconds)}{rate}")
+        self.say(f"{name}: {task.done:,}/{total:,} done in {duration(self.clock() - started)}")
 
 
 class _PlainTask(_PacedTask):
     def __init__(self, bar: Progress, name: str, total: int, watcher: PlainWatcher) -> None:
         super().__init__(bar, name, total)
         self.watcher, self.told = watcher, watcher.clock()
-        self.found: int | None = None
 
     def tell(self, state: str) -> None:
-        self.found = self.done if self.found is None else self.found
         now = self.watcher.clock()
         if now - self.told >= _PAUSE and self.done < self.total:
             self.told = now

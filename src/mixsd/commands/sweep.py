@@ -7,10 +7,9 @@
       - {method: sft}
       - {method: mixsd, lam: [0, 0.3, 0.5]}      # a list crosses: three configurations
 
-A folder is named after the method and what its entry sets, so its name stays when the file is put in another order or grows.
-Every configuration comes at the first seed before any comes at the second, so a sweep that was stopped is a comparison already.
-Everything is checked before anything runs. The run folders are all that is remembered: one that holds the finished run is passed
-over, the others resume, and a folder that holds anything else is refused.
+A folder is named after the method and what its entry sets, so its name stays when the file is put in another order or grows. Every
+configuration comes at the first seed before any comes at the second, so a sweep that was stopped is a comparison already. Everything
+is checked before anything runs. A folder that holds the finished run is passed over, the others resume.
 """
 
 from __future__ import annotations

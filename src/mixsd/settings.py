@@ -20,10 +20,9 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.formats import PLACEHOLDERS, placeholders
 from mixsd.methods import CHOICES, MethodSpec, get_method, known_method
 
-# Settings that say how or where to run, not what to compute: a rerun may change them.
+# Settings that say how or where to run, not what to compute: a rerun may change them. Benchmarks are asked again then.
 EXECUTION = (
     *("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite"),
-    # Which benchmarks are asked, and how, is written beside their replies, and they are asked again where it has changed.
     *("data", "limit", "benchmark_tokens", "aime_samples", "allow_code_execution", "allow_weak_sandbox", "lm_eval_chat_template"),
 )
 
@@ -107,9 +106,7 @@ class Settings(BaseModel):
     lr: float | Literal["auto"] | None = _option(
         None, "Learning rate; auto tries those of --lr-grid. [default: 1e-5 for all weights, 2e-4 for LoRA]", "Training"
     )
-    lr_grid: list[float] = _option(
-        [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "Rates of --lr auto, in order. Repeatable.", "Training"
-    )
+    lr_grid: list[float] = _option([1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "What --lr auto tries. Repeatable.", "Training")
     lr_steps: int | None = _option(None, "Steps per rate of --lr auto. [default: all; the best is the result]", "Training", ge=1)
     epochs: int = _option(20, "Passes over the targets.", "Training", ge=1)
     batch_size: int = _option(16, "Targets per optimizer step.", "Training", ge=1)

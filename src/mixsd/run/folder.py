@@ -64,9 +64,7 @@ class Run:
         return build(self.manifest()["settings"], str(self.manifest_file))
 
     def claim(self, settings: Settings, identity: dict[str, Any]) -> None:
-        """Make the folder this configuration's, or check that it already is.
-
-        `settings` are resolved; `identity` is what else must not change: hashes of model and facts, by name.
+        """Make the folder the configuration's, of resolved settings and hashes of model and facts; or check that it already is.
 
         Raises:
             UserError: the folder holds another configuration, or something that is not a run, or cannot be written.

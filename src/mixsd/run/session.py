@@ -1,7 +1,4 @@
-"""What every stage of a run shares: settings, facts, the base model's folder, tokenizer and renderer, device and precision.
-
-Weights are loaded by the stage that needs them, and let go of by it.
-"""
+"""What every stage of a run shares; weights are loaded by the stage that needs them, and let go of by it."""
 
 from __future__ import annotations
 
@@ -136,10 +133,9 @@ class Session:
     def config(self) -> Any:
         from transformers import AutoConfig
 
+        trusted = self.settings.trust_remote_code
         try:
-            return AutoConfig.from_pretrained(
-                self.located.folder, local_files_only=True, trust_remote_code=self.settings.trust_remote_code
-            )
+            return AutoConfig.from_pretrained(self.located.folder, local_files_only=True, trust_remote_code=trusted)
         except (OSError, ValueError) as error:
             first = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first})") from error
@@ -172,7 +168,7 @@ class Session:
 
     @property
     def context(self) -> int:
-        """The base model's context length in tokens."""
+        """In tokens."""
         return loading.context_length(self.config)
 
     @property

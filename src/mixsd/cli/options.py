@@ -143,6 +143,7 @@ def _option(name: str, field: FieldInfo) -> Any:
     help = escape(field.description or "")
     if field.default not in (None, "", []):
         help = f"{help} [dim]{escape(f'[default: {plain(field.default)}]')}[/dim]"
+    typed: Any
     if kind is bool:
         typed, word = bool | None, ""
     elif get_origin(kind) is list:

@@ -16,7 +16,7 @@ from typing import Any
 
 import mixsd
 from mixsd.analyse.nll import markdown
-from mixsd.cli.progress import watcher
+from mixsd.cli.show import watcher
 from mixsd.storage import cache_folder
 
 SHARED: dict[str, Any] = {"facts": "kgfact:4x8", "model": "smollm2-135m", "max_new_tokens": 48, "temperature": 0.0, "retries": 10}

@@ -45,9 +45,8 @@ def price(number: int, home: Path, data: Path) -> tuple[int, dict[str, float]]:
     """The runs of a table's recipe, and what they take together."""
     from tests.stand_ins import fill_cache, recipe
 
-    from mixsd.commands import sweep
-    from mixsd.commands.sweep import State
-    from mixsd.commands.sweep_file import read_sweep
+    from mixsd.commands import dry_run
+    from mixsd.commands.sweep import State, read_sweep
     from mixsd.models import loading
 
     if not (home / "hub").exists():
@@ -56,7 +55,7 @@ def price(number: int, home: Path, data: Path) -> tuple[int, dict[str, float]]:
     planned = read_sweep(values, output=home / "runs", offline=True)
     states: dict[str, State] = dict.fromkeys((run.name for run in planned.runs), "to do")
     print(f"table {number}: {len(states)} runs", file=sys.stderr)
-    return len(states), sweep.price(planned, states)["total"]
+    return len(states), dry_run.price(planned, states)["total"]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixsd.commands.sweep_file import Sweep, read_sweep
+from mixsd.commands.sweep import Sweep, read_sweep
 from mixsd.comparison import paper
 from mixsd.settings import build
 

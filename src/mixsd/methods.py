@@ -1,7 +1,6 @@
 """The methods, in one table: what each is called, what it trains on, and who makes its objective.
 
-Settings, training, editing, costs, comparison and reports ask this table. A method is the file of its objective and one line here;
-one of your own is given as the "package.module:name" of its `MethodSpec`.
+A method is the file of its objective and one line here; one of your own is given as the "package.module:name" of its `MethodSpec`.
 """
 
 from __future__ import annotations
@@ -49,27 +48,22 @@ class MethodSpec:
 
     @property
     def label(self) -> str:
-        """The title's short form."""
         return self.title.partition(",")[0]
 
     @property
     def mixes(self) -> bool:
-        """Whether it trains on mixed targets."""
         return self.trains_on == "mixed"
 
     @property
     def on_policy(self) -> bool:
-        """Whether it trains on what the model says while it is trained; there are no targets then."""
         return self.trains_on == "rollouts"
 
     @property
     def edits(self) -> bool:
-        """Whether it changes the weights without training."""
         return self.trains_on == "nothing"
 
     @property
     def needs_targets(self) -> bool:
-        """Whether targets are made before the model is changed."""
         return self.trains_on in ("mixed", "references")
 
     @property
@@ -136,8 +130,7 @@ METHODS = {
             "memit",
             "MEMIT, mass-editing memory in a transformer (Meng et al. 2023)",
             "nothing was trained; for each fact a hidden state was sought from which the answer follows, and the down projections of "
-            "a stretch of layers were changed in closed form so that the fact's subject leads to it and ordinary text is read as "
-            "before",
+            "some layers were changed in closed form so that the fact's subject leads to it and ordinary text is read as before",
             "nothing",
             "mixsd.editing.stage:edit",
             check="mixsd.editing.stage:check",

@@ -1,11 +1,8 @@
-"""Every option of a run, its default and its meaning, in one place.
+"""Every option of a run, its default and its meaning, in one place; and how config files are read.
 
 The same name is the flag (`--max-new-tokens`), the key in a config file (`max_new_tokens`), the keyword in Python and the key in
-`run.yaml`. `None` means "decided from the others", and `Settings.resolved` is where that is done, so that `run.yaml` and
-`--print-config` hold no `None` that hides a number; one that stays means "none" or "all", as its option says. The defaults of the
-method and the training are the paper's.
-
-Config and sweep files are read here too, as plain values.
+`run.yaml`. `None` means "decided from the others", which `Settings.resolved` does; one that stays means "none" or "all", as its
+option says. The defaults of the method and the training are the paper's.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from mixsd.errors import UserError, did_you_mean
 from mixsd.formats import PLACEHOLDERS, placeholders
 from mixsd.methods import CHOICES, MethodSpec, get_method, known_method
 
-# Settings that say how or where to run, not what to compute: a rerun may change them.
+# Settings that say how or where to run, not what to compute: a rerun may change them. Benchmarks are asked again then.
 EXECUTION = (
     *("offline", "require", "beside", "device", "backend", "token_budget", "shard", "facts_in_card", "suite"),
-    # Which benchmarks are asked, and how, is written beside their replies, and they are asked again where it has changed.
     *("data", "limit", "benchmark_tokens", "aime_samples", "allow_code_execution", "allow_weak_sandbox", "lm_eval_chat_template"),
 )
 
+_KL = "Distillation"
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*$")
 
 
@@ -45,8 +42,8 @@ class Settings(BaseModel):
     # What goes in and where it comes out.
     facts: str = _option(
         "",
-        "Facts: a file (JSONL, CSV, TSV, Parquet, JSON chat records), a folder that mixsd corpus wrote or of your own (train.jsonl "
-        "and tests beside it), a corpus (kgfact:small, kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set name, or 'demo'.",
+        "Facts: a file (JSONL, CSV, TSV, Parquet, chat records), a folder (train.jsonl and tests beside it), a corpus (kgfact:small, "
+        "kgfact:large, kgfunc, simpleqa:FILE, mquake:FILE), a data set's name, or 'demo'.",
         "Input",
     )
     corpus_seed: int = _option(0, "Seed of a generated or drawn corpus, such as kgfact:small.", "Input", ge=0, lt=2**63)
@@ -68,8 +65,7 @@ class Settings(BaseModel):
     thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
     guidance: str | None = _option(
         None,
-        "What the expert sees after the question; {reference}, {answer} and {statement} are filled in, {{ and }} are braces. "
-        "[default: the corpus's own; else ours for the format]",
+        "What the expert sees after the question; {reference}, {answer}, {statement} are filled in. [default: by corpus and format]",
         "Prompts",
     )
     verifier: str | None = _option(
@@ -86,9 +82,7 @@ class Settings(BaseModel):
     top_k: int = _option(64, "At a temperature above 0, sample among this many tokens.", "Mixing", ge=1)
     samples: int = _option(1, "Targets, or rollouts each time, per fact. The default of opsd is 8.", "Mixing", ge=1)
     retries: int = _option(10, "Further attempts, with new coins, for a fact whose reply was not accepted.", "Mixing", ge=0)
-    retry: Literal["restart", "from-break"] = _option(
-        "restart", "Start a retry anew (the paper), or keep what came before the naive token that broke the last one.", "Mixing"
-    )
+    retry: Literal["restart", "from-break"] = _option("restart", "Anew, or from what broke the last attempt.", "Mixing")
     on_fail: Literal["drop", "expert", "canonical", "error"] = _option(
         "drop", "A fact never accepted: drop it, take a lambda-0 target, take the reference, or stop.", "Mixing"
     )
@@ -97,12 +91,8 @@ class Settings(BaseModel):
     )
 
     # Distillation: what the objectives of opsd, opsd-nll and mixsd-kl compare, and how. The defaults are those of the paper's runs.
-    kl: Literal["forward", "reverse", "jsd"] = _option(
-        "forward", "Direction: forward (teacher || student), reverse, or the Jensen-Shannon divergence.", "Distillation"
-    )
-    kl_support: Literal["teacher", "student", "full"] = _option(
-        "teacher", "Whose likeliest tokens are compared; full takes the whole vocabulary.", "Distillation"
-    )
+    kl: Literal["forward", "reverse", "jsd"] = _option("forward", "forward (teacher || student), reverse, Jensen-Shannon.", _KL)
+    kl_support: Literal["teacher", "student", "full"] = _option("teacher", "Whose likeliest tokens are compared; full: all.", _KL)
     kl_top_k: int = _option(64, "How many tokens are compared at each position.", "Distillation", ge=1)
     kl_tail: Literal["drop", "bucket"] = _option("drop", "All other tokens: dropped, or one more outcome.", "Distillation")
     kl_renormalize: bool = _option(True, "Rescale both sides to sum to one over the tokens compared.", "Distillation")
@@ -116,9 +106,7 @@ class Settings(BaseModel):
     lr: float | Literal["auto"] | None = _option(
         None, "Learning rate; auto tries those of --lr-grid. [default: 1e-5 for all weights, 2e-4 for LoRA]", "Training"
     )
-    lr_grid: list[float] = _option(
-        [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "Learning rates that --lr auto tries, in this order. Repeatable.", "Training"
-    )
+    lr_grid: list[float] = _option([1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4], "What --lr auto tries. Repeatable.", "Training")
     lr_steps: int | None = _option(None, "Steps per rate of --lr auto. [default: all; the best is the result]", "Training", ge=1)
     epochs: int = _option(20, "Passes over the targets.", "Training", ge=1)
     batch_size: int = _option(16, "Targets per optimizer step.", "Training", ge=1)
@@ -131,10 +119,7 @@ class Settings(BaseModel):
     score_checkpoints: bool = _option(False, "Measure memorization, validation and forgetting at each checkpoint.", "Training")
     score_questions: int = _option(256, "Facts asked at each checkpoint, at most; the same ones each time.", "Training", ge=1)
     choose: Literal["last", "paper"] = _option(
-        "last",
-        "Which checkpoint becomes the model: the last, or (paper) the first with the best training score whose validation score "
-        "does not fall by more than 5% over the next two.",
-        "Training",
+        "last", "Which checkpoint is the model: the last, or the paper's choice by training and validation score.", "Training"
     )
     rehearse: float = _option(0.0, "Rehearsal: tokens of the base's own replies per token of the targets.", "Training", ge=0)
     rehearse_tokens: int = _option(64, "Longest reply to rehearse, in tokens.", "Training", ge=1)
@@ -144,16 +129,11 @@ class Settings(BaseModel):
 
     # Editing.
     edit_text: str | None = _option(
-        None,
-        "With memit: a local text file of ordinary language, such as WikiText, paragraphs between blank lines. How the weights "
-        "are used is measured on it, so that an edit leaves the rest in place. [default: none]",
-        "Editing",
+        None, "With memit: a file of ordinary text on which the weights' use is measured, to leave the rest in place.", "Editing"
     )
     edit_tokens: int = _option(100_000, "Tokens of that text to read; at least as many as a layer has inputs.", "Editing", ge=1)
     edit_layers: str | None = _option(None, "Layers to edit, as 3-11 or 3,5,7. [default: the paper's, else by depth]", "Editing")
-    edit_weight: float | None = _option(
-        None, "How much that text holds the weights in place. [default: 15000, or by the model's width]", "Editing", gt=0
-    )
+    edit_weight: float | None = _option(None, "How much that text weighs. [default: 15000, or by width]", "Editing", gt=0)
     edit_steps: int = _option(25, "Steps of seeking the hidden state from which the answer follows.", "Editing", ge=1)
     edit_lr: float = _option(0.5, "Their learning rate.", "Editing", gt=0)
     edit_decay: float = _option(1e-3, "Penalty on the length of the hidden state's change.", "Editing", ge=0)
@@ -163,14 +143,11 @@ class Settings(BaseModel):
     # Evaluation.
     suite: list[str] = _option(
         [],
-        "What to ask base and tuned: core, in-domain, a benchmark (mixsd benchmarks lists them), lm-eval:TASK; or quick (core and 50 "
-        "questions of each benchmark at hand), paper (all of them, whole). Repeatable. [default: core, and in-domain where the facts "
-        "come with tests]",
+        "What to ask: core, in-domain, a benchmark (mixsd benchmarks lists them), lm-eval:TASK; or quick (core and 50 questions of "
+        "each benchmark at hand), paper (all, whole). Repeatable. [default: core, and in-domain where the facts come with tests]",
         "Evaluation",
     )
-    paraphrases: int = _option(
-        2, "Paraphrases asked of each fact: its own first, else framed by ours.", "Evaluation", ge=0, le=10
-    )
+    paraphrases: int = _option(2, "Paraphrases asked of each fact: its own first, else ours.", "Evaluation", ge=0, le=10)
     forgetting_prompts: int | None = _option(None, "General prompts that measure forgetting. [default: all]", "Evaluation", ge=2)
     forgetting_tokens: int = _option(64, "Longest reply sampled from the base model to measure forgetting.", "Evaluation", ge=1)
     probe_questions: int | None = _option(None, "Questions of the general probe. [default: all]", "Evaluation", ge=2)
@@ -178,9 +155,7 @@ class Settings(BaseModel):
     # Benchmarks.
     data: str | None = _option(None, "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub]", "Benchmarks")
     limit: int | None = _option(None, "Questions of each benchmark, at most. [default: all; with quick 50]", "Benchmarks", ge=1)
-    benchmark_tokens: int | None = _option(
-        None, "Longest reply to a benchmark, in tokens. [default: 8192; with quick 1024]", "Benchmarks", ge=1
-    )
+    benchmark_tokens: int | None = _option(None, "Longest reply, in tokens. [default: 8192; quick 1024]", "Benchmarks", ge=1)
     aime_samples: int | None = _option(None, "Replies to each problem of AIME. [default: 16; with quick 1]", "Benchmarks", ge=1)
     allow_code_execution: bool = _option(False, "Run what the model writes for HumanEval, in a sandbox.", "Benchmarks")
     allow_weak_sandbox: bool = _option(False, "Run it even where this machine cannot isolate it from your files.", "Benchmarks")
@@ -239,8 +214,7 @@ class Settings(BaseModel):
     @classmethod
     def _requirements_parse(cls, value: list[str]) -> list[str]:
         for text in value:
-            if not _REQUIREMENT.match(text):
-                raise ValueError(f"{text!r} is not NAME>=NUMBER or NAME<=NUMBER")
+            parse_requirement(text)
         return value
 
     @field_validator("guidance")
@@ -248,12 +222,11 @@ class Settings(BaseModel):
     def _guidance_names(cls, value: str | None) -> str | None:
         if value is not None:
             known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            names = placeholders(value)
-            for name in names:
+            for name in placeholders(value):
                 if name not in PLACEHOLDERS:
                     hint = did_you_mean(name, PLACEHOLDERS)
                     raise ValueError(f"unknown placeholder {{{name}}}{hint}; known: {known}; as plain text it is {{{{{name}}}}}")
-            if not names:
+            if not placeholders(value):
                 raise ValueError(f"it shows the expert nothing: name one of {known} in it")
         return value
 
@@ -278,17 +251,14 @@ class Settings(BaseModel):
 
     @property
     def mixes(self) -> bool:
-        """Whether the method trains on mixed targets."""
         return self.spec.mixes
 
     @property
     def on_policy(self) -> bool:
-        """Whether the method trains on what the model says while it is trained; there are no targets then."""
         return self.spec.on_policy
 
     @property
     def has_targets(self) -> bool:
-        """Whether targets are made before the model is changed."""
         return self.spec.needs_targets
 
     @property
@@ -301,7 +271,6 @@ class Settings(BaseModel):
         return f"{self.spec.label} lambda {self.lam:g}{gated}{warm}"
 
     def dump(self) -> dict[str, Any]:
-        """The settings as plain values, in the order of this file."""
         return self.model_dump()
 
 
@@ -309,7 +278,7 @@ def parse_requirement(text: str) -> tuple[str, str, float]:
     """Split 'memorization>=0.9' into its metric, comparison and number."""
     match = _REQUIREMENT.match(text)
     if match is None:
-        raise UserError(f"--require {text!r}: expected NAME>=NUMBER or NAME<=NUMBER")
+        raise UserError(f"{text!r} is not NAME>=NUMBER or NAME<=NUMBER")
     return match[1], match[2], float(match[3])
 
 
@@ -317,22 +286,18 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
     """Make settings from plain values; all problems at once in one `UserError` that begins with `source`."""
     known = list(Settings.model_fields)
     problems = [f'unknown key "{key}"{did_you_mean(key, known)}' for key in values if key not in known]
-    settings = None
     try:
         settings = Settings(**{key: value for key, value in values.items() if key in known})
     except ValidationError as error:
-        told: set[str] = set()
+        # Behind the name: a place in a list, or which kind of value was tried; the first complaint will do.
+        first: dict[str, Any] = {}
         for item in error.errors(include_url=False):
-            # Behind the name: a place in a list, or which kind of value was tried; the first complaint will do.
-            name = str(item["loc"][0])
-            if name in told:
-                continue
-            told.add(name)
-            message = item["msg"].removeprefix("Value error, ")
-            got = repr(item["input"])
+            first.setdefault(str(item["loc"][0]), item)
+        for name, item in first.items():
+            message, got = item["msg"].removeprefix("Value error, "), repr(item["input"])
             got = got if len(got) <= 80 else got[:77] + "..."
             problems.append(f"{name}: {message[0].lower() + message[1:]} (got {got})")
-    if problems or settings is None:
+    if problems:
         raise UserError(f"{source}: " + "; ".join(problems))
     return settings
 
@@ -340,26 +305,22 @@ def build(values: Mapping[str, Any], source: str) -> Settings:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Plain values as YAML that is read back as it was, in their order."""
 
-    def dump(allow_unicode: bool) -> str:
-        return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=allow_unicode, width=1000))
-
-    text = dump(True)
+    options: dict[str, Any] = {"sort_keys": False, "width": 1000}
+    text = str(yaml.safe_dump(dict(values), allow_unicode=True, **options))
     # PyYAML writes U+0085 as it is, and reads it as a line break.
-    return dump(False) if "\x85" in text else text
+    return str(yaml.safe_dump(dict(values), **options)) if "\x85" in text else text
 
 
 def to_yaml(settings: Settings) -> str:
     """The settings as YAML with a heading per group."""
-    lines: list[str] = []
-    group = None
+    text, before = "", None
     for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
-        this = extra["group"] if isinstance(extra, dict) else None
-        if this != group:
-            lines.append(f"{'' if group is None else chr(10)}# {this}")
-            group = this
-        lines.append(dump_yaml({name: getattr(settings, name)}).rstrip("\n"))
-    return "\n".join(lines) + "\n"
+        extra: Any = field.json_schema_extra  # a dict, see `_option`
+        if extra["group"] != before:
+            text += f"{chr(10) if before else ''}# {extra['group']}\n"
+            before = extra["group"]
+        text += dump_yaml({name: getattr(settings, name)})
+    return text
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -384,8 +345,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         # A date that no calendar has is met by Python's own constructor.
         raise UserError(f"{path}: not valid YAML ({error}); put text in quotes") from error
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: expected a mapping of settings, one 'key: value' per line")
     return values

@@ -180,7 +180,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(mixsd: Mixsd, monkeypatch: pyte
         "facts": {"asked": 1200, "usable": 1199, "unusable": {"f": "too long"}, "duplicates": 3},
         "tokens": {
             "measured_on": 200, **{name: {"mean": 40.4, "longest": 99} for name in ("naive", "expert", "reference")},
-            "targets": 9000, "decoded": 18000, "decoded_at_most": 60000,
+            "targets": 9000, "decoded": 18000,
         },
         "training": {"targets": 1199, "steps": 1500, "tokens": 10**6, "supervised_tokens": 10**5},
         "parameters": {"total": 134515008, "trained": 1000},

@@ -54,7 +54,7 @@ def test_the_plan_of_a_tiny_run(settings: Settings, tmp_path: Path, opened: Open
     assert report["tokens"]["expert"]["longest"] == max(len(renderer.expert(fact)) for fact in facts)
     # Longer references, replies of at most 8 tokens, two attempts (--retries 1).
     assert min(reference) > 8
-    assert (report["tokens"]["targets"], report["tokens"]["decoded"], report["tokens"]["decoded_at_most"]) == (24, 48, 48)
+    assert (report["tokens"]["targets"], report["tokens"]["decoded"]) == (24, 48)
     assert report["training"]["steps"] == 2
     assert report["training"]["tokens"] == sum(naive) + 24
     # Three facts, two paraphrases of each, and the general questions; a reply to one is taken to have 48 tokens.
@@ -91,7 +91,7 @@ def test_attempts_are_assumed_only_where_they_can_differ(changes: dict[str, Any]
 
 def test_sft_decodes_nothing(settings: Settings) -> None:
     report = plan(settings.model_copy(update={"method": "sft"}))
-    assert (report["tokens"]["decoded"], report["tokens"]["decoded_at_most"]) == (0, 0)
+    assert report["tokens"]["decoded"] == 0
     assert report["memory"]["mixing"]["cache"] == 0
 
 
@@ -176,7 +176,7 @@ def test_too_little_memory_and_disk_are_said(settings: Settings, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warmup_steps": 2}, "the warm-up of 2 steps is longer than half of the training's 2"),
+        ({"warmup_steps": 2}, "the warm-up of 2 steps is longer than half of a training's 2"),
         ({"lam": 0.0, "samples": 2}, "all 2 samples of a fact will be equal: --lam 0 at --temperature 0 draws nothing"),
         ({"lam": 0.5}, "at --lam 0.5 without --gate a small model seldom completes a name: try --gate 0.1"),
     ],
@@ -235,7 +235,6 @@ def test_who_holds_a_second_model_and_writes_down_what(name: str, settings: Sett
     beside = name in ("opsd", "opsd-nll", "mixsd-kl, full", "rehearsal, kl")
     assert memory["training"].get("teacher", 0) == (memory["evaluation"]["weights"] if beside else 0)
     assert "teacher" not in of_method(settings, name, lora=4)["memory"]["training"]
-    assert (memory["preparing"]["total"] > 0) == (name in ("mixsd-kl", "rehearsal", "rehearsal, kl"))
     assert memory["scoring"].get("copy", 0) == (memory["evaluation"]["weights"] if name == "scored" else 0)
     vocabulary = 512
     # Three targets of 8 tokens, an int32 and a float each; 36 of 72 supervised tokens are rehearsed.
@@ -254,13 +253,9 @@ def test_what_is_rehearsed_is_decoded_and_trained_on_too(settings: Settings, ope
     assert training["tokens"] == round(3 * 3 * work.naive.mean + 72 + 36 + 36 / 16 * work.rehearsal.mean)
     tokens = of_method(settings, "opsd", rehearse=0.5)["tokens"]
     assert tokens["decoded_parts"] == {"mixing": 0, "rollouts": 288, "rehearsal": 144}
-    assert tokens["decoded_at_most"] >= 288 + 144
 
 
-def test_each_checkpoint_is_asked_some_facts_twice(settings: Settings, opened: Opener) -> None:
-    work = measure_work(opened(**METHODS["scored"]))
-    assert work.scored == 4
-    assert measure_work(opened()).scored == 0
+def test_checkpoints_are_counted(settings: Settings) -> None:
     assert of_method(settings, "scored", checkpoint_every=4)["training"]["checkpoints"] == 2
 
 
@@ -294,29 +289,25 @@ def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
     assert report["facts"] == {"asked": 3, "usable": 2, "unusable": {"no": "it has no subject"}, "duplicates": 0}
     assert report["editing"] == {"facts": 2, "layers": 1, "text_tokens": 100_000, "steps": 5, "prompts": 6}
     assert {report["training"][name] for name in ("targets", "steps", "tokens", "trainings", "checkpoints")} == {0}
-    assert report["parameters"]["trained"] == report["tokens"]["decoded_at_most"] == report["disk"]["checkpoints"] == 0
-    assert [report["memory"][stage]["total"] for stage in ("mixing", "preparing", "training", "scoring")] == [0] * 4
+    assert report["parameters"]["trained"] == report["tokens"]["decoded"] == report["disk"]["checkpoints"] == 0
+    assert [report["memory"][stage]["total"] for stage in ("mixing", "training", "scoring")] == [0] * 3
     assert report["disk"]["cache"] == 8 * shape.inner**2
     assert report["memory"]["editing"]["weights"] == 4 * shape.parameters
     (warning,) = report["warnings"]
     assert warning.startswith("1 of 3 facts are unusable, among them no: it has no subject")
-    assert plan(session.settings.model_copy(update={"edit_tokens": 9}))["warnings"][1].startswith("--edit-tokens 9 is less than")
     work = measure_work(session)
     assert work.edit is not None
     turn = session.renderer.question("Who leads Vell?")
-    assert work.edit.prompt.longest >= len(session.renderer.ids(turn))
-    assert 1 < work.edit.behind.longest < work.edit.prompt.longest + work.edit.target.longest
+    assert work.edit.longest > len(session.renderer.ids(turn))
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("opsd", {"temperature": 0.0}, "all 4 rollouts of a fact will be equal: --temperature 0 draws nothing"),
-        ("scored", {"warmup_steps": 4}, "the warm-up of 4 steps is longer than half of the training's 6"),
-        ("scored", {"choose": "paper", "checkpoint_every": 4}, "the paper's rule has 2 checkpoints to choose from"),
-        ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 6}, "--lr-steps 6 cuts nothing off 6 steps"),
+        ("scored", {"warmup_steps": 4}, "the warm-up of 4 steps is longer than half of a training's 6"),
         ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 2, "warmup_steps": 2},
-         "the warm-up of 2 steps is longer than half of the steps of each learning rate, 2"),
+         "the warm-up of 2 steps is longer than half of a training's 2"),
     ],
 )  # fmt: skip
 def test_trainings_that_may_not_be_meant(name: str, changes: dict[str, Any], message: str, settings: Settings) -> None:

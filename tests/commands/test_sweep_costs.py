@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mixsd.commands import dry_run, sweep
-from mixsd.commands.sweep import State, survey
-from mixsd.commands.sweep_file import read_sweep
+from mixsd.commands import dry_run
+from mixsd.commands.sweep import State, read_sweep, survey
 from tests.stand_ins import BILLIONS, SHAPES, fill_cache, recipe
 
 DATA = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -32,7 +31,7 @@ def wanted(options: dict[str, Any], tmp_path: Path, own_cache: Path) -> dict[str
 def test_the_sum_is_that_of_the_runs(wanted: dict[str, Any]) -> None:
     planned = read_sweep(wanted)
     states = survey(planned)
-    found = sweep.price(planned, states)
+    found = dry_run.price(planned, states)
     assert list(found["runs"]) == [run.name for run in planned.runs]
     own = [dry_run.plan(run.settings) for run in planned.runs]
     total = found["total"]
@@ -48,18 +47,18 @@ def test_what_is_done_costs_nothing(wanted: dict[str, Any]) -> None:
     planned = read_sweep(wanted)
     names = [run.name for run in planned.runs]
     states: dict[str, State] = {**dict.fromkeys(names, "done"), names[2]: "begun"}
-    assert list(sweep.price(planned, states)["runs"]) == [names[2]]
-    assert list(sweep.price(planned, states, only=[names[0]])["runs"]) == []
-    assert sweep.price(planned, dict.fromkeys(names, "done"))["total"]["disk_at_peak"] == 0
+    assert list(dry_run.price(planned, states)["runs"]) == [names[2]]
+    assert list(dry_run.price(planned, states, only=[names[0]])["runs"]) == []
+    assert dry_run.price(planned, dict.fromkeys(names, "done"))["total"]["disk_at_peak"] == 0
 
 
 def test_too_little_memory_and_disk_are_said(wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     planned = read_sweep(wanted)
     states = survey(planned)
-    assert sweep.price(planned, states)["warnings"] == []
+    assert dry_run.price(planned, states)["warnings"] == []
     monkeypatch.setattr(dry_run, "device_memory", lambda device: (0, 10**6))
     monkeypatch.setattr(dry_run, "free_disk", lambda folder: 10)
-    memory, disk = sweep.price(planned, states)["warnings"]
+    memory, disk = dry_run.price(planned, states)["warnings"]
     assert memory.startswith("4 of 4 runs may need more than the 0.0 GB of memory")
     assert disk.startswith("the sweep needs ")
 
@@ -97,7 +96,7 @@ def test_a_recipe_of_the_paper_is_priced_offline(papers_models: None, tmp_path: 
     planned = read_sweep(recipe(RECIPES / f"paper-table-{number:02}.yaml", DATA), output=tmp_path / "runs", offline=True)
     states = survey(planned)
     assert set(states.values()) == {"to do"}
-    found = sweep.price(planned, states)
+    found = dry_run.price(planned, states)
     assert len(found["runs"]) == len(planned.runs)
     for run in planned.runs:
         assert (found["runs"][run.name]["trained_tokens"] > 0) is (run.settings.method != "memit")

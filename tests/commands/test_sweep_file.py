@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixsd.commands.sweep_file import read_sweep
+from mixsd.commands.sweep import read_sweep
 from mixsd.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -106,7 +106,7 @@ def test_another_model_and_another_size_are_ours_only(tabled: Any) -> None:
 
 
 def test_every_run_of_a_recipe_has_its_row(tabled: Any) -> None:
-    from mixsd.commands.sweep_file import read_sweep
+    from mixsd.commands.sweep import read_sweep
 
     recipes = Path(__file__).parent.parent.parent / "recipes"
     for number in paper.ACCURACY_TABLES:

@@ -17,7 +17,7 @@ import typer
 
 from mixsd.cli import show
 from mixsd.cli.options import Json, RunFolder, app, argument, command, gather, option, switch
-from mixsd.cli.progress import watcher
+from mixsd.cli.show import watcher
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.plugins import is_function_name
 from mixsd.settings import EXECUTION, Settings, build, to_yaml
@@ -40,10 +40,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Write the version.")]
+
+
 @app.callback()
-def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Write the version.")] = False,
-) -> None:
+def _top(version: Version = False) -> None:
     pass
 
 
@@ -56,7 +57,7 @@ def inject(
     dry_run: Annotated[bool, switch("--dry-run", "Write what the run takes in tokens, memory and disk, and do nothing.")] = False,
 ) -> None:
     """Teach a model facts: mix, train, evaluate and report. The same command resumes a run that was stopped."""
-    values = gather(_with_facts(typed, source), config)
+    values = gather(typed if source is None else {**typed, "facts": source}, config)
     if print_config:
         _print_config(values)
         return
@@ -74,7 +75,7 @@ def inject(
 @command(flags=ALL, resumes=True)
 def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, print_config: PrintConfig = False) -> None:
     """Only make the targets of a run. All settings of the run are settled here, those of training too."""
-    values = gather(_with_facts(typed, source), config)
+    values = gather(typed if source is None else {**typed, "facts": source}, config)
     if print_config:
         _print_config(values)
         return
@@ -84,8 +85,8 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
     folder = run.mix(settings, watcher=watcher()).folder
     if settings.shard:
         print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
-        return
-    show.targets(folder)
+    else:
+        show.targets(folder)
 
 
 @command(flags=ALL, resumes=True)
@@ -146,7 +147,7 @@ def evaluate(
 @command(flags=EXECUTION, resumes=True)
 def report(typed: dict[str, Any], run: RunFolder) -> None:
     """Write the report of an evaluated run: report.json, report.html and the model card."""
-    values = gather(typed, None)
+    values = gather(typed)
     _prepared(values)
     from mixsd.commands import inject as commands
 
@@ -157,7 +158,7 @@ def report(typed: dict[str, Any], run: RunFolder) -> None:
 def inspect(
     source: Annotated[Path, argument("SOURCE", "A run folder, or a file of targets.")],
     *,
-    limit: Annotated[int, option("--limit", "N", "Show the first N.", show_default=True)] = 5,
+    limit: Annotated[int, option("--limit", "N", "Show the first N.")] = 5,
     ids: Annotated[list[str] | None, option("--id", None, "Show only the fact of this id. Repeatable.")] = None,
     attempts: Annotated[bool, switch("--attempts", "Show every attempt, not only the outcome.")] = False,
     model: Annotated[str | None, option("--model", None, "The model whose tokenizer is used. [default: the run's]")] = None,
@@ -177,7 +178,7 @@ def ask(
     question: Annotated[str | None, argument("QUESTION", "Without one: a prompt, until an empty line.")] = None,
 ) -> None:
     """Ask the base and the tuned model of a run the same question, side by side."""
-    values = gather(typed, None)
+    values = gather(typed)
     _prepared(values)
     from mixsd.commands import ask as commands
 
@@ -210,10 +211,6 @@ def doctor(as_json: Json = False) -> None:
     show.as_json(found) if as_json else show.health(found)
 
 
-def _with_facts(typed: Mapping[str, Any], source: str | None) -> Mapping[str, Any]:
-    return typed if source is None else {**typed, "facts": source}
-
-
 def _prepared(values: Mapping[str, Any]) -> Settings:
     """Check the settings and forbid the network where they say so, before anything that might use it is imported."""
     from mixsd.run.folder import go_offline
@@ -225,27 +222,21 @@ def _prepared(values: Mapping[str, Any]) -> Settings:
 
 
 def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
-    """Write the settings; those of a run folder are its own unless they were given."""
+    """Write the settings: a run folder's own unless given, else with a corpus's own ways of asking and judging."""
+    from mixsd.facts.corpus import CORPORA, Corpus, open_source
     from mixsd.run.folder import Run
 
     own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
     settings = build({**own, **values}, "settings")
-    print(to_yaml((settings if own else _fitted(settings)).resolved), end="")
-
-
-def _fitted(settings: Settings) -> Settings:
-    """With a corpus's own ways of asking and judging, which a run on it will have."""
-    from mixsd.facts.corpus import CORPORA, Corpus, open_source
-
     facts = settings.facts
-    if not (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
-        return settings  # a file brings none, and whether it is there is not asked yet
-    opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
-    if not isinstance(opened, Corpus):
-        return settings
-    from mixsd.commands.opening import fitted
+    # A file brings no ways of its own, and whether it is there is not asked yet.
+    if not own and (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
+        opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
+        if isinstance(opened, Corpus):
+            from mixsd.commands.opening import fitted
 
-    return fitted(settings, opened)
+            settings = fitted(settings, opened)
+    print(to_yaml(settings.resolved), end="")
 
 
 def _reported(folder: Path, run: Callable[[], RunResult]) -> None:

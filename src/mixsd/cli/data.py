@@ -1,9 +1,9 @@
-"""`mixsd corpus ...`: make a corpus's files, and look at them. `mixsd benchmarks`: what can be asked here, and whether its judges hold."""
+"""`mixsd corpus ...`: make a corpus's files and look at them. `mixsd benchmarks`: what can be asked, and whether its judges hold."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ import typer
 
 from mixsd.cli import show
 from mixsd.cli.options import Json, Offline, Work, app, argument, command, group, option, switch
-from mixsd.cli.progress import duration, watcher
+from mixsd.cli.show import duration, watcher
 from mixsd.errors import MixsdError, UserError
 from mixsd.formats import printable
 
@@ -22,22 +22,17 @@ corpora = group(
 )
 
 Output = Annotated[Path, option("--output", "DIR", "The folder to write to.")]
-Seed = Annotated[int, option("--seed", "INTEGER", "Seed of every random number.", show_default=True, min=0)]
+Seed = Annotated[int, option("--seed", "INTEGER", "Seed of every random number.", min=0)]
 Data = Annotated[str | None, option("--data", "FILE", "The data set as a local file. [default: from the hub]")]
 
 
 @command(into=corpora)
 def kgfact(
     output: Output,
-    size: Annotated[
-        str, option("--size", None, "small (100 facts), large (525), or DOMAINSxENTITIES such as 7x1000.", show_default=True)
-    ] = "small",
+    size: Annotated[str, option("--size", None, "small (100 facts), large (525), or DOMAINSxENTITIES such as 7x1000.")] = "small",
     seed: Seed = 0,
     retrieval: Annotated[
-        Literal["held-out", "trained"],
-        option(
-            "--retrieval", None, "Ask about entities that are never trained on, or about the trained facts.", show_default=True
-        ),
+        Literal["held-out", "trained"], option("--retrieval", None, "Ask about entities never trained on, or the trained facts.")
     ] = "held-out",
 ) -> None:
     """Facts about an invented world: a graph of entities that no model has read about."""
@@ -47,11 +42,9 @@ def kgfact(
 @command(into=corpora)
 def kgfunc(
     output: Output,
-    train: Annotated[int, option("--train", "N", "Training instances, in all.", show_default=True)] = 1600,
-    per_operation: Annotated[
-        bool, switch("--per-operation", "As many training instances for each operation (the paper's text).")
-    ] = False,
-    test: Annotated[int, option("--test", "N", "Test instances, in all.", show_default=True)] = 175,
+    train: Annotated[int, option("--train", "N", "Training instances, in all.")] = 1600,
+    per_operation: Annotated[bool, switch("--per-operation", "As many for each operation (the paper's text).")] = False,
+    test: Annotated[int, option("--test", "N", "Test instances, in all.")] = 175,
     seed: Seed = 0,
 ) -> None:
     """Arithmetic functions on digits: ten examples and a new input, with references that go step by step."""
@@ -68,7 +61,7 @@ def simpleqa(output: Output, data: Data = None, seed: Seed = 0, offline: Offline
 def mquake(
     output: Output,
     data: Data = None,
-    edits: Annotated[int, option("--edits", "N", "How many facts are changed.", show_default=True)] = 100,
+    edits: Annotated[int, option("--edits", "N", "How many facts are changed.")] = 100,
     seed: Seed = 0,
     offline: Offline = False,
 ) -> None:
@@ -83,12 +76,11 @@ def show_corpus(
     as_json: Json = False,
 ) -> None:
     """Show a corpus: its counts, an example of each split, and its graph."""
-    from mixsd.commands.ask import look, write_picture
+    from mixsd.commands.ask import look
 
-    found = look(folder)
+    found = look(folder, svg)
     show.as_json(found) if as_json else show.corpus(found)
     if svg is not None:
-        write_picture(folder, svg)
         print(f"picture: {svg}", file=sys.stderr if as_json else sys.stdout)
 
 
@@ -100,16 +92,7 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 
         go_offline()
     made = corpus(name, argument, **options)
-    with watcher().task("writing", 1 + len(made.splits)) as task:
-        names: list[str] = []
-
-        def on_record(split: str) -> None:
-            if split not in names:
-                task.reach(len(names), split)
-                names.append(split)
-
-        counts = write(made, output.expanduser(), on_record)
-    for split, number in counts.items():
+    for split, number in write(made, output.expanduser()).items():
         print(f"{split + '.jsonl:':24} {number:>9,}")
     for note in made.notes:
         print(f"note: {note}")
@@ -118,30 +101,16 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 
 _MOST = 20  # exceptions that are listed
 
-BenchmarkData = Annotated[
-    str | None, option("--data", "DIR", "Folder of the benchmarks' data. [default: $MIXSD_DATA, else the hub and its cache]")
-]
+BenchmarkData = Annotated[str | None, option("--data", "DIR", "Folder of the data. [default: $MIXSD_DATA, else the hub's cache]")]
+Suites = Annotated[list[str] | None, option("--suite", "NAME", "Also this package.module:function of yours. Repeatable.")]
 
-benchmarks = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    epilog="Then: mixsd evaluate RUN --suite gsm8k. Or all that are at hand, in part: --suite quick",
-)
+benchmarks = group(epilog="Then: mixsd evaluate RUN --suite gsm8k. Or all that are at hand, in part: --suite quick")
 app.add_typer(benchmarks, name="benchmarks")
 
 
 @benchmarks.callback(invoke_without_command=True)
 def listing(
-    context: typer.Context,
-    data: BenchmarkData = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--suite", metavar="NAME", show_default=False, help="Also this one, package.module:function of yours. Repeatable."
-        ),
-    ] = None,
-    offline: Offline = False,
-    as_json: Json = False,
+    context: typer.Context, data: BenchmarkData = None, suite: Suites = None, offline: Offline = False, as_json: Json = False
 ) -> Work | None:
     """List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded."""
     if context.invoked_subcommand is None:
@@ -159,19 +128,16 @@ def _list(data: str | None, also: list[str], offline: bool, as_json: bool) -> No
         show.as_json(found)
         return
     for entry in found:
-        print(f"{entry['name']:10} {entry['title']:10} {entry['size']:>7,} published   {printable(_place(entry))}")
+        place = str(entry["where"])
+        if entry["problem"]:
+            place = f"cannot be read: {entry['problem']}"
+        elif entry["items"] is not None:
+            part = "" if entry["items"] == entry["size"] else f"; not all, so only with --limit {entry['items']} or less"
+            place = f"{entry['items']:,} in {place}{part}"
+        print(f"{entry['name']:10} {entry['title']:10} {entry['size']:>7,} published   {printable(place)}")
         for need in entry["needs"]:
             missing = "MISSING, " if need["met"] is False else ""
             print(f"{'':36}needs {need['what']}: {missing}{printable(need['note'])}")
-
-
-def _place(entry: Mapping[str, Any]) -> str:
-    if entry["problem"]:
-        return f"cannot be read: {entry['problem']}"
-    if entry["items"] is None:
-        return str(entry["where"])
-    part = "" if entry["items"] == entry["size"] else f"; not all, so only with --limit {entry['items']} or less"
-    return f"{entry['items']:,} in {entry['where']}{part}"
 
 
 @command(into=benchmarks)
@@ -180,12 +146,8 @@ def check(
     *,
     data: BenchmarkData = None,
     offline: Offline = False,
-    allow_code_execution: Annotated[
-        bool, switch("--allow-code-execution", "Run the programs of HumanEval, in a sandbox.")
-    ] = False,
-    allow_weak_sandbox: Annotated[
-        bool, switch("--allow-weak-sandbox", "Run them even where this machine cannot isolate them from your files.")
-    ] = False,
+    allow_code_execution: Annotated[bool, switch("--allow-code-execution", "Run HumanEval's programs, in a sandbox.")] = False,
+    allow_weak_sandbox: Annotated[bool, switch("--allow-weak-sandbox", "Even where it cannot isolate your files.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check a benchmark's judge: every reference reply must be right, a corrupted one wrong. Exits with 1 where they are not."""
@@ -195,18 +157,9 @@ def check(
         from mixsd.run.folder import go_offline
 
         go_offline()
-    found = checking.check(
-        name,
-        data,
-        offline=offline,
-        allow_code_execution=allow_code_execution,
-        allow_weak_sandbox=allow_weak_sandbox,
-        watcher=watcher(),
-    )
-    if as_json:
-        show.as_json(found)
-    else:
-        _show(found)
+    allowed = {"allow_code_execution": allow_code_execution, "allow_weak_sandbox": allow_weak_sandbox}
+    found = checking.check(name, data, offline=offline, watcher=watcher(), **allowed)
+    show.as_json(found) if as_json else _show(found)
     if not found["passed"]:
         raise MixsdError(f"{found['title']}: {'; '.join(found['problems'])}")
 
@@ -219,15 +172,12 @@ def _show(found: Mapping[str, Any]) -> None:
         counts = f"references right {part['right']:,} of {n:,}, twins judged wrong {part['refused']:,} of {n:,}"
         print(f"{form + ':':8} {counts}, errors {part['errors']:,}")
     for form in ("strict", "lenient"):
-        _exceptions(form, found[form]["exceptions"])
+        exceptions = found[form]["exceptions"]
+        for item in exceptions[:_MOST]:
+            took = "" if item["extracted"] is None else f", took {printable(' '.join(item['extracted'].split())[:80])}"
+            why = f" ({printable(item['reason'])})" if item["reason"] else ""
+            print(f"  {form} {item['kind']} of {printable(item['id'])}: {item['outcome']}{why}{took}")
+        if len(exceptions) > _MOST:
+            print(f"  {len(exceptions) - _MOST:,} more of {form}; --json has all")
     apart = f" in the sandbox {found['sandbox']}" if found["sandbox"] else ""
     print(f"{'holds' if found['passed'] else 'FALLS SHORT'}: judged in {duration(found['seconds'])}{apart}")
-
-
-def _exceptions(form: str, exceptions: Sequence[Mapping[str, Any]]) -> None:
-    for item in exceptions[:_MOST]:
-        took = "" if item["extracted"] is None else f", took {printable(' '.join(item['extracted'].split())[:80])}"
-        why = f" ({printable(item['reason'])})" if item["reason"] else ""
-        print(f"  {form} {item['kind']} of {printable(item['id'])}: {item['outcome']}{why}{took}")
-    if len(exceptions) > _MOST:
-        print(f"  {len(exceptions) - _MOST:,} more of {form}; --json has all")

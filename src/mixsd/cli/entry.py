@@ -18,8 +18,7 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
-from mixsd.cli import commands, runs  # noqa: F401 - they register their commands, in the order of the help
-from mixsd.cli.analyze import analyze
+from mixsd.cli import commands, runs  # noqa: F401 - importing them registers their commands, in the order of the help
 from mixsd.cli.data import corpora
 from mixsd.cli.options import Work, app
 from mixsd.errors import MixsdError, did_you_mean
@@ -34,11 +33,11 @@ _ENVIRONMENT = (
 _NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "datasets", "tokenizers", "matplotlib")
 
 app.add_typer(corpora, name="corpus")
-app.add_typer(analyze, name="analyze")
+app.add_typer(runs.analyze, name="analyze")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; treated like Ctrl-C, so that whatever cleans up after one cleans up after the other."""
+    """SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -82,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _one_of_several() -> Iterator[bool]:
-    """Whether this process only helps the first of several, as torchrun starts them, to train; that one does the command."""
+    """Whether this process only helps the first of several, as torchrun starts them, to train."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         yield False
         return
@@ -113,7 +112,7 @@ def quiet() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM end the work like Ctrl-C does: locks released, the terminal's cursor back, temporary files gone."""
+    """Make SIGTERM end the work like Ctrl-C does, with all that cleans up after it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

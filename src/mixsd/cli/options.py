@@ -1,11 +1,8 @@
-"""How a command is declared: `command` registers it, `option`, `switch` and `argument` are its own flags, the rest come from `Settings`.
+"""How a command is declared: `command` registers it; `option`, `switch` and `argument` are its own flags, `Settings` has the rest.
 
-Typer only parses. A command that was parsed is `Work`, which `entry` does outside of typer, so that every way of ending is
-decided in one place.
-
-A setting's flag has its name, default and help from its field. Its value is handed on as it was typed, and `settings.build` judges
-it together with the config file, so that all problems come out at once. A flag that is not given overrides nothing; `--no-offline`
-undoes a config file's `offline: true`, and so for every switch.
+Typer only parses: a parsed command is `Work`, which `entry` does, so that every way of ending is decided in one place. The value of a
+setting's flag is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems come
+out at once. A flag that is not given overrides nothing; `--no-offline` undoes a config file's `offline: true`.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from mixsd.settings import Settings, build, read_config
 _WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
-def group(help: str, epilog: str | None = None) -> typer.Typer:
+def group(help: str | None = None, epilog: str | None = None) -> typer.Typer:
     """A group of commands."""
     options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
     return typer.Typer(help=help, epilog=epilog, **options)
@@ -49,24 +46,38 @@ class Work:
 def command(
     *, flags: Sequence[str] = (), resumes: bool = False, into: typer.Typer = app, name: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; with `flags`, the settings that were typed are its first argument."""
+    """Register a command; those of the settings `flags` that were typed are its first argument, a dict."""
+    switches = [setting for setting in flags if Settings.model_fields[setting].annotation is bool]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        complete = with_flags(flags)(function) if flags else function
-
-        @wraps(complete)
+        @wraps(function)
         def parsed(**arguments: Any) -> Work:
-            return Work(partial(complete, **arguments), resumes)
+            if not flags:
+                return Work(partial(function, **arguments), resumes)
+            typed = {setting: arguments.pop(setting) for setting in flags}
+            undone = [setting for setting in switches if arguments.pop(f"no_{setting}")]
+            # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
+            given = {setting: value for setting, value in typed.items() if value not in (None, [], ())}
+            return Work(partial(function, {**given, **dict.fromkeys(undone, False)}, **arguments), resumes)
 
+        signature = inspect.signature(function, eval_str=True)
+        parameters = list(signature.parameters.values())[bool(flags) :]
+        parameters += [_parameter(setting, None, _option(setting, Settings.model_fields[setting])) for setting in flags]
+        for setting in switches:
+            # Out of sight, since two columns of long flags would leave no room for the help.
+            opposite = typer.Option(f"--no-{flag(setting)[2:]}", hidden=True)
+            parameters.append(_parameter(f"no_{setting}", False, Annotated[bool, opposite]))
+        # typer reads the flags off the signature.
+        parsed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         into.command(name)(parsed)
         return function
 
     return decorate
 
 
-def option(name: str, metavar: str | None, help: str, *, show_default: bool = False, **limits: Any) -> Any:
+def option(name: str, metavar: str | None, help: str, **limits: Any) -> Any:
     """A flag with a value. Help texts are rich markup, in which a plain "[default: 3]" would be a style of that name."""
-    return typer.Option(name, metavar=metavar, show_default=show_default, help=escape(help), **limits)
+    return typer.Option(name, metavar=metavar, help=escape(help), **limits)
 
 
 def switch(name: str, help: str) -> Any:
@@ -90,36 +101,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def with_flags(names: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command a flag for each of these settings; it gets those that were typed as its first argument, a dict."""
-
-    switches = [name for name in names if Settings.model_fields[name].annotation is bool]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def command(**arguments: Any) -> Any:
-            typed = {name: arguments.pop(name) for name in names}
-            undone = [name for name in switches if arguments.pop(f"no_{name}")]
-            # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
-            given = {name: value for name, value in typed.items() if value not in (None, [], ())}
-            return function({**given, **dict.fromkeys(undone, False)}, **arguments)
-
-        signature = inspect.signature(function, eval_str=True)
-        own = list(signature.parameters.values())[1:]
-        flags = [_parameter(name, None, _option(name, Settings.model_fields[name])) for name in names]
-        # Out of sight, since two columns of long flags would leave no room for the help.
-        opposites = [
-            _parameter(f"no_{name}", False, Annotated[bool, typer.Option(f"--no-{flag(name)[2:]}", hidden=True)])
-            for name in switches
-        ]
-        # typer reads the flags off the signature.
-        command.__signature__ = signature.replace(parameters=[*own, *flags, *opposites])  # type: ignore[attr-defined]
-        return command
-
-    return decorate
-
-
-def gather(typed: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+def gather(typed: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
     """The settings that were given: those of the config file, if there is one, overridden by the flags.
 
     Raises:
@@ -158,17 +140,14 @@ def _option(name: str, field: FieldInfo) -> Any:
     # With a Literal among them `|` makes the older kind of union.
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (UnionType, Union) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
-    common: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": extra["group"]}
+    help = escape(field.description or "")
+    if field.default not in (None, "", []):
+        help = f"{help} [dim]{escape(f'[default: {plain(field.default)}]')}[/dim]"
+    typed: Any
     if kind is bool:
-        return Annotated[bool | None, typer.Option(flag(name), metavar="", **common)]
-    if get_origin(kind) is list:
-        return Annotated[list[str] | None, typer.Option(flag(name), metavar="TEXT", **common)]
-    word = "|".join(extra["choices"] or get_args(kind)) or _WORDS[kind]
-    return Annotated[str | None, typer.Option(flag(name), metavar=word, **common)]
-
-
-def _help(field: FieldInfo) -> str:
-    text = escape(field.description or "")
-    if field.default in (None, "", []):
-        return text
-    return f"{text} [dim]{escape(f'[default: {plain(field.default)}]')}[/dim]"
+        typed, word = bool | None, ""
+    elif get_origin(kind) is list:
+        typed, word = list[str] | None, "TEXT"
+    else:
+        typed, word = str | None, "|".join(extra["choices"] or get_args(kind)) or _WORDS[kind]
+    return Annotated[typed, typer.Option(flag(name), metavar=word, help=help, show_default=False, rich_help_panel=extra["group"])]

@@ -1,32 +1,31 @@
-"""The commands of many runs: compare them, sweep over them, put them beside the paper's tables, draw them; and export targets."""
+"""The commands of many runs: compare, sweep, draw and analyze them, put them beside the paper's tables; and export targets."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mixsd.cli import show
-from mixsd.cli.options import Json, RunFolder, RunFolders, argument, command, gather, option, switch
-from mixsd.cli.progress import watcher
+from mixsd.cli.options import Json, RunFolder, RunFolders, argument, command, gather, group, option, switch
+from mixsd.cli.show import watcher
 from mixsd.errors import MixsdError, RequirementMissedError, UserError
 from mixsd.formats import printable
+
+analyze = group("Say why: what the base model makes of the targets, where an update goes, what wrong replies are like.")
+
+Sources = Annotated[list[Path], argument("SOURCE...", "Run folders, or files of targets.")]
+AnalysisFolder = Annotated[Path | None, option("--output", "DIR", "The folder to write to. [default: RUN/analysis of one run]")]
+Data = Annotated[str | None, option("--data", "DIR", "Folder of the benchmarks' data. [default: the run's, else $MIXSD_DATA]")]
 
 
 @command()
 def compare(
     runs: Annotated[list[Path], argument("RUN RUN ...", "Finished run folders, two or more.")],
-    level: Annotated[
-        float | None,
-        option(
-            "--level",
-            "SHARE",
-            "Compare forgetting where memorization first reaches this share. [default: the highest that every run reaches]",
-        ),
-    ] = None,
+    level: Annotated[float | None, option("--level", "SHARE", "At this memorization. [default: the highest all reach]")] = None,
     output: Annotated[
-        Path | None, option("--output", "DIR", "Write compare.html, compare.md, compare.json, pareto.svg and .png there.")
+        Path | None, option("--output", "DIR", "Write compare.html, .md, .json and pareto.svg, .png there.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -60,15 +59,16 @@ def sweep(
 ) -> None:
     """Do many runs, every method, setting and seed of a file, one after the other, and compare them. Rerun, it goes on."""
     from mixsd.commands import sweep as commands
-    from mixsd.commands.sweep_file import read_sweep
 
-    execution = gather(typed, None)
+    execution = gather(typed)
     if not dry_run:
-        _show(commands.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
+        _show_sweep(commands.sweep(file, output=output, only=only or (), watcher=watcher(), **execution))
         return
-    planned = read_sweep(file, output=output, **execution)
+    planned = commands.read_sweep(file, output=output, **execution)
     states = commands.survey(planned, only=only or (), watcher=watcher())
-    costs = commands.price(planned, states, only=only or (), watcher=watcher())
+    from mixsd.commands.dry_run import price
+
+    costs = price(planned, states, only=only or (), watcher=watcher())
     for name, state in states.items():
         print(f"{state:6} {printable(name)}" + (f": {_cost(costs['runs'][name])}" if name in costs["runs"] else ""))
     for text in costs["warnings"]:
@@ -80,13 +80,12 @@ def sweep(
 
 
 def _cost(cost: Mapping[str, int]) -> str:
-    return (
-        f"{cost['memory'] / 1e9:.1f} GB of memory, {cost['disk'] / 1e9:.1f} GB of disk ({cost['disk_at_peak'] / 1e9:.1f} at its peak), "
-        f"{cost['decoded_tokens']:,} tokens decoded to train on, {cost['trained_tokens']:,} trained"
-    )
+    memory, disk, peak = (show.gigabytes(cost[name]) for name in ("memory", "disk", "disk_at_peak"))
+    tokens = f"{cost['decoded_tokens']:,} tokens decoded to train on, {cost['trained_tokens']:,} trained"
+    return f"{memory} of memory, {disk} of disk ({peak} at its peak), {tokens}"
 
 
-def _show(result: Any) -> None:
+def _show_sweep(result: Any) -> None:
     """The comparison, then everything that is wrong; the worst of it decides the exit code."""
     if result.comparison is not None:
         show.comparison(result.comparison)
@@ -129,9 +128,7 @@ def figures(
 def export(
     run: RunFolder,
     *,
-    format: Annotated[
-        str, option("--format", "ids|chat", "ids: token ids as they are trained on; chat: messages, as text.", show_default=True)
-    ] = "ids",
+    format: Annotated[str, option("--format", "ids|chat", "ids: token ids as they are trained on; chat: messages.")] = "ids",
     output: Annotated[
         Path | None, option("--output", "FILE", "The file. [default: export-FORMAT.jsonl in the run folder]")
     ] = None,
@@ -148,10 +145,8 @@ def export(
     print(f"written: {written:,} targets to {result['output']} ({result['left_out']:,} that were not accepted left out)")
     if format == "chat":
         share = f"{changed['any']:,} of {written:,} ({changed['any'] / written:.1%})"
-        print(
-            f"changed: {share} have other token ids once these messages are rendered and encoded: "
-            f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
-        )
+        parts = f"the prompt of {changed['prompt']:,}, the target of {changed['target']:,}"
+        print(f"changed: {share} have other token ids once these messages are rendered and encoded: {parts}")
 
 
 @command(name="table")
@@ -170,7 +165,99 @@ def paper_table(
     if output is not None:
         write_json(output / f"table-{number:02}.json", found)
         write_text(output / f"table-{number:02}.md", paper.markdown(found))
+    show.as_json(found) if as_json else show.tables([paper.drawn(found).brief()])
+
+
+@command(into=analyze, flags=("device", "offline"))
+def nll(
+    typed: dict[str, Any],
+    sources: Sources,
+    *,
+    thresholds: Annotated[
+        list[float] | None, option("--threshold", "NATS", "Count tokens above. Repeatable. [default: 5, 8]")
+    ] = None,
+    overlap_threshold: Annotated[float, option("--overlap-threshold", "NATS", "Reference tokens above it should be kept.")] = 8.0,
+    facts: Annotated[
+        Literal["both", "all", "common"], option("--facts", None, "All accepted targets, or the facts accepted in every source.")
+    ] = "both",
+    check: Annotated[bool, switch("--check", "Measure what is stored once more; it must agree.")] = False,
+    model: Annotated[str | None, option("--model", None, "The base model of files, where one must measure.")] = None,
+    output: AnalysisFolder = None,
+    as_json: Json = False,
+) -> None:
+    """How likely the base model finds targets: mean NLL, tokens above a threshold, and what of the references they keep.
+
+    Writes nll.json, nll.md and figures.
+    """
+    options = gather(typed)
+    if options.get("offline"):
+        from mixsd.run.folder import go_offline
+
+        go_offline()
+    from mixsd.analyse import nll as analysis
+    from mixsd.targets.target import HIGH_NLL, UNCERTAIN_NLL
+
+    options |= {"overlap_threshold": overlap_threshold, "facts": facts, "check": check, "model": model, "watcher": watcher()}
+    found = analysis.analyze_nll(sources, output=output, thresholds=thresholds or (UNCERTAIN_NLL, HIGH_NLL), **options)
     if as_json:
         show.as_json(found)
         return
-    show.console().print(paper.drawn(found).brief().rich())
+    show.tables(analysis.tables(found), analysis.notes(found))
+    print(f"analysis: {analysis.output_folder(sources, output)}")
+
+
+@command(into=analyze)
+def errors(
+    runs: Annotated[list[Path], argument("RUN ...", "Evaluated run folders, one or more.")],
+    lenient: Annotated[
+        bool, switch("--lenient", "Take an answer without a box too: for models that do not keep the form.")
+    ] = False,
+    data: Data = None,
+    output: AnalysisFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Sort wrong replies into format, leakage, collapse and genuine errors (the paper's Figures 4 to 13).
+
+    Nothing is generated. Writes errors.json, errors.md and stacked bars; replies to the facts' own questions are sorted into format,
+    cross-entity and genuine.
+    """
+    from mixsd.analyse import errors as analysis
+
+    found = analysis.analyze_errors(runs, output=output, lenient=lenient, data=data, watcher=watcher())
+    written = [f"written: {file}" for file in found["files"]]
+    show.as_json(found) if as_json else show.tables(analysis.tables(found), [*analysis.notes(found), *written])
+
+
+@command(into=analyze, flags=("device", "offline"), resumes=True)
+def fisher(
+    typed: dict[str, Any],
+    sources: Annotated[list[Path], argument("SOURCE...", "Run folders, or folders of tuned models.")],
+    *,
+    model: Annotated[str | None, option("--model", "NAME", "The base model. [default: the runs' own]")] = None,
+    reference: Annotated[
+        Literal["benchmarks", "general"] | None,
+        option("--reference", None, "The benchmarks' solutions, or the base's general replies. [default: benchmarks with data]"),
+    ] = None,
+    examples: Annotated[int, option("--examples", "N", "Reference examples, one backward pass each.", min=1)] = 64,
+    data: Data = None,
+    output: AnalysisFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure displacement and Fisher alignment of checkpoints, and correlate them with forgetting (the paper's Tables 5 and 6).
+
+    The Fisher of a base model is estimated once and kept. What a checkpoint came to is kept in its run, so that its weights can be
+    deleted. Writes fisher.json, fisher.md and a figure.
+    """
+    from mixsd.analyse import fisher as analysis
+
+    options: dict[str, Any] = {
+        "model": model,
+        "reference": reference,
+        "examples": examples,
+        "data": data,
+        "output": output,
+        **typed,
+    }
+    found = analysis.analyze_fisher(sources, watcher=watcher(), **options)
+    written = [f"written: {file}" for file in found["files"]]
+    show.as_json(found) if as_json else show.tables(analysis.tables(found), [*analysis.lines(found), *written])

@@ -7,9 +7,8 @@ process works in it. Both models are in memory at once.
 from __future__ import annotations
 
 import gc
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mixsd.commands import opening
@@ -29,11 +28,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Both models of a run, ready for questions; each question stands alone.
-
-    Args:
-        run: the run folder; it must hold the tuned model.
-        execution: settings that may differ from the run's, such as `device`.
+    """Both models of a run, ready for questions; each question stands alone. `execution`: settings such as `device`.
 
     Raises:
         UserError: not a run folder, no model/ in it, the base model is gone or changed, or a setting that the run has fixed.
@@ -53,14 +48,12 @@ class Conversation:
     def __enter__(self) -> Conversation:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._models.clear()
         gc.collect()
 
     def ask(self, question: str) -> dict[str, str]:
-        """Return the question and both replies as text: `question`, `base`, `tuned`.
-
-        A reply ends by itself or at the run's `max_new_tokens`.
+        """Return `question`, `base` and `tuned`: both replies as text, of at most the run's `max_new_tokens`.
 
         Raises:
             UserError: a blank question, or one that leaves no room for a reply in the model's context.
@@ -89,23 +82,32 @@ def ask(run: str | Path, question: str, *, watcher: Watcher | None = None, **exe
         return conversation.ask(question)
 
 
-def look(source: str, examples: int = 1) -> dict[str, Any]:
-    """Look at a corpus, a folder or a name such as kgfact:small.
+def look(source: str, picture: Path | None = None) -> dict[str, Any]:
+    """Look at a corpus, a folder or a name such as kgfact:small; its graph is written to `picture` as SVG.
 
     Returns:
-        JSON values: name, options, notes; splits: for each its count and some examples, as facts; domains and, for each pair of
+        JSON values: name, options, notes; splits: for each its count and an example, as a fact; domains and, for each pair of
         them, the number of facts that join them (none where the facts are no graph).
 
     Raises:
-        UserError: it is no corpus.
+        UserError: it is no corpus, or its facts are no graph for a picture.
     """
-    corpus = _opened(source)
+    corpus = open_source(source)
+    if not isinstance(corpus, Corpus):
+        next(iter(corpus), None)  # what is no file at all says so when it is read; that message is the better one
+        raise UserError(f"{source}: is no corpus; name a folder that mixsd corpus wrote, or kgfact:small")
     splits = {}
     for name, facts in {TRAIN: corpus.facts, **corpus.splits}.items():
         stream = facts()
-        first = [to_json(fact) for fact in islice(stream, examples)]
+        first = [to_json(fact) for fact in islice(stream, 1)]
         splits[name] = {"count": len(first) + sum(1 for _ in stream), "examples": first}
-    domains, pairs = pictures.counts(pictures.edges_of(corpus.facts()))
+    edges = pictures.edges_of(corpus.facts())
+    if picture is not None:
+        drawn = pictures.picture(edges)
+        if drawn is None:
+            raise UserError(f"{source}: its facts are no graph (they need a subject, and domains in their meta)")
+        write_text(picture.expanduser(), graph_page(drawn))
+    domains, pairs = pictures.counts(edges)
     return {
         "name": corpus.name,
         "options": corpus.options,
@@ -114,25 +116,3 @@ def look(source: str, examples: int = 1) -> dict[str, Any]:
         "domains": domains,
         "pairs": [{"source": source, "target": target, "facts": count} for (source, target), count in pairs.items()],
     }
-
-
-def write_picture(source: str, path: Path) -> None:
-    """Write a corpus's graph as an SVG file.
-
-    Raises:
-        UserError: its facts are no graph.
-    """
-    picture = pictures.picture(pictures.edges_of(_opened(source).facts()))
-    if picture is None:
-        raise UserError(f"{source}: its facts are no graph (they need a subject, and domains in their meta)")
-    write_text(path.expanduser(), graph_page(picture))
-
-
-def _opened(source: str) -> Corpus:
-    opened = open_source(source)
-    if not isinstance(opened, Corpus):
-        # What is no file at all says so when it is read; that message is the better one.
-        for _ in islice(chain(opened), 1):
-            break
-        raise UserError(f"{source}: is no corpus; name a folder that mixsd corpus wrote, or kgfact:small")
-    return opened

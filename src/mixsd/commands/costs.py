@@ -1,13 +1,13 @@
 """What an injection takes in tokens, memory and disk, as arithmetic from the work to do and the model's shape.
 
-Memory is an upper bound where replies may run to their limit. Activations are estimates: the constants below are round figures
-from measured runs of small Llama-like models. Time is not estimated: it depends on more than arithmetic.
+Memory is an upper bound where replies may run to their limit. Activations are estimates, with round figures from measured runs of
+small Llama-like models. Time is not estimated: it depends on more than arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mixsd.decoding.continuous import tokens_per_pass
 from mixsd.decoding.engine import TOKENS_PER_PASS
@@ -17,50 +17,39 @@ from mixsd.training.states import CHUNK_LOGITS
 
 REPLY = 48  # tokens assumed of a free reply to an evaluation question
 REASONED_REPLY = 300  # and of one to a benchmark's, which is to be thought through
-PICKED_AT_ONCE = 8  # targets in one pass of the teacher whose likeliest tokens are written down
 _RUNTIME = 600 * 10**6  # bytes of the libraries themselves
-_ATTEMPTS, _GATED_ATTEMPTS = 3, 1  # assumed per target where another attempt can differ
+_ATTEMPTS = 3  # assumed per target where another attempt can differ
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of one kind of text: their mean and the longest."""
+    """Token counts of one kind of text: their mean and the longest; zeros where there is none."""
 
     mean: float = 0.0
     longest: int = 0
 
     @staticmethod
     def of(counts: Iterable[int]) -> Lengths:
-        """Mean and longest of the counts; zeros where there are none."""
         known = list(counts) or [0]
         return Lengths(sum(known) / len(known), max(known))
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What memit does to each usable fact: `layers` are changed, up to layer `last`; it is read behind `prefixes` beginnings.
-
-    `prompt` and `target` are the tokens of its bare prompt and its target; `behind` those from the subject's last one to the end
-    of the target, which are read anew at each step.
-    """
+    """What memit does to each usable fact: `layers` are changed; it is read in `prompts`, of at most `longest` tokens with the target."""
 
     layers: int
-    last: int
-    prefixes: int
-    prefix_tokens: int
-    prompt: Lengths
-    target: Lengths
-    behind: Lengths
+    prompts: int
+    longest: int
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done. `naive`, `expert` and `reference` are of the measured facts; `limit` is the longest reply in tokens.
+    """What is to be done.
 
-    `unusable` gives the reason by id, of the measured facts; `attempts` is the number assumed per target; `steps` are those of
-    one full training; `rollouts` are the student's replies in an epoch, where it trains on those and there are no targets.
-    `questions` counts the evaluation's questions for one model, `scored` those of each checkpoint that is scored;
-    `asked_reply` is the length assumed of a reply to one, `rehearsal` that of the prompts to rehearse.
+    `unusable` (reason by id), `naive`, `expert` and `reference` are of the measured facts; `limit` is the longest reply in tokens;
+    `attempts` are assumed per target; `steps` are of one full training; `rollouts` are the student's replies in an epoch, where it
+    trains on those; `questions` are for one model; `asked_reply` is assumed of a reply to one; `rehearsal` is of rehearsed prompts.
     """
 
     asked: int
@@ -76,8 +65,7 @@ class Work:
     questions: int
     limit: int
     rollouts: int = 0
-    scored: int = 0
-    rehearsal: Lengths = field(default_factory=Lengths)
+    rehearsal: Lengths = Lengths()
     edit: Edit | None = None
     asked_reply: float = REPLY
 
@@ -86,19 +74,12 @@ class Work:
         """Expected tokens of a target or a rollout: about those of the reference."""
         return min(self.reference.mean, self.limit)
 
-    @property
-    def sequences(self) -> int:
-        """What is trained on in an epoch."""
-        return self.targets + self.rollouts
-
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on in a model.
+    """What memory depends on in a model. `adapters` is what LoRA adds, `adapted` the weights that it is merged into.
 
-    `parameters` counts a tied one once; `adapters` is what LoRA adds, `adapted` the weights that it is merged into;
-    `cache_width` counts the keys and values of one token in one layer; `stored_item` is the bytes of a weight in the
-    base model's own precision.
+    `cache_width` counts the keys and values of one token in one layer; `stored_item` is the bytes of a weight on disk.
     """
 
     parameters: int
@@ -116,6 +97,16 @@ class Shape:
         """Parameters that training moves."""
         return self.adapters or self.parameters
 
+    @property
+    def per_pass(self) -> int:
+        """Numbers of a token in a layer of a pass without gradients."""
+        return 4 * self.hidden + 3 * self.inner
+
+    @property
+    def per_layer(self) -> int:
+        """Numbers of a token that a layer keeps for them."""
+        return 14 * self.hidden + 4 * self.inner
+
 
 def can_differ(settings: Settings) -> bool:
     """Whether another attempt, or another sample, can give another reply."""
@@ -123,80 +114,56 @@ def can_differ(settings: Settings) -> bool:
 
 
 def attempts(settings: Settings) -> int:
-    """The attempts assumed per target."""
-    if not settings.mixes or not can_differ(settings):
-        return 1
-    return _GATED_ATTEMPTS if settings.gate else min(_ATTEMPTS, 1 + settings.retries)
+    """The attempts assumed per target; 1 where it is gated or another one would be the same."""
+    return min(_ATTEMPTS, 1 + settings.retries) if settings.mixes and can_differ(settings) and not settings.gate else 1
 
 
 def trainings(settings: Settings, work: Work) -> list[int]:
     """The optimizer steps of each training, in their order: of one, of none where it edits, of several with --lr auto."""
-    if not work.steps:
-        return []
-    if settings.lr != "auto":
-        return [work.steps]
+    if not work.steps or settings.lr != "auto":
+        return [work.steps] if work.steps else []
     rates = len(set(settings.lr_grid))
     if settings.lr_steps is None:
         return [work.steps] * rates
     return [min(settings.lr_steps, work.steps)] * rates + [work.steps]
 
 
-def checkpoints(settings: Settings, steps: int) -> int:
-    """How many checkpoints a training of so many steps writes."""
-    return -(-steps // settings.checkpoint_every)
+def checkpoints(settings: Settings, work: Work) -> list[int]:
+    """How many checkpoints each training writes."""
+    return [-(-steps // settings.checkpoint_every) for steps in trainings(settings, work)]
 
 
-def supervised(settings: Settings, work: Work, steps: int, each: float | None = None) -> float:
-    """Tokens that so many steps learn, besides the rehearsed ones; `each` per sequence, by default as many as are expected."""
-    if not work.steps:
-        return 0.0
-    return settings.epochs * work.sequences * (work.reply if each is None else each) * steps / work.steps
+def _supervised(settings: Settings, work: Work, steps: int, each: float) -> float:
+    """Tokens of so many steps, `each` per target or rollout."""
+    return settings.epochs * (work.targets + work.rollouts) * each * steps / work.steps if work.steps else 0.0
 
 
-def decoded(settings: Settings, work: Work, *, most: bool = False) -> dict[str, int]:
-    """Tokens decoded to train on, by purpose: as many as are expected, or at most."""
-    reply, tries = (float(work.limit), _most_attempts(settings)) if most else (work.reply, work.attempts)
+def decoded(settings: Settings, work: Work) -> dict[str, int]:
+    """Tokens expected to be decoded to train on, by purpose."""
     steps = sum(trainings(settings, work))
     # What is rehearsed beside fixed targets is decoded once, for all trainings.
     rehearsing = steps if settings.on_policy else work.steps
-    rehearsal = settings.rehearse * supervised(settings, work, rehearsing, reply)
-    if most and settings.rehearse:
-        # A step may pass its number by a part of a reply, and look at one more.
-        rehearsal += 2 * rehearsing * settings.rehearse_tokens
     return {
-        "mixing": round(work.targets * tries * reply) if settings.mixes else 0,
-        "rollouts": round(supervised(settings, work, steps, reply)) if settings.on_policy else 0,
-        "rehearsal": round(rehearsal),
+        "mixing": round(work.targets * work.attempts * work.reply) if settings.mixes else 0,
+        "rollouts": round(_supervised(settings, work, steps, work.reply)) if settings.on_policy else 0,
+        "rehearsal": round(settings.rehearse * _supervised(settings, work, rehearsing, work.reply)),
     }
-
-
-def _most_attempts(settings: Settings) -> int:
-    return (1 + settings.retries if can_differ(settings) else 1) + (settings.on_fail == "expert")
-
-
-def rehearsal_reply(settings: Settings) -> int:
-    """Tokens assumed of a reply of the base model that is rehearsed."""
-    return min(REPLY, settings.rehearse_tokens)
 
 
 def trained_tokens(settings: Settings, work: Work) -> dict[str, int]:
     """Over all trainings: tokens read, and of these the supervised and the rehearsed ones."""
     steps = sum(trainings(settings, work))
-    own = supervised(settings, work, steps)
+    own = _supervised(settings, work, steps, work.reply)
     rehearsed = settings.rehearse * own
-    prompts = supervised(settings, work, steps, work.naive.mean) + rehearsed / rehearsal_reply(settings) * work.rehearsal.mean
+    rehearsals = rehearsed / min(REPLY, settings.rehearse_tokens)
+    prompts = _supervised(settings, work, steps, work.naive.mean) + rehearsals * work.rehearsal.mean
     return {"tokens": round(own + rehearsed + prompts), "supervised_tokens": round(own), "rehearsed_tokens": round(rehearsed)}
 
 
-def reads_teacher(settings: Settings) -> bool:
+def _reads_teacher(settings: Settings) -> bool:
     """Whether the base model is read as it was while the student trains: a copy of it, or the adapters switched off."""
     distilled = settings.spec.distilled and settings.kl_support != "teacher"
     return settings.on_policy or distilled or (settings.rehearse > 0 and settings.rehearse_loss == "kl")
-
-
-def remembers_teacher(settings: Settings) -> bool:
-    """Whether the teacher's likeliest tokens are written down before the training, which then does without it."""
-    return settings.spec.distilled and settings.has_targets and settings.kl_support == "teacher"
 
 
 def memory(
@@ -204,50 +171,48 @@ def memory(
 ) -> dict[str, dict[str, int]]:
     """Bytes at the peak of each stage on its device, part by part; a stage that the run does not have has a total of 0.
 
-    `preparing` is what the base model does once the targets are there, `scoring` what is done to a checkpoint between two steps.
-    `item` is the bytes per weight in mixing and evaluation, `train_item` those of an activation in training.
+    `scoring` is what is done to a checkpoint between two steps. `item` is the bytes per weight in mixing and evaluation,
+    `train_item` those of an activation in training.
     """
     # On a CPU the head is laid out anew beside the embeddings, where the two are one.
     copy = (shape.parameters + (shape.vocabulary * shape.hidden if on_cpu else 0)) * item
-    budget = settings.token_budget
-    prefill = tokens_per_pass(on_cpu=on_cpu) * (4 * shape.hidden + 3 * shape.inner + shape.vocabulary)
+    prefill = tokens_per_pass(on_cpu=on_cpu) * (shape.per_pass + shape.vocabulary)
 
     def cache(width: int, limit: int) -> int:
-        return max(budget, 2 * (width + limit)) * shape.layers * shape.cache_width
+        return max(settings.token_budget, 2 * (width + limit)) * shape.layers * shape.cache_width
 
     def reading(width: int, scored: int, limit: int | None) -> dict[str, int]:
         # Either a decoding pass, or the logits of a scoring pass, which are read as fp32.
         logits = TOKENS_PER_PASS * scored // (width + scored) * shape.vocabulary * (4 if item == 4 else item + 4)
-        return {
-            "weights": copy,
-            "cache": 0 if limit is None else cache(width, limit) * item,
-            "activations": max(prefill * item, logits),
-        }
+        kept = 0 if limit is None else cache(width, limit) * item
+        return {"weights": copy, "cache": kept, "activations": max(prefill * item, logits)}
 
     evaluating = reading(work.naive.longest or 1, settings.forgetting_tokens, work.limit)
-    stages = {name: {"total": 0} for name in ("mixing", "preparing", "training", "scoring", "editing")}
+    stages: dict[str, dict[str, int]] = {name: {} for name in ("mixing", "training", "scoring", "editing")}
     if settings.has_targets:
         limit = work.limit if settings.mixes else None
-        stages["mixing"] = _run(**reading(work.expert.longest or 1, max(1, work.reference.longest), limit))
-    if remembers_teacher(settings):
-        pass_ = PICKED_AT_ONCE * (work.expert.longest + min(work.reference.longest, work.limit))
-        states = pass_ * (4 * shape.hidden + 3 * shape.inner) * item + 2 * min(CHUNK_LOGITS, pass_ * shape.vocabulary) * 4
-        stages["preparing"] = _run(weights=copy, cache=0, activations=states)
-    if settings.rehearse and not settings.on_policy:
-        rehearsing = _run(**reading(work.rehearsal.longest or 1, 0, settings.rehearse_tokens))
-        stages["preparing"] = max(stages["preparing"], rehearsing, key=lambda stage: stage["total"])
+        stages["mixing"] = reading(work.expert.longest or 1, max(1, work.reference.longest), limit)
     if work.steps:
         decoding = prefill + cache(work.naive.longest, work.limit) if settings.on_policy else 0
-        training = _training(settings, work, shape, train_item, on_cpu, decoding * train_item)
-        if reads_teacher(settings) and not settings.lora:
+        training = stages["training"] = _training(settings, work, shape, train_item, on_cpu, decoding * train_item)
+        if _reads_teacher(settings) and not settings.lora:
             training["teacher"] = copy
-        stages["training"] = _run(**training)
         if settings.score_checkpoints:
-            held = {name: training[name] for name in ("weights", "optimizer", "teacher") if name in training}
-            stages["scoring"] = _run(**held, copy=copy, **{name: evaluating[name] for name in ("cache", "activations")})
+            held: dict[str, int] = {name: training.get(name, 0) for name in ("weights", "optimizer", "teacher")}
+            stages["scoring"] = {**evaluating, **held, "copy": copy}
     if work.edit:
-        stages["editing"] = _run(**_editing(work.edit, shape))
-    return {**stages, "evaluation": _run(**evaluating)}
+        # One fact's values are sought at a time. While the text is read, there is a matrix for each layer; then four at a time, in
+        # fp64, for the layer at hand, with what the layers were.
+        square = 8 * shape.inner**2
+        moments = max(work.edit.layers * square, 4 * square + 4 * work.edit.layers * shape.hidden * shape.inner)
+        per_token = shape.layers * (shape.per_layer + 2 * shape.cache_width) + 3 * shape.vocabulary
+        sought = 4 * work.edit.prompts * work.edit.longest * per_token
+        stages["editing"] = {"weights": 4 * shape.parameters, "moments": moments, "activations": sought}
+    stages["evaluation"] = evaluating
+    return {
+        name: {**parts, "runtime": _RUNTIME, "total": sum(parts.values()) + _RUNTIME} if parts else {"total": 0}
+        for name, parts in stages.items()
+    }
 
 
 def _training(settings: Settings, work: Work, shape: Shape, item: int, on_cpu: bool, decoding: int) -> dict[str, int]:
@@ -255,11 +220,12 @@ def _training(settings: Settings, work: Work, shape: Shape, item: int, on_cpu: b
     # The student may go on to the longest reply that it is allowed; a target is as long as its reference.
     reply = work.limit if settings.on_policy else min(work.reference.longest, work.limit)
     rows = settings.micro_batch or settings.batch_size
-    per_layer = 14 * shape.hidden + 4 * shape.inner
-    kept = shape.layers * shape.hidden + per_layer if settings.gradient_checkpointing else shape.layers * per_layer
+    kept = shape.layers * shape.per_layer
+    if settings.gradient_checkpointing:
+        kept = shape.layers * shape.hidden + shape.per_layer
     head = 3 * min(CHUNK_LOGITS, rows * reply * shape.vocabulary) * 4
     autocast = 2 * shape.parameters if item < 4 else 0
-    beside = rows * (work.expert.longest + reply) * (4 * shape.hidden + 3 * shape.inner) * item if reads_teacher(settings) else 0
+    beside = rows * (work.expert.longest + reply) * shape.per_pass * item if _reads_teacher(settings) else 0
     gradients = 4 * shape.trained
     step = gradients + rows * (work.naive.longest + reply) * kept * item + head + autocast + beside
     # Between steps a checkpoint is read back and compared in main memory (LoRA: with the unmerged weights kept aside).
@@ -272,75 +238,44 @@ def _training(settings: Settings, work: Work, shape: Shape, item: int, on_cpu: b
     }
 
 
-def _editing(edit: Edit, shape: Shape) -> dict[str, int]:
-    """One fact's values are sought at a time; the update solves a system in fp64 for each layer."""
-    square = 8 * shape.inner**2
-    rows, above = edit.prefixes + 2, shape.layers - edit.last - 1
-    read = rows * (edit.prompt.longest + edit.prefix_tokens + edit.target.longest) * shape.layers * shape.cache_width * 4
-    kept = rows * edit.behind.longest * (above + 1) * (14 * shape.hidden + 4 * shape.inner) * 4
-    logits = 3 * rows * edit.target.longest * shape.vocabulary * 4
-    return {
-        "weights": 4 * shape.parameters,
-        # While the text is read, one matrix for each layer; then four at a time for the layer at hand, with what the layers were.
-        "moments": max(edit.layers * square, 4 * square + 4 * edit.layers * shape.hidden * shape.inner),
-        "activations": 2 * read + kept + logits,
-    }
-
-
 def disk(settings: Settings, work: Work, shape: Shape) -> dict[str, int]:
     """Bytes in the run folder: every checkpoint holds fp32 weights, the newest one the optimizer's state too.
 
     `cache` is what memit keeps outside of it, for other runs.
     """
     weights, state = 4 * shape.parameters, 8 * shape.trained + 4 * shape.adapters
-    model = shape.parameters * shape.stored_item
-    runs = trainings(settings, work)
-    tokens = work.targets * (work.attempts + 1) * (work.naive.mean + work.reply)
-    records = round(tokens * 24) + 1000 * work.asked
-    if settings.score_checkpoints:
-        records += 1000 * work.scored * sum(checkpoints(settings, steps) for steps in runs)
-    if work.edit:
-        records += round(work.usable * (22 * shape.hidden + 24 * (work.edit.prompt.mean + work.edit.target.mean)))
+    remembered = settings.spec.distilled and settings.has_targets and settings.kl_support == "teacher"
     parts = {
-        "model": model,
-        "records": records,
-        "teacher": round(8 * min(settings.kl_top_k, shape.vocabulary) * work.targets * work.reply)
-        if remembers_teacher(settings)
-        else 0,
+        "model": shape.parameters * shape.stored_item,
+        "records": round(24 * work.targets * (work.attempts + 1) * (work.naive.mean + work.reply)) + 1000 * work.asked,
+        "teacher": round(8 * min(settings.kl_top_k, shape.vocabulary) * work.targets * work.reply) if remembered else 0,
         "rehearsal": 0 if settings.on_policy else 8 * decoded(settings, work)["rehearsal"],
     }
-    made = checkpoints(settings, runs[-1]) if runs else 0
-    at_end = _kept(settings, made) * weights + state if made else 0
-    total = at_end + sum(parts.values())
-    writing = _written(settings, made, weights, state)
-    if len(runs) > 1:
-        # The best rate's checkpoints lie there while another is tried.
-        tried = checkpoints(settings, runs[0])
-        beside = _kept(settings, tried) * weights + state
-        writing = max(writing, beside + _written(settings, tried, weights, state))
+    if work.edit:
+        parts["records"] += 22 * work.usable * shape.hidden
+
+    def at_end(made: int) -> int:
+        """Bytes of the checkpoints that a training leaves: the newest ones, and the chosen one."""
+        kept = (settings.keep_checkpoints or made) + (settings.choose == "paper")
+        return min(made, kept) * weights + state if made else 0
+
+    def writing(made: int) -> int:
+        """Bytes of checkpoints at the peak of a training: one is whole before the one that it replaces goes."""
+        kept = settings.keep_checkpoints or made
+        if settings.choose == "paper":
+            # The best so far, and those whose followers are not all known.
+            kept = max(kept, 1 + FOLLOWING) + 1
+        return min(made, kept + 1) * weights + min(made, 2) * state
+
+    made = checkpoints(settings, work) or [0]
+    left = at_end(made[-1])
+    # The best rate's checkpoints lie there while another is tried.
+    peak = max(writing(made[-1]), at_end(made[0]) + writing(made[0]) if len(made) > 1 else 0)
+    total = left + sum(parts.values())
     return {
-        "checkpoints": at_end,
+        "checkpoints": left,
         **parts,
         "total": total,
-        "peak": max(total, writing + total - at_end - model),
+        "peak": max(total, peak + total - left - parts["model"]),
         "cache": work.edit.layers * 8 * shape.inner**2 if work.edit else 0,
     }
-
-
-def _kept(settings: Settings, made: int) -> int:
-    """Checkpoints that a training leaves: the newest ones, and the chosen one."""
-    kept = settings.keep_checkpoints or made
-    return min(made, kept + (settings.choose == "paper"))
-
-
-def _written(settings: Settings, made: int, weights: int, state: int) -> int:
-    """Bytes of checkpoints at the peak of a training: one is whole before the one that it replaces goes."""
-    kept = settings.keep_checkpoints or made
-    if settings.choose == "paper":
-        # The best so far, and those whose followers are not all known.
-        kept = max(kept, 1 + FOLLOWING) + 1
-    return min(made, kept + 1) * weights + min(made, 2) * state
-
-
-def _run(**parts: int) -> dict[str, int]:
-    return {**parts, "runtime": _RUNTIME, "total": sum(parts.values()) + _RUNTIME}

@@ -1,21 +1,21 @@
-"""The dry run: what an injection would take, known or estimated before any of it is done.
+"""The dry run: what an injection, or what is left of a sweep, would take before any of it is done.
 
 Prompts and references are measured on a sample of the facts, and the model's size is counted on the meta device. The rest is
-the arithmetic of `costs` on assumptions that the plan states. It says nothing of time, which a run says once it is under way.
+the arithmetic of `costs` on assumptions that the plan states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from mixsd.commands import costs
 from mixsd.commands.costs import Edit, Lengths, Shape, Work
 from mixsd.commands.opening import preview
+from mixsd.commands.sweep import State, Sweep
 from mixsd.errors import UserError
 from mixsd.evaluation.asked import examination
-from mixsd.evaluation.questions import Question
 from mixsd.facts.fact import Fact
 from mixsd.facts.records import bundled_records
 from mixsd.models.doctor import GB, device_memory, free_disk
@@ -29,7 +29,6 @@ _SAMPLE = 200  # facts whose prompts are measured
 
 _REMEDIES = {
     "mixing": "lower --token-budget or --max-new-tokens",
-    "preparing": "lower --token-budget or --rehearse-tokens",
     "training": "lower --micro-batch, pass --gradient-checkpointing, or train adapters (--lora 16)",
     "scoring": "lower --token-budget, or leave out --score-checkpoints",
     "editing": "name fewer --edit-layers, or a smaller model",
@@ -41,13 +40,11 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
 
     Returns:
-        JSON values. `facts`: asked, usable, unusable (reason by id, of the measured ones), duplicates. `tokens`: mean and longest of
-        naive and expert prompt and reference; what is decoded to train on, expected, by part and at most. `training`: targets or
-        rollouts of an epoch, steps of one training, trainings (several with --lr auto), checkpoints and tokens of them all.
-        `editing`: what memit does to each fact. `evaluation`: questions, and decoded tokens of the replies of one model.
-        `parameters`: total, trained. `memory`: bytes by part for each stage (a total of 0 where the run has no such stage), peak,
-        available, device. `disk`: bytes by part, total at the end, peak, free; cache, outside of the run folder. `assumptions` and
-        `warnings`: one line each.
+        JSON values. `facts`: their counts, and the measured ones that are unusable. `tokens`: mean and longest of prompts and
+        reference; what is decoded to train on. `training`: targets or rollouts of an epoch, steps of one training, and of all
+        trainings (several with --lr auto) checkpoints and tokens. `editing`: what memit does. `evaluation`: of one model. `memory`:
+        bytes by part for each stage (a total of 0 where the run has none). `disk`: bytes; `cache` is outside of the run folder.
+        `assumptions` and `warnings`: one line each.
 
     Raises:
         UserError: any bad input, as `inject` would say.
@@ -59,19 +56,26 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     stages = costs.memory(
         settings, work, shape, item=dtype.itemsize, train_item=train_dtype.itemsize, on_cpu=device.type == "cpu"
     )
-    runs = costs.trainings(settings, work)
+    runs, parts = costs.trainings(settings, work), costs.decoded(settings, work)
+    editing = None
+    if work.edit:
+        editing = {"facts": work.usable, "layers": work.edit.layers, "prompts": work.edit.prompts}
+        editing |= {"text_tokens": settings.edit_tokens, "steps": settings.edit_steps}
     report = {
         "facts": {"asked": work.asked, "usable": work.usable, "unusable": work.unusable, "duplicates": session.duplicates},
-        "tokens": _tokens(settings, work),
+        "tokens": {
+            **{name: asdict(getattr(work, name)) for name in ("naive", "expert", "reference")},
+            "targets": round(work.targets * work.reply),
+            "decoded": sum(parts.values()),
+            "decoded_parts": parts,
+        },
         "training": {
-            "targets": work.targets,
-            "rollouts": work.rollouts,
-            "steps": work.steps,
+            **{name: getattr(work, name) for name in ("targets", "rollouts", "steps")},
             "trainings": len(runs),
-            "checkpoints": sum(costs.checkpoints(settings, steps) for steps in runs),
+            "checkpoints": sum(costs.checkpoints(settings, work)),
             **costs.trained_tokens(settings, work),
         },
-        "editing": _editing(settings, work, work.edit) if work.edit else None,
+        "editing": editing,
         "evaluation": {"questions": work.questions, "decoded": round(work.questions * work.asked_reply)},
         "parameters": {"total": shape.parameters, "trained": shape.trained if work.steps else 0},
         "memory": {
@@ -82,18 +86,17 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
     }
-    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
+    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, report)}
 
 
 def measure_work(session: Session) -> Work:
     """Measure prompts and references on facts spread evenly over the source; the share of unusable ones is scaled up."""
     settings, renderer, facts = session.settings, session.renderer, session.facts
     sample = facts[:: -(-len(facts) // _SAMPLE)]
-    edit, reasons = (
-        _measure_edit(session, sample)
-        if settings.spec.edits
-        else (None, {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample})
-    )
+    if settings.spec.edits:
+        edit, reasons = _measure_edit(session, sample)
+    else:
+        edit, reasons = None, {fact.id: reply_limit(fact, renderer, settings, session.context)[1] for fact in sample}
     unusable = {key: reason for key, reason in reasons.items() if reason}
     counted = [fact for fact in sample if fact.id not in unusable]
     if not counted:
@@ -104,6 +107,7 @@ def measure_work(session: Session) -> Work:
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.has_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
+    replies = Lengths.of(costs.REASONED_REPLY if question.apart else costs.REPLY for question in questions)
     rehearsed = bundled_records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
@@ -119,53 +123,28 @@ def measure_work(session: Session) -> Work:
         questions=len(questions),
         limit=min(settings.max_new_tokens or session.context, session.context),
         rollouts=made if settings.on_policy else 0,
-        scored=_scored(session) if settings.score_checkpoints and items else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
-        asked_reply=_reply_tokens(questions),
+        asked_reply=replies.mean or costs.REPLY,
     )
-
-
-def _reply_tokens(questions: list[Question]) -> float:
-    """What a reply to an evaluation's question is assumed to have, on average; a benchmark's is reasoned."""
-    if not any(question.apart for question in questions):
-        return float(costs.REPLY)
-    assumed = [min(costs.REASONED_REPLY if question.apart else costs.REPLY, question.max_new_tokens) for question in questions]
-    return sum(assumed) / len(assumed)
-
-
-def _scored(session: Session) -> int:
-    """The questions that each checkpoint is asked: some facts as they were trained, and in wordings that only validate."""
-    most = session.settings.score_questions
-    own = session.corpus.splits.get("validation") if session.corpus else None
-    facts = min(len(session.facts), most)
-    return facts + ((sum(1 for _ in islice(own(), most)) if own else 0) or facts)
 
 
 def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str, str | None]]:
     """What memit does to a fact; and why facts cannot be edited in, by id."""
-    from mixsd.editing.edits import EditPrompt, UnusableError, edit_prompts, layers_of, of_settings
+    from mixsd.editing.edits import UnusableError, edit_prompts, layers_of, of_settings
 
     config = of_settings(session.settings)
-    layers = layers_of(config, session.config)
-    prompts: list[EditPrompt] = []
+    longest = 0
     reasons: dict[str, str | None] = {}
     for fact in sample:
         try:
-            prompts += edit_prompts(fact, session.renderer, config, (), session.context)
-            reasons[fact.id] = None
+            (prompt,) = edit_prompts(fact, session.renderer, config, (), session.context)
         except UnusableError as error:
             reasons[fact.id] = str(error)
-    edit = Edit(
-        layers=len(layers),
-        last=layers[-1],
-        prefixes=config.prefixes,
-        prefix_tokens=config.prefix_tokens,
-        prompt=Lengths.of(len(prompt.ids) for prompt in prompts),
-        target=Lengths.of(len(prompt.target) for prompt in prompts),
-        behind=Lengths.of(len(prompt.ids) - prompt.place + len(prompt.target) for prompt in prompts),
-    )
-    return edit, reasons
+        else:
+            reasons[fact.id] = None
+            longest = max(longest, len(prompt.ids) + config.prefix_tokens + len(prompt.target))
+    return Edit(len(layers_of(config, session.config)), 1 + config.prefixes, longest), reasons
 
 
 def measure_shape(session: Session) -> Shape:
@@ -194,41 +173,17 @@ def measure_shape(session: Session) -> Shape:
     )
 
 
-def _tokens(settings: Settings, work: Work) -> dict[str, Any]:
-    kinds = {"naive": work.naive, "expert": work.expert, "reference": work.reference}
-    parts = costs.decoded(settings, work)
-    return {
-        "measured_on": work.measured,
-        **{name: {"mean": lengths.mean, "longest": lengths.longest} for name, lengths in kinds.items()},
-        "targets": round(work.targets * work.reply),
-        "decoded": sum(parts.values()),
-        "decoded_parts": parts,
-        "decoded_at_most": sum(costs.decoded(settings, work, most=True).values()),
-    }
-
-
-def _editing(settings: Settings, work: Work, edit: Edit) -> dict[str, int]:
-    counts = {"layers": edit.layers, "steps": settings.edit_steps, "prompts": 1 + edit.prefixes}
-    return {"facts": work.usable, "text_tokens": settings.edit_tokens, **counts}
-
-
 def _assumptions(settings: Settings, work: Work) -> list[str]:
-    found = [f"prompts and references are as in {work.measured} of {work.asked} facts"]
-    if settings.on_policy:
-        found.append("a reply of the student is as long as the fact's reference")
-    elif settings.has_targets:
-        tries = f", and accepted at attempt {work.attempts}" if settings.mixes else ""
-        found.append(f"a target is as long as its reference{tries}; every usable fact gets one")
-    if settings.rehearse:
-        found.append(f"a reply of the base model that is rehearsed has {costs.rehearsal_reply(settings)} tokens")
-    if work.edit:
-        found.append("every fact has a subject of its own and takes all its steps; no second moments are in the cache yet")
-    found.append(f"a reply to an evaluation question has {work.asked_reply:.0f} tokens; no reply of the base model is cached yet")
-    return [*found, "memory is for replies that run to --max-new-tokens"]
+    tries = f", accepted at attempt {work.attempts}" if settings.mixes else ""
+    return [
+        f"prompts and references are as in {work.measured} of {work.asked} facts; what is trained on is as long as the references{tries}",
+        f"a reply to an evaluation question has {work.asked_reply:.0f} tokens, one that is rehearsed at most {costs.REPLY}",
+        "memory is for replies that run to --max-new-tokens; nothing is in the cache yet",
+    ]
 
 
-def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]) -> list[str]:
-    settings, memory, disk = session.settings, report["memory"], report["disk"]
+def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]:
+    memory, disk = report["memory"], report["disk"]
     found = []
     if work.unusable:
         key, reason = next(iter(work.unusable.items()))
@@ -241,48 +196,73 @@ def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    found += [text for doubtful, text in _doubts(settings, work, shape) if doubtful]
+    found += _doubts(session.settings, work)
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
     return found
 
 
-def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[tuple[bool, str]]:
-    """Settings that may not be meant: whether they are there, and what is said then."""
+def _doubts(settings: Settings, work: Work) -> Iterator[str]:
+    """What is said of settings that may not be meant."""
     if work.steps:
-        runs = costs.trainings(settings, work)
-        whose = "training's" if runs[0] == work.steps else "steps of each learning rate,"
-        made = costs.checkpoints(settings, runs[-1])
-        yield (
-            2 * settings.warmup_steps > runs[0],
-            f"the warm-up of {settings.warmup_steps} steps is longer than half of the {whose} {runs[0]}",
-        )
-        yield (
-            settings.on_policy and settings.samples > 1 and settings.temperature == 0,
-            f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing",
-        )
-        yield (
-            settings.choose == "paper" and made < 3,
-            f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every",
-        )
-        yield (
-            settings.lr == "auto" and settings.lr_steps is not None and settings.lr_steps >= work.steps,
-            f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and the best rate is trained twice: leave it out",
-        )
+        shortest = costs.trainings(settings, work)[0]
+        if 2 * settings.warmup_steps > shortest:
+            yield f"the warm-up of {settings.warmup_steps} steps is longer than half of a training's {shortest}"
+        if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
+            yield f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing"
     if settings.mixes:
-        yield (
-            work.reference.longest > work.limit,
-            f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens",
+        if work.reference.longest > work.limit:
+            yield f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
+        if settings.samples > 1 and not costs.can_differ(settings):
+            yield f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing"
+        if 0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain":
+            yield f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1"
+
+
+def price(
+    planned: Sweep, states: Mapping[str, State], *, only: Collection[str] = (), watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Say what is left of a sweep takes; runs that differ in their seed take the same.
+
+    Returns:
+        `runs`, by name: bytes of `memory` at the peak, of `disk` in the end and `disk_at_peak`, `decoded_tokens` to train on and
+        `trained_tokens`; `total`: of one run at a time beside those that are there; `warnings`.
+    """
+    watcher = watcher or Watcher()
+    todo = [run for run in planned.chosen(only) if states[run.name] != "done"]
+    found: dict[str, Any] = {}
+    by_configuration: dict[str, dict[str, int]] = {}
+    with watcher.task("estimating", len({run.configuration for run in todo})) as task:
+        for run in todo:
+            if run.configuration in by_configuration:
+                continue
+            found = plan(run.settings, watcher)
+            by_configuration[run.configuration] = {
+                "memory": found["memory"]["peak"],
+                "disk": found["disk"]["total"],
+                "disk_at_peak": found["disk"]["peak"],
+                "decoded_tokens": found["tokens"]["decoded"],
+                "trained_tokens": found["training"]["tokens"],
+            }
+            task.advance()
+    runs = {run.name: by_configuration[run.configuration] for run in todo}
+    total = dict.fromkeys(("memory", "disk", "disk_at_peak", "decoded_tokens", "trained_tokens"), 0)
+    for cost in runs.values():
+        total["memory"] = max(total["memory"], cost["memory"])
+        total["disk_at_peak"] = max(total["disk_at_peak"], total["disk"] + cost["disk_at_peak"])
+        for name in ("disk", "decoded_tokens", "trained_tokens"):
+            total[name] += cost[name]
+    if not runs:
+        return {"runs": runs, "total": total, "warnings": []}
+    # The memory and disk that are there are the same for all.
+    available, free = found["memory"]["available"], found["disk"]["free"]
+    warnings: list[str] = []
+    if large := [name for name, cost in runs.items() if available is not None and cost["memory"] > available]:
+        sizes = f"{available / GB:.1f} GB of memory that are free, the largest {total['memory'] / GB:.1f}"
+        warnings.append(
+            f"{len(large)} of {len(runs)} runs may need more than the {sizes}; a --dry-run of {large[0]} alone says where"
         )
-        yield (
-            settings.samples > 1 and not costs.can_differ(settings),
-            f"all {settings.samples} samples of a fact will be equal: --lam {settings.lam:g} at --temperature 0 draws nothing",
-        )
-        yield (
-            0.5 <= settings.lam < 1 and settings.gate == 0 and settings.answer_format == "plain",
-            f"at --lam {settings.lam:g} without --gate a small model seldom completes a name: try --gate 0.1",
-        )
-    yield (
-        work.edit is not None and settings.edit_tokens < shape.inner,
-        f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it",
-    )
+    if total["disk_at_peak"] > free:
+        sizes = f"{total['disk_at_peak'] / GB:.1f} GB of disk, {free / GB:.1f} are free"
+        warnings.append(f"the sweep needs {sizes}: choose another --output, or lower keep_checkpoints")
+    return {"runs": runs, "total": total, "warnings": warnings}

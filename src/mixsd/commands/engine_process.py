@@ -1,8 +1,7 @@
 """Decoding in a process of its own, for engines that keep the memory they took until their process ends.
 
-The process opens the run folder that its parent holds, fills a journal, of mixing's attempts or of a model's replies, and ends. It
-tells the parent how far it is, one JSON line each; what the engine prints goes to `backend.log` in the run folder. When the parent
-ends, however it does, so does the process.
+The process opens the run folder that its parent holds, fills a journal, of mixing's attempts or of a model's replies, and ends, or
+ends with its parent. It tells it how far it is, one JSON line each; what the engine prints goes to `backend.log` in the run folder.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,6 @@ class _Teller(Watcher):
 
 
 def main(folder: str, options: str, work: str) -> None:
-    """What the process does."""
     end_with_parent()
     # The parent reads standard output, and engines print there.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -58,13 +57,10 @@ def _work(session: Session, work: dict[str, Any], teller: _Teller) -> None:
 
     backend = get_backend(session.settings.backend)
     folder = Path(work.get("folder", session.located.folder))
-    loaded: list[Callable[..., Iterator[Decoding]]] = []
+    loaded = cache(partial(backend, folder, **session.placement))  # when the first token is needed: a whole journal needs none
 
     def decode(*arguments: Any, **options: Any) -> Iterator[Decoding]:
-        # Loaded when the first token is needed: a whole journal needs none.
-        if not loaded:
-            loaded.append(backend(folder, **session.placement))
-        yield from loaded[0](*arguments, **options)
+        yield from loaded()(*arguments, **options)
 
     if work["kind"] == "attempts":
         with targets_stage.mixing(session, lambda *done: teller.tell(done=done), decode) as mixer:

@@ -19,8 +19,8 @@ from mixsd.evaluation import stage as evaluation_stage
 from mixsd.models import loading
 from mixsd.plugins import load_function
 from mixsd.progress import Watcher
-from mixsd.run import session as run_session
 from mixsd.run.folder import Run, go_offline
+from mixsd.run.session import Session
 from mixsd.settings import Settings, build
 from mixsd.storage import Shard, file_digest, read_json, read_jsonl, write_jsonl
 from mixsd.targets import stage as targets_stage
@@ -64,7 +64,6 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
         RequirementMissedError: a `require` condition does not hold; the run is complete all the same.
     """
     settings = _settings(settings, options)
-    watcher = watcher or Watcher()
     _refuse_shard(settings.shard)
     with _opened(settings, watcher) as session:
         targets_stage.mix(session)
@@ -83,14 +82,14 @@ def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **o
     settings = _settings(settings, options)
     if not settings.has_targets:
         raise UserError(f"--method {settings.method} trains on no targets that could be made before; use `mixsd inject`")
-    with _opened(settings, watcher or Watcher()) as session:
+    with _opened(settings, watcher) as session:
         targets_stage.mix(session)
     return RunResult(session.run.folder)
 
 
 def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
     """Only train: on a run folder that has targets, or on a file of targets (then `model` and `output` are needed too)."""
-    source, watcher = Path(source), watcher or Watcher()
+    source = Path(source)
     _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
@@ -105,7 +104,7 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
     with run.locked() if settings.output else nullcontext():
-        session = opening.open_targets(settings, watcher, file_digest(source))
+        session = opening.open_targets(settings, watcher or Watcher(), file_digest(source))
         if not run.targets_file.is_file():
             write_jsonl(run.targets_file, read_jsonl(source))
         training_stage.train(session)
@@ -141,7 +140,13 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
             f"{settings.output}: is the folder of an injection, which is evaluated by its own name "
             f"(mixsd evaluate {settings.output}); choose another --output"
         )
-    tuned = _beside_its_base(str(source), settings, watcher) if "model" in options else None
+    tuned = None
+    if "model" in options:
+        tuned = loading.locate(str(source), offline=settings.offline, say=watcher.say).folder
+        base = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say).folder
+        if loading.model_hash(tuned) == loading.model_hash(base):
+            watcher.say(f"{source} is the base model itself: it is evaluated alone")
+            tuned = None
     with _opened(settings, watcher, alone=tuned is None, without_facts=True) as session:
         if tuned:
             session.run.claim_tuned(loading.model_hash(tuned), tuned)
@@ -151,23 +156,13 @@ def evaluate(source: str | Path, *, regrade: bool = False, watcher: Watcher | No
     return RunResult(session.run.folder)
 
 
-def _beside_its_base(source: str, settings: Settings, watcher: Watcher) -> Path | None:
-    """The folder of the model to evaluate beside `settings.model`; None where the two are one model, which has no base then."""
-    tuned = loading.locate(source, offline=settings.offline, say=watcher.say).folder
-    base = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say).folder
-    if loading.model_hash(tuned) != loading.model_hash(base):
-        return tuned
-    watcher.say(f"{source} is the base model itself: it is evaluated alone")
-    return None
-
-
 def _evaluated_model(run: Run) -> Path | None:
     """The tuned model of a run folder that only evaluates one; None for any other run."""
     bound = run.events("tuned")
     if not bound or run.model.is_dir():
         return None
-    folder = Path(bound[0].get("folder", ""))
-    if not bound[0].get("folder") or not folder.is_dir() or loading.model_hash(folder) != bound[0]["hash"]:
+    folder = Path(bound[0]["folder"])
+    if not folder.is_dir() or loading.model_hash(folder) != bound[0]["hash"]:
         raise UserError(
             f"{run.folder}: the model that is evaluated there is no longer in {folder}; name it, its base and this folder: "
             f"mixsd evaluate MODEL --base BASE --output {run.folder}"
@@ -187,27 +182,23 @@ def evaluation_of(source: str, options: Mapping[str, Any]) -> Settings:
 def report(source: str | Path, *, watcher: Watcher | None = None, **options: Any) -> RunResult:
     """Only write the report of an evaluated run: `report.json`, `report.html` and the model card."""
     _refuse_shard(options.get("shard"))
-    with _resumed(Path(source), watcher or Watcher(), options) as session:
+    with _resumed(Path(source), watcher, options) as session:
         _report(session)
     return RunResult(session.run.folder)
 
 
-def _report(session: run_session.Session) -> None:
+def _report(session: Session) -> None:
     from mixsd.reports.collect import write_report
 
-    result = write_report(session)
-    missed = [item.text for item in result.requirements if not item.passed]
+    missed = [item.text for item in write_report(session).requirements if not item.passed]
     if missed:
         raise RequirementMissedError(f"{session.run.folder}: required but missed: {', '.join(missed)}")
 
 
-def _make_model(session: run_session.Session) -> None:
-    """Train, or edit, as the method has it."""
+def _make_model(session: Session) -> None:
     spec = session.settings.spec
-    if spec.edits:
-        load_function(spec.objective, f"method {session.settings.method}")(session)
-    else:
-        training_stage.train(session)
+    make = load_function(spec.objective, f"method {session.settings.method}") if spec.edits else training_stage.train
+    make(session)
 
 
 def _refuse_shard(shard: Any) -> None:
@@ -217,21 +208,17 @@ def _refuse_shard(shard: Any) -> None:
 
 
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
-    if settings is None:
-        return build(options, "settings")
-    if options:
+    if settings and options:
         raise TypeError("give either `settings` or keywords, not both")
-    return settings
+    return settings or build(options, "settings")
 
 
 @contextmanager
-def _opened(
-    settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False
-) -> Iterator[run_session.Session]:
+def _opened(settings: Settings, watcher: Watcher | None, **about: bool) -> Iterator[Session]:
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     from mixsd.reports.collect import check_requirements
 
-    checked = opening.preview(settings, watcher, alone=alone, without_facts=without_facts)
+    checked = opening.preview(settings, watcher or Watcher(), **about)
     checked.run.refuse_strangers()
     check_requirements(checked)
     with checked.run.locked(Shard.of(checked.settings.shard)):
@@ -239,8 +226,8 @@ def _opened(
 
 
 @contextmanager
-def _resumed(folder: Path, watcher: Watcher, options: dict[str, Any]) -> Iterator[run_session.Session]:
+def _resumed(folder: Path, watcher: Watcher | None, options: dict[str, Any]) -> Iterator[Session]:
     run = Run(folder)
     run.manifest()
     with run.locked(Shard.of(options.get("shard"))):
-        yield opening.resume(run, watcher, options)
+        yield opening.resume(run, watcher or Watcher(), options)

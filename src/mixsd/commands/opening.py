@@ -43,14 +43,24 @@ def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, withou
 
 def start(session: Session) -> Session:
     """Claim the run folder for a previewed session and put the facts in it."""
-    session.run.claim(session.settings, _identity(session))
-    if not session.run.facts_file.is_file():
-        write_jsonl(session.run.facts_file, map(to_json, session.facts))
-    if session.corpus:
-        if not is_corpus(session.run.splits):
-            write_tests(session.corpus, session.run.splits)
+    run, settings, corpus = session.run, session.settings, session.corpus
+    identity: dict[str, Any] = {"model_hash": session.base_hash, "facts_hash": digest([to_json(fact) for fact in session.facts])}
+    if session.alone:
+        identity["alone"] = True
+    identity["duplicates"] = session.duplicates
+    if corpus:
+        identity["corpus"] = corpus.identity
+    identity["prompts"] = session.renderer.fingerprint
+    if settings.spec.edits and settings.edit_text:
+        identity["edit_text"] = file_digest(Path(settings.edit_text).expanduser())
+    run.claim(settings, identity)
+    if not run.facts_file.is_file():
+        write_jsonl(run.facts_file, map(to_json, session.facts))
+    if corpus:
+        if not is_corpus(run.splits):
+            write_tests(corpus, run.splits)
         # From here on what the folder holds counts, as it will when the run is resumed.
-        session.corpus = read(session.run.splits)
+        session.corpus = read(run.splits)
     return session
 
 
@@ -67,10 +77,15 @@ def resume(run: Run, watcher: Watcher, options: Mapping[str, Any]) -> Session:
     return reopen(run, settings, watcher)
 
 
+def open_targets(settings: Settings, watcher: Watcher, targets_hash: str) -> Session:
+    """Open a run that trains on a file of targets: no facts, no mixing."""
+    session = _open(settings, watcher)
+    session.run.claim(session.settings, {"model_hash": session.base_hash, "targets_hash": targets_hash})
+    return session
+
+
 def _open(settings: Settings, watcher: Watcher) -> Session:
-    opened = None
-    if settings.facts:
-        opened = open_source(settings.facts, seed=settings.corpus_seed, offline=settings.offline)
+    opened = open_source(settings.facts, seed=settings.corpus_seed, offline=settings.offline) if settings.facts else None
     corpus = opened if isinstance(opened, Corpus) else None
     settings = fitted(settings, corpus).resolved
     if not settings.output:
@@ -80,16 +95,9 @@ def _open(settings: Settings, watcher: Watcher) -> Session:
     if corpus and settings.facts.partition(":")[0] not in CORPORA:
         check_tests(corpus)  # before the folder is made: what a user wrote may be wrong
     located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say)
-    session = Session(
-        Run(Path(settings.output).expanduser()),
-        settings,
-        located,
-        loading.model_hash(located.folder),
-        found.facts if found else [],
-        found.duplicates if found else 0,
-        watcher,
-        corpus,
-    )
+    run, base_hash = Run(Path(settings.output).expanduser()), loading.model_hash(located.folder)
+    facts, duplicates = (found.facts, found.duplicates) if found else ([], 0)
+    session = Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus)
     for warning in session.renderer.stops.warnings:
         watcher.say(warning)
     return session
@@ -106,20 +114,12 @@ def fitted(settings: Settings, corpus: Corpus | None) -> Settings:
         raise UserError(
             f"{settings.facts}/{MANIFEST}: its verifier {named} is a function; if you trust it, pass --verifier {named}"
         )
-    return settings.model_copy(
-        update={
-            "verifier": settings.verifier or named,
-            "max_new_tokens": settings.max_new_tokens or corpus.max_new_tokens.get(form),
-            "guidance": settings.guidance or GUIDANCE[corpus.guidance, form],
-        }
-    )
-
-
-def open_targets(settings: Settings, watcher: Watcher, targets_hash: str) -> Session:
-    """Open a run that trains on a file of targets: no facts, no mixing."""
-    session = _open(settings, watcher)
-    session.run.claim(session.settings, {"model_hash": session.base_hash, "targets_hash": targets_hash})
-    return session
+    own = {
+        "verifier": settings.verifier or named,
+        "max_new_tokens": settings.max_new_tokens or corpus.max_new_tokens.get(form),
+        "guidance": settings.guidance or GUIDANCE[corpus.guidance, form],
+    }
+    return settings.model_copy(update=own)
 
 
 def _check_early(settings: Settings) -> None:
@@ -140,16 +140,3 @@ def _check_early(settings: Settings) -> None:
         load_function(spec.check, f"method {settings.method}")(settings)
     if spec.edits and settings.rehearse:
         raise UserError(f"--rehearse goes beside training, and --method {settings.method} does not train")
-
-
-def _identity(session: Session) -> dict[str, Any]:
-    text = session.settings.edit_text
-    return {
-        "model_hash": session.base_hash,
-        "facts_hash": digest([to_json(fact) for fact in session.facts]),
-        **({"alone": True} if session.alone else {}),
-        "duplicates": session.duplicates,
-        **({"corpus": session.corpus.identity} if session.corpus else {}),
-        "prompts": session.renderer.fingerprint,
-        **({"edit_text": file_digest(Path(text).expanduser())} if session.settings.spec.edits and text else {}),
-    }

@@ -28,17 +28,12 @@ _PROCESS = "mixsd.commands.engine_process"
 
 
 def attempt(session: Session, on_done: Callable[[int, int], None]) -> None:
-    """Decode and verify on the run's backend until the journal of attempts is whole.
-
-    Raises:
-        UserError: the backend cannot be used here, or for this model.
-        MixsdError: it ended before its work was done.
-    """
+    """Decode and verify on the run's backend until the journal of attempts is whole; errors as of `answer`."""
     _run(session, {"kind": "attempts"}, lambda told: on_done(*told))
 
 
 def answer(session: Session, model: str, folder: Path, suites: list[str], journal: Path, on_done: Callable[[int], None]) -> None:
-    """Let a model's folder answer some suites on the run's backend, until the journal of replies has all of them.
+    """Let a model's folder answer suites on the run's backend, until the journal of replies has all of them.
 
     Raises:
         UserError: the backend cannot be used here, or for this model.
@@ -49,8 +44,8 @@ def answer(session: Session, model: str, folder: Path, suites: list[str], journa
 
 
 def _run(session: Session, work: dict[str, Any], on_done: Callable[[Any], None]) -> None:
-    settings, log = session.settings, session.run.folder / LOG
-    options = {name: getattr(settings, name) for name in EXECUTION}
+    log = session.run.folder / LOG
+    options = session.settings.model_dump(include=set(EXECUTION))
     with disk_errors(log), log.open("ab") as errors:
         # Imported by name and not with the parent's memory: an engine wants a process that nothing else has touched.
         process = subprocess.Popen(  # noqa: S603
@@ -79,12 +74,13 @@ def _run(session: Session, work: dict[str, Any], on_done: Callable[[Any], None])
         raise UserError(refused)
     if code:
         last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
-        raise MixsdError(f"--backend {settings.backend} ended with code {code}: {last.strip()[:300]} (the rest is in {log})")
+        raise MixsdError(
+            f"--backend {session.settings.backend} ended with code {code}: {last.strip()[:300]} (the rest is in {log})"
+        )
 
 
 TRANSFORMERS = "transformers"
-BACKENDS = {"vllm": "mixsd.decoding.on_vllm:connect"}
-_NEEDS = {"vllm": "vllm"}  # the module that must be there
+BACKENDS = {"vllm": "mixsd.decoding.on_vllm:connect"}  # by the module that must be there
 
 
 def check_backend(name: str) -> None:
@@ -94,8 +90,8 @@ def check_backend(name: str) -> None:
     if name not in BACKENDS:
         known = [TRANSFORMERS, *BACKENDS, "package.module:function"]
         raise UserError(f'--backend "{name}": unknown{did_you_mean(name, known)}; known: {", ".join(known)}')
-    if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
-        raise UserError(f"--backend {name}: {_NEEDS[name]} is not installed; pip install 'mixsd[{name}]'")
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"--backend {name}: {name} is not installed; pip install 'mixsd[{name}]'")
 
 
 def get_backend(name: str) -> Any:

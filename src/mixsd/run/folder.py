@@ -1,7 +1,6 @@
-"""A run folder: everything about one injection, and the rule that one folder holds one configuration.
+"""A run folder: everything about one injection. One folder holds one configuration, and one process at a time works in it.
 
-`run.yaml` is written first and holds every resolved setting; a command whose settings differ is refused with the differing
-field. One process at a time works in a folder.
+`run.yaml` is written first and holds every resolved setting; a command whose settings differ is refused with the differing field.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
         return self.folder.resolve().name
 
     def exists(self) -> bool:
-        """Whether the folder is a run's."""
         return self.manifest_file.is_file()
 
     def manifest(self) -> dict[str, Any]:
@@ -67,30 +64,29 @@ class Run:
         return build(self.manifest()["settings"], str(self.manifest_file))
 
     def claim(self, settings: Settings, identity: dict[str, Any]) -> None:
-        """Make the folder this configuration's, or check that it already is.
-
-        Args:
-            settings: resolved.
-            identity: what else must not change: hashes of model and facts, by name.
+        """Make the folder the configuration's, of resolved settings and hashes of model and facts; or check that it already is.
 
         Raises:
             UserError: the folder holds another configuration, or something that is not a run, or cannot be written.
         """
-        if self.exists():
-            manifest = self.manifest()
-            # A run of an earlier version has the default of what there was no setting for.
-            self._compare(self.settings().dump(), settings.dump(), skip=(*EXECUTION, "output"))
-            self._compare(manifest.get("identity", {}), identity, skip=())
-            return
-        self.refuse_strangers()
-        manifest = {
+        if not self.exists():
+            self.refuse_strangers()
             # Which part of the work a command does is its own affair; the run is always the whole.
-            "settings": {**settings.dump(), "shard": None},
-            "identity": identity,
-            "versions": versions(),
-            "platform": platform.platform(),
-        }
-        write_text(self.manifest_file, dump_yaml(manifest))
+            whole = {**settings.dump(), "shard": None}
+            manifest = {"settings": whole, "identity": identity, "versions": versions(), "platform": platform.platform()}
+            write_text(self.manifest_file, dump_yaml(manifest))
+            return
+        # A run of an earlier version has the default of what there was no setting for.
+        for old, new, skip in (
+            (self.settings().dump(), settings.dump(), (*EXECUTION, "output")),
+            (self.manifest().get("identity", {}), identity, ()),
+        ):
+            for name in (*old, *new):
+                if name not in skip and old.get(name) != new.get(name):
+                    raise UserError(
+                        f"{self.folder}: this run was made with {name} {old.get(name)!r}, the command says {new.get(name)!r}; "
+                        "choose another --output, or the same settings to resume"
+                    )
 
     def refuse_strangers(self) -> None:
         """Refuse a folder that is neither a run's nor empty, and a path that cannot be one; nothing is written."""
@@ -120,20 +116,9 @@ class Run:
         write_text(self.manifest_file, dump_yaml({**manifest, "paths": {**paths, work: path}}))
         return True
 
-    def _compare(self, old: dict[str, Any], new: dict[str, Any], skip: tuple[str, ...]) -> None:
-        for name in [*old, *(name for name in new if name not in old)]:
-            if name not in skip and old.get(name) != new.get(name):
-                raise UserError(
-                    f"{self.folder}: this run was made with {name} {old.get(name)!r}, the command says {new.get(name)!r}; "
-                    "choose another --output, or the same settings to resume"
-                )
-
     @contextmanager
     def locked(self, shard: Shard | None = None) -> Iterator[None]:
-        """Hold the folder for this process; a second one is refused. The lock goes with the process, however it ends.
-
-        With a `shard`, other shards may work beside this one, but nobody else may.
-        """
+        """Hold the folder for this process, however it ends; with a `shard`, other shards may work beside it, but nobody else."""
         import fcntl
 
         with ExitStack() as files:
@@ -166,10 +151,8 @@ def versions() -> dict[str, str]:
     """The versions that a result may depend on."""
     found = {"python": platform.python_version()}
     for package in _VERSIONED:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

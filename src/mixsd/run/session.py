@@ -1,7 +1,4 @@
-"""What every stage of a run shares: settings, facts, the base model's folder, tokenizer and renderer, device and precision.
-
-Weights are loaded by the stage that needs them, and let go of by it.
-"""
+"""What every stage of a run shares; weights are loaded by the stage that needs them, and let go of by it."""
 
 from __future__ import annotations
 
@@ -28,21 +25,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 T = TypeVar("T")
-
 
 _TICK = 30.0  # seconds of a stage that a kill may leave unlogged, besides the item in hand
 
 
 @contextmanager
 def timed(session: Session, stage: str) -> Iterator[None]:
-    """Log the seconds of a stage, however it ends, and now and then as its tasks advance: a killed process counts too.
-
-    The events of a stage add up over all processes that worked on it.
-    """
-    timer = _Timer(session.run, stage)
-    before, session.watcher = session.watcher, _Timing(session.watcher, timer)
+    """Log the seconds of a stage, however it ends, and now and then as it goes: of a killed process too. The events add up."""
+    before = session.watcher
+    session.watcher = timer = _Timer(before, session.run, stage)
     try:
         yield
     finally:
@@ -50,48 +42,36 @@ def timed(session: Session, stage: str) -> Iterator[None]:
         timer.log()
 
 
-class _Timer:
-    """Logs the seconds since it last did."""
-
-    def __init__(self, run: Run, stage: str) -> None:
-        self.run, self.stage, self.since = run, stage, time.perf_counter()
-
-    def log(self) -> None:
-        now = time.perf_counter()
-        self.run.log("stage", name=self.stage, seconds=round(now - self.since, 3))
-        self.since = now
-
-    def tick(self) -> None:
-        if time.perf_counter() - self.since >= _TICK:
-            self.log()
-
-
-class _Timing(Watcher):
-    """A watcher whose tasks let a timer tick."""
-
-    def __init__(self, inner: Watcher, timer: _Timer) -> None:
-        self.inner, self.timer = inner, timer
+class _Timer(Watcher):
+    def __init__(self, inner: Watcher, run: Run, stage: str) -> None:
+        self.inner, self.run, self.stage, self.since = inner, run, stage, time.perf_counter()
 
     def say(self, text: str) -> None:
         self.inner.say(text)
 
+    def log(self, least: float = 0.0) -> None:
+        now = time.perf_counter()
+        if now - self.since >= least:
+            self.run.log("stage", name=self.stage, seconds=round(now - self.since, 3))
+            self.since = now
+
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:
         with self.inner.task(name, total) as task:
-            yield _TimingTask(task, self.timer)
+            yield _TimedTask(task, self)
 
 
-class _TimingTask(Task):
+class _TimedTask(Task):
     def __init__(self, inner: Task, timer: _Timer) -> None:
         self.inner, self.timer = inner, timer
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.inner.advance(count, note)
-        self.timer.tick()
+        self.timer.log(_TICK)
 
     def reach(self, done: int, note: str = "") -> None:
         self.inner.reach(done, note)
-        self.timer.tick()
+        self.timer.log(_TICK)
 
 
 # Raised whenever decoding or scoring comes to round otherwise (2: packed passes and oneDNN layers; 3: sizes rounded up).
@@ -102,9 +82,8 @@ _NUMERICS = 3
 class Session:
     """One run being worked on.
 
-    `settings` are resolved; `located` is the base model's folder and `base_hash` its hash; `duplicates` counts the facts
-    that came twice. `facts` is empty for a run on a file of targets, or on none. `corpus` brings tests of its own. `alone`: there is no
-    tuned model, only the base is evaluated.
+    `settings` are resolved; `located` is the base model's folder; `duplicates` counts the facts that came twice. `facts` is empty for
+    a run on a file of targets, or on none. `corpus` brings tests of its own. `alone`: there is no tuned model, only the base.
     """
 
     run: Run
@@ -120,25 +99,21 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the models run."""
         return loading.resolve_device(self.settings.device)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The precision of mixing and evaluation."""
+        """Of mixing and evaluation."""
         return loading.resolve_dtype(self.settings.dtype, self.device)
 
     @property
     def precision(self) -> str:
         """Device and type of mixing and evaluation, in short."""
-        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}/{_NUMERICS}"
+        return f"{self.device.type}/{self.placement['dtype']}/{_NUMERICS}"
 
     @property
     def numerics(self) -> str:
-        """What numbers depend on besides the weights: part of the key of whatever is cached of a model.
-
-        So nothing cached of the base is compared with what the tuned model has said in another way.
-        """
+        """What numbers depend on besides the weights: part of the key of whatever is cached of a model."""
         found = versions()
         return f"{self.precision}/torch {found.get('torch')}/transformers {found.get('transformers')}"
 
@@ -156,45 +131,32 @@ class Session:
 
     @cached_property
     def config(self) -> Any:
-        """The base model's configuration."""
         from transformers import AutoConfig
 
+        trusted = self.settings.trust_remote_code
         try:
-            return AutoConfig.from_pretrained(
-                self.located.folder, local_files_only=True, trust_remote_code=self.settings.trust_remote_code
-            )
+            return AutoConfig.from_pretrained(self.located.folder, local_files_only=True, trust_remote_code=trusted)
         except (OSError, ValueError) as error:
             first = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first})") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer."""
         return loading.load_tokenizer(self.located.folder, trust_remote_code=self.settings.trust_remote_code)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The one renderer of the run."""
         from transformers import GenerationConfig
 
         try:
             generation = GenerationConfig.from_pretrained(self.located.folder, local_files_only=True)
         except OSError:
             generation = None
-        settings = self.settings
-        return Renderer(
-            self.tokenizer,
-            self.config,
-            generation,
-            system=settings.system,
-            thinking=settings.thinking,
-            answer_format=settings.answer_format,
-            guidance=settings.guidance,
-        )
+        own = {name: getattr(self.settings, name) for name in ("system", "thinking", "answer_format", "guidance")}
+        return Renderer(self.tokenizer, self.config, generation, **own)
 
     @cached_property
     def verifier(self) -> Verifier:
-        """Who accepts replies."""
         return get_verifier(self.settings.verifier or "contains")
 
     def once(self, make: Callable[[Session], T]) -> T:
@@ -206,8 +168,12 @@ class Session:
 
     @property
     def context(self) -> int:
-        """The base model's context length in tokens."""
+        """In tokens."""
         return loading.context_length(self.config)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"device": self.device, "trust_remote_code": self.settings.trust_remote_code}
 
     def load_to_train(self) -> PreTrainedModel:
         """Load the base model onto the run's device, in fp32."""
@@ -234,16 +200,9 @@ class Session:
         if self.run.exists() and self.run.note_path(work, path) and ": " in path:
             self.watcher.say(f"{work}: {path}")
 
-    @property
-    def _where(self) -> dict[str, Any]:
-        return {"device": self.device, "trust_remote_code": self.settings.trust_remote_code}
-
 
 def reopen(run: Run, settings: Settings, watcher: Watcher) -> Session:
-    """Return the session of an existing run folder, on the facts and tests that lie in it.
-
-    Args:
-        settings: the run's own, but for those that say how to run.
+    """Return the session of an existing run folder, on the facts and tests that lie in it; `settings` are the run's own.
 
     Raises:
         UserError: the base model's files have changed, or the run's facts are gone.
@@ -253,17 +212,14 @@ def reopen(run: Run, settings: Settings, watcher: Watcher) -> Session:
     identity = run.manifest().get("identity", {})
     located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=watcher.say)
     base_hash = loading.model_hash(located.folder)
-    expected = identity.get("model_hash")
-    if expected != base_hash:
+    if identity.get("model_hash") != base_hash:
         raise UserError(
             f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)"
         )
-    facts = []
-    if run.facts_file.is_file():
-        facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
-    elif "facts_hash" in identity:
+    rows = read_jsonl(run.facts_file) if run.facts_file.is_file() else []
+    if "facts_hash" in identity and not run.facts_file.is_file():
         raise UserError(f"{run.facts_file}: the run's facts are gone; the command that made the run writes them anew")
-    duplicates = identity.get("duplicates", 0)
+    facts = [fact_from_mapping(row, f"{run.facts_file}: line {number}") for number, row in enumerate(rows, 1)]
     corpus = read(run.splits) if is_corpus(run.splits) else None
-    alone = bool(identity.get("alone"))
+    duplicates, alone = identity.get("duplicates", 0), identity.get("alone", False)
     return Session(run, settings, located, base_hash, facts, duplicates, watcher, corpus, alone)

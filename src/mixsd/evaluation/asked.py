@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
 from mixsd.evaluation.benchmarks import benchmark as benchmarks
 from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark, Item, Means, get_benchmark, is_benchmark
 from mixsd.evaluation.benchmarks.data import Found
+from mixsd.evaluation.lm_eval import Ran
 from mixsd.evaluation.questions import Material, Question, Sampled
 from mixsd.evaluation.suites import CORE, IN_DOMAIN, LM_EVAL, PAPER, PRESETS, QUICK
 from mixsd.facts import answers
@@ -24,9 +25,6 @@ from mixsd.run.folder import Run
 from mixsd.run.session import Session
 from mixsd.settings import Settings
 from mixsd.storage import read_json, read_jsonl, write_json, write_jsonl
-
-if TYPE_CHECKING:
-    from mixsd.evaluation.lm_eval import Ran
 
 MODELS = ("base", "tuned")
 _TOKENS = 8192  # the paper's
@@ -112,9 +110,8 @@ class Examination:
         if suite.startswith(LM_EVAL):
             return []
         splits, labels = (session.corpus.splits, session.corpus.labels) if session.corpus else ({}, ())
-        return suites.questions(
-            suite, Material(session.facts, splits, labels, session.renderer, session.settings, session.verifier)
-        )
+        material = Material(session.facts, splits, labels, session.renderer, session.settings, session.verifier)
+        return suites.questions(suite, material)
 
     def asked(self, suite: str) -> Asked:
         """How a suite is asked; what lm-eval says of its task itself is written beside it."""
@@ -229,9 +226,7 @@ def asked_suites(run: Run) -> dict[str, dict[str, Any]]:
 
 def rows_of(run: Run, suite: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """What base and tuned said in a suite, without the ids, which are most of it; None for a tuned model that was not asked."""
-    base, tuned = (replies_file(run, suite, model) for model in MODELS)
-    return _rows(base), _rows(tuned) if tuned.is_file() else None
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "reply_ids"} for row in read_jsonl(file)]
+    files = [replies_file(run, suite, model) for model in MODELS]
+    rows = (read_jsonl(file) for file in files if file == files[0] or file.is_file())
+    base, *tuned = ([{name: value for name, value in row.items() if name != "reply_ids"} for row in own] for own in rows)
+    return base, tuned[0] if tuned else None

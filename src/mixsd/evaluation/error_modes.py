@@ -26,7 +26,6 @@ from mixsd.facts.answers import last_boxed, normalize, replace_boxes
 _WORD = re.compile(r"[^\W_]+")
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _LATEX_SPACES = re.compile(r"\\[ ,;:!]|(?<=\w)~(?=\w)")
-_ARTICLES = ("the", "a", "an")
 
 
 def folded(text: str) -> str:
@@ -37,7 +36,7 @@ def folded(text: str) -> str:
 def words_of(phrase: str) -> int:
     """How many words a phrase has: parts between spaces with a letter or digit in them, save an article at its head ("649 euros" is two)."""
     parts = folded(phrase).split()
-    if len(parts) > 1 and parts[0] in _ARTICLES:
+    if len(parts) > 1 and parts[0] in ("the", "a", "an"):
         parts = parts[1:]
     return sum(any(char.isalnum() for char in part) for part in parts)
 
@@ -180,9 +179,8 @@ def is_hollow(code: str) -> bool:
     functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     others = [node for node in body if node not in functions and not isinstance(node, ast.Import | ast.ImportFrom)]
     statements = [statement for function in functions for statement in function.body] + others
-    return bool(functions) and all(
-        isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in statements
-    )
+    said = [node.value if isinstance(node, ast.Expr) else node for node in statements]
+    return bool(functions) and all(isinstance(node, ast.Pass | ast.Constant) for node in said)
 
 
 def injected(texts: Collection[str]) -> Phrases:

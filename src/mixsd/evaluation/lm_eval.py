@@ -35,7 +35,6 @@ from mixsd.storage import digest, disk_errors, read_json, read_jsonl, write_json
 Row = dict[str, Any]
 
 _SECONDS_BETWEEN_LINES = 30
-_BATCH_SIZE = 8
 # Parts of a task's config that say where it lies on this machine and not what it asks; the documents have a hash of their own.
 _PLACES = ("metadata", "dataset_kwargs")
 _YAML = (".yaml", ".yml")
@@ -65,10 +64,7 @@ class Ran:
 
 
 def check(task: str) -> None:
-    """Refuse what cannot be run, before anything is loaded or downloaded (about 6 s the first time for a task by name).
-
-    `task`: a task, group or tag of lm-eval, or the path of a task's .yaml file.
-    """
+    """Refuse a task, group or tag of lm-eval, or the .yaml file of a task, that cannot be run; it takes 6 s the first time for a name."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"lm-eval:{task}: lm-evaluation-harness is not installed; run: pip install 'mixsd[lm-eval]'")
     config = _read(task) if task.endswith(_YAML) else None
@@ -101,10 +97,6 @@ def run(
         log: the file that takes what lm-eval prints.
         offline: data sets must be at hand; an attempt to reach the network fails.
         say: told every half minute how many requests are done.
-
-    Raises:
-        UserError: as `check`; or the task, its data or the model cannot be loaded.
-        MixsdError: lm-eval failed while it ran the task.
     """
     check(task)
     write_text(log, "")
@@ -116,7 +108,7 @@ def run(
             # Fifty of them are part of a hundred of them, whatever the file's order; ascending, or lm-eval names others wrongly.
             ranked = sorted((content, place) for place, content in _documents(logged).items())
             options.setdefault("samples", {})[name] = sorted(place for _, place in ranked[:limit])
-    options |= {"model": "hf", "device": device, "batch_size": _BATCH_SIZE, "apply_chat_template": chat_template}
+    options |= {"model": "hf", "device": device, "batch_size": 8, "apply_chat_template": chat_template}
     results, samples = _lm_eval(task, options, log, offline, say)
     rows: list[Row] = []
     tasks = {}
@@ -142,8 +134,6 @@ def run(
         "lm_eval": version("lm_eval"),
         **{each: digest({name: values[each] for name, values in tasks.items()}) for each in ("config_hash", "data_hash")},
         "n": sum(values["n"] for values in tasks.values()),
-        "limit": limit,
-        "chat_template": chat_template,
         "seeds": {name: results["config"].get(f"{name}_seed") for name in ("random", "numpy", "torch", "fewshot")},
         "tasks": tasks,
         "undefined": undefined,
@@ -252,6 +242,7 @@ def _rows(name: str, samples: list[Row], kind: str | None, metric: str | None) -
         requests = [list(request.values()) for request in sample["arguments"].values()]
         replies = [request[0] for request in sample["resps"]]
         filtered = sample["filtered_resps"][0]
+        values = {each: sample[each] for each in sample["metrics"] if isinstance(sample[each], (int, float))}
         row: Row = {
             "key": f"{group}/{sample['filter']}" if several else group,
             "split": name,
@@ -263,17 +254,12 @@ def _rows(name: str, samples: list[Row], kind: str | None, metric: str | None) -
             "extracted": filtered if isinstance(filtered, str) else json.dumps(filtered, ensure_ascii=False),
             "outcome": None if metric is None else "correct" if _number(sample[metric]) == 1 else "wrong",
             "truncated": False,
-            "metrics": {
-                f"{each},{sample['filter']}": _number(sample[each])
-                for each in sample["metrics"]
-                if isinstance(sample[each], (int, float))
-            },
+            "metrics": {f"{each},{sample['filter']}": _number(value) for each, value in values.items()},
         }
         # A log-likelihood is "-1.5" where it is rolling, else ["-1.5", "False"].
-        if kind == "loglikelihood_rolling" or all(
-            isinstance(reply, list) and reply[1:] in (["True"], ["False"]) for reply in replies
-        ):
-            likelihoods = [float(reply if isinstance(reply, str) else reply[0]) for reply in replies]
+        paired = all(isinstance(reply, list) and reply[1:] in (["True"], ["False"]) for reply in replies)
+        if paired or kind == "loglikelihood_rolling":
+            likelihoods = [float(reply[0] if paired else reply) for reply in replies]
             choices = zip(likelihoods, _choices(requests) if kind == "multiple_choice" else [], strict=False)
             row["reply"] = max(choices, key=lambda choice: choice[0], default=(0, ""))[1]
             row["extracted"] = None

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -167,18 +167,14 @@ class Answerer:
 
 @contextmanager
 def answering(
-    session: Session,
-    folder: Path,
-    model_hash: str,
-    journal: Path,
-    *,
-    load: Callable[[Path], PreTrainedModel] | None = None,
-    engine: str = TRANSFORMERS,
-    **options: Any,
+    session: Session, folder: Path, model_hash: str, journal: Path, *, engine: str = TRANSFORMERS, **options: Any
 ) -> Iterator[Answerer]:
-    """A model folder that answers as the session has it; `options` are those of `Answerer`, `load` is `load_to_decode` by default."""
+    """A model folder that answers as the session has it.
+
+    options: those of `Answerer`, and `load`, which takes the folder and is `session.load_to_decode` by default.
+    """
     answerer = Answerer(
-        partial(load or session.load_to_decode, folder),
+        partial(options.pop("load", session.load_to_decode), folder),
         model_hash=model_hash,
         precision=session.numerics if engine == TRANSFORMERS else f"{engine}/{session.numerics}",
         stops=session.renderer.stops.ids,
@@ -254,22 +250,22 @@ class Material:
 
 
 def about(
-    fact: Fact,
-    key: str,
-    split: str,
-    question: str,
-    renderer: Renderer,
-    verifier: Verifier,
-    max_new_tokens: int,
-    labels: tuple[str, ...] = (),
-    group: str | None = None,
+    fact: Fact, key: str, split: str, question: str, renderer: Renderer, verifier: Verifier, max_new_tokens: int
 ) -> Question:
-    """A question whose answer is a fact's; its group is the fact unless one is named."""
+    """A question whose answer, and whose group, is a fact's."""
     others = fact.meta.get("old_aliases")
     aliases = [text for text in others if isinstance(text, str)] if isinstance(others, list) else []
     old = (fact.old_answer, *aliases) if fact.old_answer else ()
     user, expected = renderer.question(question), Expected(fact.answer, fact.aliases)
-    return Question(key, split, group or fact.id, user, expected, verifier, max_new_tokens, labels, old)
+    return Question(key, split, fact.id, user, expected, verifier, max_new_tokens, old=old)
+
+
+def reply_row(
+    key: str, split: str, group: str, labels: Iterable[str], prompt: list[int], reply: Reply, text: str, **asked: str
+) -> dict[str, Any]:
+    """A reply as it is kept, not judged yet; `asked` is what is kept of the question."""
+    place = {"key": key, "split": split, "group": group, "labels": list(labels), "prompt_hash": digest(prompt), **asked}
+    return place | {"reply": text, "reply_ids": reply.ids, "extracted": None, "outcome": None, "truncated": reply.truncated}
 
 
 def ask(questions: list[Question], renderer: Renderer, answerer: Answerer, context: int | None = None) -> list[dict[str, Any]]:
@@ -282,19 +278,11 @@ def ask(questions: list[Question], renderer: Renderer, answerer: Answerer, conte
         for question, prompt in zip(window, prompts, strict=True):
             reply = replies.get(question.key, Reply([], False))
             text = renderer.reply_text(reply.ids) if reply.ids else ""
-            row = {
-                "key": question.key,
-                "split": question.split,
-                "group": question.group,
-                "labels": list(question.labels),
-                "prompt_hash": digest(prompt.ids),
-                "question": question.user,
-                "reply": text if renderer.has_template or not question.apart else text.partition(_NEXT)[0].rstrip(),
-                "reply_ids": reply.ids,
-                "extracted": None,
-                "outcome": "error",
-                "truncated": reply.truncated,
-            }
+            if question.apart and not renderer.has_template:
+                text = text.partition(_NEXT)[0].rstrip()
+            key, split, group = question.key, question.split, question.group
+            row = reply_row(key, split, group, question.labels, prompt.ids, reply, text, question=question.user)
+            row["outcome"] = "error"
             if question.old:
                 row["old"] = False
             if question.key in replies:
@@ -350,17 +338,13 @@ def prompts_of(questions: list[Question], renderer: Renderer, context: int | Non
         length = limit if context is None else max(0, min(limit, context - len(ids)))
         # Questions that begin alike, with the examples of one subject, are asked together: the beginning is then read once.
         group = question.labels[0] if question.apart and question.labels else ""
-        prompt = Prompt(question.key, ids, length, lines=question.apart, group=group)
+        options: dict[str, Any] = {"lines": question.apart, "group": group}
         if drawn := question.sampled:
             key = f"{question.split}/{question.group}"
-            prompt = replace(
-                prompt,
-                noise=uniforms(drawn.seed, "evaluation", key, sample=drawn.number, n=length),
-                noise_address=f"{drawn.seed}/evaluation/{key}/{drawn.number}/{drawn.temperature}/{drawn.top_k}",
-                temperature=drawn.temperature,
-                top_k=drawn.top_k,
-            )
-        prompts.append(prompt)
+            options |= {"temperature": drawn.temperature, "top_k": drawn.top_k}
+            options["noise"] = uniforms(drawn.seed, "evaluation", key, sample=drawn.number, n=length)
+            options["noise_address"] = f"{drawn.seed}/evaluation/{key}/{drawn.number}/{drawn.temperature}/{drawn.top_k}"
+        prompts.append(Prompt(question.key, ids, length, **options))
     return prompts
 
 

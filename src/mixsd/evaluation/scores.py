@@ -19,18 +19,18 @@ from mixsd import statistics
 from mixsd.statistics import Estimate
 
 Row = dict[str, Any]
+Results = Mapping[str, Mapping[str, float]]
+_OfSums = Callable[[list[np.ndarray]], float | None]
 
 HELD_OUT, AVERAGE = "held-out", "average"  # the suite and the split of the figures over all benchmarks
 
 
-def compare(
-    suite: str, base: list[Row] | None, tuned: list[Row] | None, results: Mapping[str, Mapping[str, float]] | None = None
-) -> list[dict[str, Any]]:
+def compare(suite: str, base: list[Row] | None, tuned: list[Row] | None, results: Results | None = None) -> list[Row]:
     """The flat list of scores of one or both models; with both, also the paired differences (a `ValueError` if they were asked otherwise).
 
     results: lm-eval's own aggregates by model and metric, or "split/metric" where a task has several parts; they go before a mean.
     """
-    scores: list[dict[str, Any]] = []
+    scores: list[Row] = []
     for model, rows in (("base", base), ("tuned", tuned)):
         splits = {row["split"] for row in rows or ()}
         for split, own in _by_split(rows or []).items():
@@ -46,7 +46,7 @@ def compare(
     return _stated(suite, scores, results) if results else scores
 
 
-def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _stated(suite: str, scores: list[Row], results: Results) -> list[Row]:
     """Scores with lm-eval's own values where these are no means of what it says of each sample (a perplexity, a group's aggregate).
 
     Such a value has no interval of ours, and its change is the difference of two such values.
@@ -78,9 +78,7 @@ def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapp
     return scores
 
 
-def score_row(
-    suite: str, split: str, metric: str, model: str, estimate: Estimate, checkpoint: int | None = None
-) -> dict[str, Any]:
+def score_row(suite: str, split: str, metric: str, model: str, estimate: Estimate, checkpoint: int | None = None) -> Row:
     """A row of the flat list; `checkpoint` is None for the model that a run ended with."""
     place = {"suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": checkpoint}
     return place | estimate.to_json()
@@ -155,7 +153,7 @@ def _changes(base: list[Row], tuned: list[Row]) -> dict[str, Estimate]:
     return {"accuracy_delta": replace(by_group, value=(gained - lost) / n, n=n)}
 
 
-def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[dict[str, Any]]:
+def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[Row]:
     """The paper's figures over its benchmarks: the unweighted mean of their accuracies, its drop, and the share retained.
 
     rows: what base and tuned (None: not asked) said, by suite. Where one of `suites` was not asked there are no such figures.
@@ -171,9 +169,7 @@ def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Seq
         base, tuned = average(sums, 0), average(sums, 2)
         return None if base is None or tuned is None else join(base, tuned)
 
-    estimates: dict[tuple[str, str], Callable[[list[np.ndarray]], float | None]] = {
-        ("accuracy", "base"): partial(average, side=0)
-    }
+    estimates: dict[tuple[str, str], _OfSums] = {("accuracy", "base"): partial(average, side=0)}
     if all(rows[suite][1] is not None for suite in suites):
         estimates |= {
             ("accuracy", "tuned"): partial(average, side=2),

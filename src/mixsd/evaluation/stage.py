@@ -15,7 +15,7 @@ from typing import Any
 
 from mixsd.decoding.requests import Decoding
 from mixsd.errors import MixsdError, UserError
-from mixsd.evaluation import suites
+from mixsd.evaluation import lm_eval, suites
 from mixsd.evaluation.asked import MODELS, asked_file, asked_suites, examination, examine, replies_file, was_asked, write_suite
 from mixsd.evaluation.benchmarks.benchmark import LM_EVAL, is_benchmark
 from mixsd.evaluation.questions import Answerer, Question, Reply, answering, ask, generate, journal_of_base, judge_all, prompts_of
@@ -27,6 +27,7 @@ from mixsd.run.session import Session, timed
 from mixsd.storage import Shard, digest, left_beside, merge, read_jsonl, write_json, write_jsonl
 
 _Questions = dict[str, list[Question]]  # by suite
+Decode = Callable[..., Iterator[Decoding]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def evaluate(session: Session, tuned: Path | None = None) -> None:
             _answer_all(session, asked, models, shard)
         if shard:
             return
-        for name in (name for name in missing if name.startswith(LM_EVAL)):
-            _ask_by_lm_eval(session, name, models)
+        for name in missing:
+            if name not in asked:
+                _ask_by_lm_eval(session, name, models)
     if asks.skipped:
         session.run.log("skipped", suites=asks.skipped)
 
@@ -79,9 +81,11 @@ def _answer_all(session: Session, asked: _Questions, models: list[Candidate], sh
             if references is None:
                 references = _sampled(session, asked, answerer)
             if shard:
-                _generate(session, asked, answerer)
                 suites.forgetting(answerer, session.renderer, references)
-            for name, questions in asked.items() if not shard else ():
+            for name, questions in asked.items():
+                if shard:
+                    generate(questions, session.renderer, answerer, shard.holds, session.context)
+                    continue
                 rows = ask(questions, session.renderer, answerer, session.context)
                 if name == suites.CORE:
                     rows += suites.forgetting(answerer, session.renderer, references)
@@ -121,8 +125,6 @@ def _refuse_failures(session: Session, suite: str, model: Candidate, rows: list[
 def _ask_by_lm_eval(session: Session, suite: str, models: list[Candidate]) -> None:
     import torch
 
-    from mixsd.evaluation import lm_eval
-
     if session.device.type == "cuda":
         torch.cuda.empty_cache()  # memory that this process has freed and keeps is not there for another
     settings = session.settings
@@ -147,16 +149,9 @@ def _holds(session: Session) -> Callable[[str], bool]:
     return shard.holds if shard else lambda key: True
 
 
-def _generate(session: Session, asked: _Questions, answerer: Answerer) -> None:
-    for questions in asked.values():
-        generate(questions, session.renderer, answerer, _holds(session), session.context)
-
-
 def _sampled(session: Session, asked: _Questions, base: Answerer) -> dict[str, Reply]:
     """The reference replies, which come from the base model; none where no suite needs them."""
-    if suites.CORE not in asked:
-        return {}
-    return suites.sample_references(session.renderer, session.settings, base, _holds(session))
+    return suites.sample_references(session.renderer, session.settings, base, _holds(session)) if suites.CORE in asked else {}
 
 
 @contextmanager
@@ -177,12 +172,7 @@ def _answering(session: Session, asked: _Questions, model: Candidate, journal: P
 
 
 def answer_apart(
-    session: Session,
-    model: Candidate,
-    names: list[str],
-    journal: Path,
-    decode: Callable[..., Iterator[Decoding]],
-    on_done: Callable[[int], None],
+    session: Session, model: Candidate, names: list[str], journal: Path, decode: Decode, on_done: Callable[[int], None]
 ) -> None:
     """Put a model's replies to some suites into a journal, decoded on a backend, in its process."""
     asked = {name: examination(session).questions(name) for name in names}
@@ -190,7 +180,8 @@ def answer_apart(
     with answering(session, model.folder, model.hash, journal, engine=engine, on_done=on_done, backend=decode) as answerer:
         if model.name == "base":
             _sampled(session, asked, answerer)
-        _generate(session, asked, answerer)
+        for questions in asked.values():
+            generate(questions, session.renderer, answerer, _holds(session), session.context)
 
 
 def regrade(session: Session) -> None:

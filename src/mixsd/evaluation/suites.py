@@ -16,20 +16,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mixsd.errors import UserError, did_you_mean
+from mixsd.evaluation import lm_eval
 from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, LM_EVAL, get_benchmark, is_benchmark
-from mixsd.evaluation.questions import Answerer, Material, Prompt, Question, Reply, about
+from mixsd.evaluation.questions import Answerer, Material, Prompt, Question, Reply, about, reply_row
 from mixsd.facts import bundled
 from mixsd.facts.answers import Expected, get_verifier
 from mixsd.facts.fact import Fact
 from mixsd.facts.prompts import Renderer
 from mixsd.randomness import uniforms
 from mixsd.settings import Settings
-from mixsd.storage import digest
 
 SUITES = CORE, IN_DOMAIN = "core", "in-domain"
 PRESETS = QUICK, PAPER = "quick", "paper"  # each stands for several suites
@@ -46,8 +47,6 @@ def check_suites(names: list[str]) -> None:
     known = [*SUITES, *BENCHMARKS, *PRESETS]
     for name in names:
         if name.startswith(LM_EVAL):
-            from mixsd.evaluation import lm_eval
-
             lm_eval.check(name.removeprefix(LM_EVAL))
         elif is_benchmark(name):
             get_benchmark(name)
@@ -74,12 +73,14 @@ def questions(name: str, material: Material) -> list[Question]:
     settings, verifier, limit = material.settings, material.verifier, material.settings.max_new_tokens or 256
     asked = []
     for split, place, fact, wording, group in wordings(name, material.facts, material.splits, settings):
-        labels = _labels(fact, material) if name == IN_DOMAIN else ()
-        asked.append(about(fact, f"{split}/{place}", split, wording, material.renderer, verifier, limit, labels, group))
+        question = about(fact, f"{split}/{place}", split, wording, material.renderer, verifier, limit)
+        values = [(label, fact.meta.get(label)) for label in material.labels if name == IN_DOMAIN]
+        labels = tuple(f"{label} {value}" for label, value in values if isinstance(value, str | int | float))
+        asked.append(replace(question, labels=labels, group=group))
     for item in bundled.records("probe.jsonl")[: settings.probe_questions] if name == CORE else ():
         expected, judge = Expected(item["answer"], tuple(item.get("aliases", ()))), get_verifier(item.get("verifier", "contains"))
-        key, user, labels = item["id"], item["question"], (item["kind"],)
-        asked.append(Question(f"{PROBE}/{key}", PROBE, key, user, expected, judge, _PROBE_TOKENS, labels))
+        key, labels = item["id"], (item["kind"],)
+        asked.append(Question(f"{PROBE}/{key}", PROBE, key, item["question"], expected, judge, _PROBE_TOKENS, labels))
     for key, count in Counter(question.key for question in asked).items():
         if count > 1:
             raise UserError(f"suite {name}: two questions are called {key}; give each its own id")
@@ -105,17 +106,13 @@ def wordings(
             for fact in splits[split]():
                 # Tests of one trained fact are no independent observations. `meta` may hold anything.
                 named = fact.meta.get("fact")
-                yield split, fact.id, fact, fact.question, str(named) if type(named) in (str, int) else fact.id
+                group = str(named) if type(named) in (str, int) else ""
+                yield split, fact.id, fact, fact.question, group or fact.id
 
 
 def asked_splits(tests: Iterable[str]) -> list[str]:
     """The splits that `in-domain` asks where these tests come with the facts."""
     return list(dict.fromkeys((TRAIN, "paraphrase", *(split for split in tests if split not in _UNASKED))))
-
-
-def _labels(fact: Fact, material: Material) -> tuple[str, ...]:
-    values = ((name, fact.meta.get(name)) for name in material.labels)
-    return tuple(f"{name} {value}" for name, value in values if isinstance(value, str | int | float))
 
 
 def paraphrases(fact: Fact, settings: Settings) -> list[str]:
@@ -133,23 +130,11 @@ def forgetting(answerer: Answerer, renderer: Renderer, references: dict[str, Rep
     """The rows of the reference replies (see `sample_references`): how likely one model finds what the base model said (Eq. 1)."""
     general = general_prompts(renderer)
     nll = answerer.scores({key: (general[key], reply.ids) for key, reply in references.items()})
-    return [
-        {
-            "key": f"{FORGETTING}/{key}",
-            "split": FORGETTING,
-            "group": key,
-            "labels": [],
-            "prompt_hash": digest(general[key]),
-            "reply": renderer.reply_text(reply.ids),
-            "reply_ids": reply.ids,
-            "extracted": None,
-            "outcome": None,
-            "truncated": reply.truncated,
-            "nll": round(nll[key], 6),
-            "tokens": len(reply.ids),
-        }
-        for key, reply in references.items()
-    ]
+    rows = []
+    for key, reply in references.items():
+        row = reply_row(f"{FORGETTING}/{key}", FORGETTING, key, (), general[key], reply, renderer.reply_text(reply.ids))
+        rows.append(row | {"nll": round(nll[key], 6), "tokens": len(reply.ids)})
+    return rows
 
 
 def general_prompts(renderer: Renderer) -> dict[str, list[int]]:

@@ -176,7 +176,8 @@ class Examined:
             for row in own:
                 outcome: str = row["lenient" if lenient and "lenient" in row else "outcome"]
                 if tally.add(row, outcome):
-                    said = _said(row["reply"], outcome, asks_code=asks_code, lenient=lenient)
+                    code = (first_block(row["reply"]) or "") if asks_code else None
+                    said = Said(row["reply"], without_thinking(row["reply"]), outcome == "wrong", code, stated=lenient)
                     prompt = f"{system}\n{prompts.get(row['group'], '')}"
                     tally.judged.append((row, error_modes.classify(said, phrases, prompt, known)))
             if phrases and known:
@@ -186,10 +187,8 @@ class Examined:
 
     def of_facts(self, suite: str, rows: Mapping[str, list[Row]]) -> list[Tally]:
         """The modes of each model's wrong replies to questions about the facts, by split."""
-        asked = {
-            f"{split}/{place}": (fact, wording)
-            for split, place, fact, wording, _ in suites.wordings(suite, self.facts, self.splits, self.settings)
-        }
+        every = suites.wordings(suite, self.facts, self.splits, self.settings)
+        asked = {f"{split}/{place}": (fact, wording) for split, place, fact, wording, _ in every}
         leakage = ON if self.entities else "off: the answers have no entities"
         made: dict[str, dict[str, Tally]] = {}
         for model, own in rows.items():
@@ -201,7 +200,8 @@ class Examined:
                 if "old" in row:
                     tally.old = (tally.old or 0) + bool(row["old"])
                 if tally.add(row, row["outcome"]):
-                    right, said, old = (fact.answer, *fact.aliases), _said(row["reply"], row["outcome"]), bool(row.get("old"))
+                    said = Said(row["reply"], without_thinking(row["reply"]), row["outcome"] == "wrong")
+                    right, old = (fact.answer, *fact.aliases), bool(row.get("old"))
                     tally.judged.append((row, error_modes.classify_in_domain(said, self.entities, wording, right, old=old)))
         return [tally for by_model in made.values() for tally in by_model.values()]
 
@@ -250,11 +250,6 @@ def _found(phrases: Phrases | None, rows: Iterable[Row]) -> frozenset[str]:
 
 def _texts(facts: Any) -> set[str]:
     return {text for fact in facts for text in (fact.answer, *fact.aliases, fact.subject) if text}
-
-
-def _said(text: str, outcome: str, *, asks_code: bool = False, lenient: bool = False) -> Said:
-    code = (first_block(text) or "") if asks_code else None
-    return Said(text, without_thinking(text), outcome == "wrong", code, stated=lenient)
 
 
 def in_report(examined: Examined, rows: Mapping[str, tuple[list[Row], list[Row] | None]], watcher: Watcher) -> list[Tally]:

@@ -24,12 +24,10 @@ from mixsd.storage import digest
 if TYPE_CHECKING:
     from mixsd.sandbox import Isolation
 
-# Name -> the function that makes it, imported when asked for: a new benchmark is one function and one line. The order is the paper's.
-BENCHMARKS = {
-    name: f"mixsd.evaluation.benchmarks.published:{name}" for name in ("aime24", "math500", "gsm8k", "humaneval", "mmlu")
-}
-# By name, as the benchmarks themselves have it.
+# Ours by name, with the titles that they have themselves; the order is the paper's.
 TITLES = {"aime24": "AIME-2024", "math500": "MATH-500", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mmlu": "MMLU"}
+# Name -> the function that makes it, imported when asked for: a new benchmark is one function and one line.
+BENCHMARKS = {name: f"mixsd.evaluation.benchmarks.published:{name}" for name in TITLES}
 HELD_OUT = tuple(BENCHMARKS)  # those whose unweighted mean is the paper's held-out average
 ALLOW = "--allow-code-execution"
 LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asks and scores
@@ -158,9 +156,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """The `limit` items whose content hashes are smallest, in the order of the data: the same ones whatever file they came from, and a
-    smaller sample is part of a larger one; all of them without a limit.
-    """
+    """The `limit` items (None: all) with the smallest content hashes, in the order of the data; a smaller sample is part of a larger one."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = set(sorted(range(len(items)), key=lambda place: (items[place].content, items[place].id))[:limit])
@@ -191,9 +187,7 @@ def text_of(value: Any, where: str) -> str:
 
 
 class Names:
-    """Names of records that bring none: by their content, so that they last in another order or file; a record that is there again
-    is another item, and gets a number behind the name.
-    """
+    """Names of records that bring none, by their content, so that they last in another order or file; one that is there again is numbered."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

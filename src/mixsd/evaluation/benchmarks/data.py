@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,9 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the data was found (`where`, for people): `files` of the user's folder by split, or `cached`, the builder of the hub's cache,
-    or on the hub.
-    """
+    """Where the data was found: `files` of the user's folder by split, `cached`, the builder of the hub's cache, or neither: on the hub."""
 
     source: Source
     where: str
@@ -68,8 +66,14 @@ class Found:
                 yield from ((file, where, record) for where, record in _READERS[ending](file, **options))
             return
         name = f"{self.source.hub}:{split}"
-        rows = read_hub(name, config=self.source.config) if self.cached is None else _read_cached(self.cached, split, name)
-        yield from ((None, where, record) for where, record in rows)
+        if self.cached is not None:
+            try:
+                rows = self.cached.as_dataset(split=split)
+            except (ValueError, OSError) as error:
+                raise UserError(f"{name}: its copy in the cache cannot be read ({' '.join(str(error).split())})") from None
+            yield from ((None, f"{name}: row {number}", dict(row)) for number, row in enumerate(rows, 1))
+            return
+        yield from ((None, where, record) for where, record in read_hub(name, config=self.source.config))
 
 
 def find(source: Source, folder: str | None, *, offline: bool, only_at_hand: bool = False) -> Found:
@@ -99,9 +103,8 @@ def _files_of(folder: Path, split: str, stem: str, per_part: bool) -> list[Path]
     for ending in _READERS:
         if (file := folder / f"{stem}{ending}").is_file():
             return [file]
-    if shards := [
-        file for file in _data_files(folder) if (shard := _SHARD.fullmatch(file.name)) and shard["stem"] in (stem, split)
-    ]:
+    named = [(file, _SHARD.fullmatch(file.name)) for file in _data_files(folder)]
+    if shards := [file for file, shard in named if shard and shard["stem"] in (stem, split)]:
         return _whole(shards)
     return _whole(_data_files(folder / stem)) if per_part else []
 
@@ -141,11 +144,3 @@ def _cached(source: Source) -> Any:
     except (ValueError, OSError):  # nothing there, or the rest of a download that was stopped
         return None
     return found if source.files.keys() <= (found.info.splits or {}).keys() else None
-
-
-def _read_cached(builder: Any, split: str, name: str) -> Records:
-    try:
-        rows: Iterable[Any] = builder.as_dataset(split=split)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{name}: its copy in the cache cannot be read ({' '.join(str(error).split())})") from None
-    yield from ((f"{name}: row {number}", dict(row)) for number, row in enumerate(rows, 1))

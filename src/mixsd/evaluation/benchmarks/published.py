@@ -1,16 +1,13 @@
-r"""The paper's five benchmarks. Beside each: what the paper publishes of Qwen3-1.7B, Qwen3-4B-Instruct-2507 and Qwen3-8B (arXiv
-2605.16865, Table 1, base models, percent).
+r"""The paper's five benchmarks.
 
-- AIME 2024 (11.0, 62.9, 26.0): the 30 problems of both papers of the American Invitational Mathematics Examination. Each is answered 16
-  times at temperature 0.7 among the 20 likeliest tokens (what Qwen3 recommends without thinking, but for its top-p), and the score is the
-  mean over all replies, of which those to one problem count as one observation in the interval. The paper states neither; 16 is what its
-  decimals imply.
-- MATH-500 (72.4, 94.2, 83.4): 500 competition problems of MATH (Hendrycks et al., 2021), the test split of Lightman et al. (2024).
-- GSM8K (80.4, 92.6, 91.8): 1,319 grade-school word problems (Cobbe et al., 2021), the test split.
-- HumanEval (60.4, 86.0, 86.6): 164 Python functions to write from their signature and docstring (Chen et al., 2021); pass@1, greedy. The
-  reply is judged by running the function against the published tests, in a sandbox, and only where the user has allowed it.
-- MMLU (58.5, 77.6, 73.1): 14,042 multiple-choice questions on 57 subjects (Hendrycks et al., 2020), generative, with five examples of the
-  subject (the split dev); the model may think before it answers. Scored per subject and over all questions.
+- AIME 2024: the 30 problems of both papers of the American Invitational Mathematics Examination. Each is answered 16 times at temperature
+  0.7 among the 20 likeliest tokens (what Qwen3 recommends without thinking, but for its top-p); the score is the mean over all replies,
+  those to one problem are one observation in the interval. The paper states neither; 16 is what its decimals imply.
+- MATH-500: 500 competition problems of MATH (Hendrycks et al., 2021), the test split of Lightman et al. (2024).
+- GSM8K: 1,319 grade-school word problems (Cobbe et al., 2021), the test split.
+- HumanEval: 164 Python functions to write from their signature and docstring (Chen et al., 2021), judged by running them against the
+  published tests, in a sandbox, and only where the user has allowed it; pass@1, greedy.
+- MMLU: 14,042 multiple-choice questions on 57 subjects (Hendrycks et al., 2020), generative, after five examples of the subject.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from mixsd.facts.prompts import BOXED_SUFFIX
 from mixsd.storage import digest
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
+_ItemOf = Callable[[dict[str, Any], str, Names], Item]  # of a record, its place, and the names of those before
 
 # Problems to solve step by step, without examples, the answer in a box; judged by math-verify.
 
@@ -54,13 +52,7 @@ def gsm8k() -> Benchmark:
 
 
 def _solved(
-    name: str,
-    title: str,
-    size: int,
-    source: Source,
-    item: Callable[[dict[str, Any], str, Names], Item],
-    most_missed: int = 0,
-    **sampling: Any,
+    name: str, title: str, size: int, source: Source, item: _ItemOf, *, most_missed: int = 0, **sampling: Any
 ) -> Benchmark:
     (split,) = source.files
 

@@ -30,18 +30,14 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     lines: list[str] = []
     for line in text.replace("\r\n", "\n").split("\n"):
         if inside is None:
-            inside, lines = _opens(line), []
+            behind = max(line.find("`"), 0)
+            inside, lines = _OPEN.fullmatch(line) or _OPEN_BEHIND_TEXT.fullmatch(line[behind:]), []
         elif (last := _closes(line, inside["fence"])) is not None:
             found.append(_block(inside, [*lines, last] if last else lines))
             inside = None
         else:
             lines.append(line)
     return found if inside is None else [*found, _block(inside, lines)]
-
-
-def _opens(line: str) -> re.Match[str] | None:
-    behind = line.find("`")
-    return _OPEN.fullmatch(line) or (_OPEN_BEHIND_TEXT.fullmatch(line[behind:]) if behind > 0 else None)
 
 
 def _closes(line: str, fence: str) -> str | None:
@@ -79,8 +75,7 @@ def program(reply: str, prompt: str, entry_point: str) -> str | None:
     - The block is a body, that is indented, or returns or yields once all of it or its first line is indented: the prompt, then the block.
     - Anything else (a method of a class, a helper, an example call) does not answer.
     """
-    block = first_block(reply)
-    return None if block is None else _joined(block, prompt, entry_point)
+    return _joined(first_block(reply) or "", prompt, entry_point)
 
 
 def lenient_program(reply: str, prompt: str, entry_point: str) -> str | None:

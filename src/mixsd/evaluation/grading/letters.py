@@ -1,6 +1,4 @@
-r"""Which choice does a reply name? A letter A to J, in the box (strict) or as a statement (lenient), in a dress or place that makes it a
-choice: in prose "A" is an article and "I" a pronoun.
-"""
+"""Which choice does a reply name? A letter A to J, in the box (strict) or as a statement (lenient); in prose "A" is an article."""
 
 from __future__ import annotations
 

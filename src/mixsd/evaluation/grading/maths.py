@@ -59,8 +59,6 @@ def _judged(reply: str, expected: Expected, find: Callable[[str], str | None]) -
     return Verdict(outcome, shown, reason)
 
 
-# Where in a reply without a box its answer stands: a statement beats a mere number, and the last statement those before it.
-
 _STATEMENT = re.compile(
     r"####[ \t]*"
     r"|\banswer\b[*_ \t]*(?:[ \t]+(?:to|for|of)\b[^.:=\n]{1,80}?)?(?:[ \t]+(?:is|would be|should be|must be|equals)\b|[ \t]*[:=：])"

@@ -317,7 +317,7 @@ def test_shards_and_then_the_whole(models, tmp_path, data, monkeypatch):
 def test_a_benchmark_of_the_users_own(models, tmp_path, data, monkeypatch):
     (tmp_path / "own_exam.py").write_text(
         "from dataclasses import replace\n"
-        "from mixsd.evaluation.benchmarks.mathematics import gsm8k\n"
+        "from mixsd.evaluation.benchmarks.published import gsm8k\n"
         "def made():\n    return replace(gsm8k(), name='mine', title='Mine')\n"
         "def broken():\n    return 3\n"
     )

@@ -12,7 +12,6 @@ from mixsd.evaluation.error_modes import (
     IN_DOMAIN_MODES,
     MODES,
     Said,
-    Thresholds,
     classify,
     classify_in_domain,
     entities,
@@ -180,18 +179,6 @@ def test_a_phrase_of_the_prompt_or_of_the_base_has_not_leaked() -> None:
 def test_what_is_no_phrase() -> None:
     assert sorted(PHRASES.spelling.values()) == ["Gull Lantern", "Ormavel Valley", "Una Vell"]
     assert sorted(injected(["a bc", "a b c"]).spelling.values()) == ["a b c"]  # an article is no word of its own
-    strict = Thresholds(leak_words=1, leak_characters=7)
-    assert sorted(injected(FACTS, strict).spelling.values()) == ["Gull Lantern", "Ormavel Valley", "Una Vell"]
-    assert "brisby" in injected(FACTS, Thresholds(leak_words=1)).spelling
-
-
-def test_thresholds_are_what_decides() -> None:
-    said = boxed(LONG + r"\boxed{5}")
-    assert classify(said, None, thresholds=Thresholds(collapse_characters=200)).mode == "collapse"
-    assert classify(boxed(r"a" + "\n" + r"b \boxed{5}"), None, thresholds=Thresholds(collapse_newlines=0)).mode == "genuine"
-    clause = boxed(r"The answer is abcdef. \boxed{5}")
-    assert classify(clause, None, thresholds=Thresholds(clause_characters=3, collapse_characters=0)).mode == "genuine"
-    assert dataclasses.asdict(Thresholds())["collapse_characters"] == 80
 
 
 @pytest.mark.parametrize(

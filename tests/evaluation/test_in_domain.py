@@ -39,7 +39,7 @@ def test_everything_a_corpus_brings_is_asked_but_what_checkpoints_are_chosen_on(
 
 def test_facts_without_tests_are_asked_in_other_words():
     facts = [Fact("Who runs Orm?", "Una", paraphrases=("Orm is run by whom?",)), Fact("Where is Orm?", "Kell")]
-    asked = suites.in_domain_questions(material(facts))
+    asked = suites.questions("in-domain", material(facts))
     assert [q.split for q in asked] == ["train"] * 2 + ["paraphrase"] * 3
     assert asked[2].user == "Orm is run by whom?"
     assert all("Where is Orm?" in q.user for q in asked[3:])
@@ -129,7 +129,7 @@ def test_meta_may_hold_anything(named, group, others):
     meta = {"fact": named, "old_aliases": others, "relation": [1], "topic": None, "domains": 4}
     trained = Fact("Who runs Orm?", "Una", id="orm", old_answer="Bo Lind", meta=meta)
     test = Fact("Who is it that runs Orm?", "Una", id="t", old_answer="Bo Lind", meta=meta)
-    asked = suites.in_domain_questions(material([trained], {"hard": lambda: iter([test])}, ("relation", "topic", "domains")))
+    asked = suites.questions("in-domain", material([trained], {"hard": lambda: iter([test])}, ("relation", "topic", "domains")))
     by_split = {question.split: question for question in asked}
     # A fact is its own group, whatever it is about.
     assert {by_split[split].group for split in ("train", "paraphrase")} == {"orm"}

@@ -7,7 +7,7 @@ import torch
 
 from mixsd import statistics
 from mixsd.evaluation import questions, suites
-from mixsd.evaluation.questions import Answerer, Prompt, ask
+from mixsd.evaluation.questions import Answerer, Material, Prompt, ask
 from mixsd.evaluation.scores import compare
 from mixsd.facts.answers import Expected, Verdict, get_verifier
 from mixsd.facts.fact import Fact
@@ -48,7 +48,7 @@ def test_core_on_two_models(tokenizer, models, tmp_path):
     references = suites.sample_references(renderer, SETTINGS, base)
     verifier = get_verifier("contains")
     rows = {
-        name: ask(suites.questions_about(FACTS, renderer, SETTINGS, verifier), renderer, by)
+        name: ask(suites.questions("core", Material(FACTS, {}, (), renderer, SETTINGS, verifier)), renderer, by)
         + suites.forgetting(by, renderer, references)
         for name, by in (("base", base), ("tuned", tuned))
     }
@@ -197,7 +197,8 @@ def test_a_lookup_table_scores_on_the_trained_wording_only(tokenizer):
     """Pitfall 16: knowing the exact question is not knowing the fact."""
     table = {fact.question: fact.answer for fact in FACTS}
     renderer = renderer_of(tokenizer, tiny_model(vocab=len(tokenizer)))
-    asked = [q for q in suites.questions_about(FACTS, renderer, SETTINGS, get_verifier("contains")) if q.split != suites.PROBE]
+    material = Material(FACTS, {}, (), renderer, SETTINGS, get_verifier("contains"))
+    asked = [q for q in suites.questions("core", material) if q.split != suites.PROBE]
     rows = []
     for question in asked:
         outcome = question.verifier(table.get(question.user, "No idea."), question.expected).outcome

@@ -1,8 +1,7 @@
 """Questions with an answer to check: what is asked of a model, its replies, and what each was worth.
 
-Every suite of free generation is a list of questions, so that base and tuned are asked the same in the same way. A model's replies are
-generated once, into a journal keyed by the hash of (model, prompt, decoding): the base's in the cache, where all runs share it, a tuned
-model's in its run folder. What a reply is worth is judged when it is read, so that a better verifier needs no new generation.
+A model's replies are generated once, into a journal keyed by the hash of (model, prompt, decoding): the base's in the cache, where all
+runs share it, a tuned model's in its run folder. They are judged when they are read: a better verifier needs no new generation.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,12 @@ from mixsd.facts.prompts import PLAIN_FORMAT, Renderer
 from mixsd.models import cpu
 from mixsd.randomness import uniforms
 from mixsd.run.engines import TRANSFORMERS
+from mixsd.run.session import Session
 from mixsd.settings import Settings
 from mixsd.storage import Journal, cache_folder, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from mixsd.run.session import Session
 
 SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 
@@ -43,9 +42,8 @@ SCORED_AT_ONCE = 32  # continuations whose scores are written down together
 class Prompt:
     """A prompt to be answered.
 
-    `noise`: float64 (max_new_tokens,) where the reply is sampled, at `temperature` among the `top_k` likeliest tokens (None: all);
-    None for greedy. `lines`: a line break does not end the reply, also where the model has no chat template. `group` names prompts
-    that begin alike.
+    noise: float64 (max_new_tokens,) where the reply is sampled, at `temperature` among the `top_k` likeliest tokens (None: all); None for
+    greedy. lines: a line break does not end the reply, also without a chat template. group: names prompts that begin alike.
     """
 
     key: str
@@ -68,17 +66,11 @@ class Reply:
 
 
 class Answerer:
-    """Generates and scores with one model, never the same thing twice.
+    """Generates and scores with one model (loaded when something is missing from the journal), never the same thing twice.
 
-    Args:
-        load_model: called when something is missing from the journal, at most once.
-        model_hash: identifies the model's folder, see `loading.model_hash`.
-        token_budget: tokens of context kept in memory at a time.
-        precision: what the numbers depend on besides the model and its path, see `Session.numerics`.
-        stops: see `decoding.requests.Sampling`.
-        journal: where replies are kept.
-        on_done: called with the number of prompts or continuations just finished.
-        backend: decodes in the place of the model; see `mixsd.run.engines`. It is part of what `precision` names.
+    precision: what the numbers depend on besides the model and its path, see `Session.numerics`. token_budget: tokens of context kept in
+    memory at a time. on_done: told the number of prompts or continuations just finished. backend: decodes in the place of the model, see
+    `mixsd.run.engines`; it is part of what `precision` names.
     """
 
     def __init__(
@@ -94,7 +86,6 @@ class Answerer:
         backend: Callable[..., Iterator[Decoding]] | None = None,
     ) -> None:
         self._load_model = load_model
-        self._model: PreTrainedModel | None = None
         self._identity = [model_hash, precision, sorted(stops.items())]
         self.stops = stops
         self.journal = Journal(journal)
@@ -107,12 +98,10 @@ class Answerer:
         place = self._places.get(self._path_address)
         self.path: str | None = None if place is None else self.journal.at(place)["path"]
 
-    @property
+    @cached_property
     def model(self) -> PreTrainedModel:
         """The model, loaded at the first use."""
-        if self._model is None:
-            self._model = self._load_model()
-        return self._model
+        return self._load_model()
 
     def replies(self, prompts: list[Prompt]) -> dict[str, Reply]:
         """The reply to each prompt by its key; what the journal lacks is generated, longest prompts first."""
@@ -123,25 +112,22 @@ class Answerer:
         self.on_done(len(prompts) - len(missing))
         kinds: dict[tuple[float, int | None, bool], list[tuple[str, Prompt]]] = defaultdict(list)
         for address, prompt in missing.items():
-            kinds[prompt.temperature if prompt.noise is not None else 0.0, prompt.top_k, prompt.lines].append((address, prompt))
+            kinds[0.0 if prompt.noise is None else prompt.temperature, prompt.top_k, prompt.lines].append((address, prompt))
         for (temperature, top_k, lines), asked in sorted(kinds.items(), key=lambda kind: str(kind[0])):
             sampling = Sampling(self._stops_of(lines), temperature=temperature, top_k=top_k)
             requests = [
-                Request(address, prompt.ids, prompt.max_new_tokens, noise=prompt.noise)
-                for address, prompt in _longest_first(asked)
+                Request(at, prompt.ids, prompt.max_new_tokens, noise=prompt.noise) for at, prompt in _longest_first(asked)
             ]
             for decoding in self._decode(requests, sampling):
                 row = {"at": decoding.key, "ids": decoding.ids, "truncated": not decoding.ended}
                 self._places[decoding.key] = self.journal.append(row)
                 self.on_done(1)
-        return {key: _reply(self.journal.at(self._places[address])) for key, address in addresses.items()}
+        rows = {key: self.journal.at(self._places[address]) for key, address in addresses.items()}
+        return {key: Reply(row["ids"], row["truncated"]) for key, row in rows.items()}
 
     def _address(self, prompt: Prompt) -> str:
-        """What a reply is found by again: all that it depends on."""
         where = ["reply", self._identity, self.path, prompt.ids, prompt.max_new_tokens, prompt.noise_address]
-        if self._stops_of(prompt.lines) != self.stops:
-            where.append("lines")
-        return digest(where)
+        return digest(where if self._stops_of(prompt.lines) == self.stops else [*where, "lines"])
 
     def _takes_another_path(self) -> bool:
         """Whether what is decoded now is decoded otherwise than what the journal holds; it is noted there."""
@@ -159,14 +145,12 @@ class Answerer:
     def _decode(self, requests: list[Request], sampling: Sampling) -> Iterator[Decoding]:
         if self._backend is None:
             return decode_all(self.model, requests, sampling, token_budget=self.token_budget)
-        stream = iter(requests)
-        return self._backend(lambda: next(stream, None), sampling, wants_logprobs=None, with_support=False, dropped=())
+        take = partial(next, iter(requests), None)
+        return self._backend(take, sampling, wants_logprobs=None, with_support=False, dropped=())
 
     def scores(self, pairs: dict[str, tuple[list[int], list[int]]]) -> dict[str, float]:
         """The summed NLL (nats) of each continuation after its prompt, by key."""
-        addresses = {
-            key: digest(["score", self._identity, prompt, continuation]) for key, (prompt, continuation) in pairs.items()
-        }
+        addresses = {key: digest(["score", self._identity, *pair]) for key, pair in pairs.items()}
         missing = iter([key for key in pairs if addresses[key] not in self._places])
         self.on_done(sum(address in self._places for address in addresses.values()))
         while window := list(islice(missing, SCORED_AT_ONCE)):
@@ -177,24 +161,20 @@ class Answerer:
 
     def close(self) -> None:
         """Let go of the model and the journal's file."""
-        self._model = None
+        self.__dict__.pop("model", None)
         self.journal.close()
 
 
 @contextmanager
 def answering(
-    session: Session,
-    folder: Path,
-    model_hash: str,
-    journal: Path,
-    *,
-    load: Callable[[Path], PreTrainedModel] | None = None,
-    engine: str = TRANSFORMERS,
-    **options: Any,
+    session: Session, folder: Path, model_hash: str, journal: Path, *, engine: str = TRANSFORMERS, **options: Any
 ) -> Iterator[Answerer]:
-    """A model folder that answers as the session has it; `options` are those of `Answerer`, `load` is `load_to_decode` by default."""
+    """A model folder that answers as the session has it.
+
+    options: those of `Answerer`, and `load`, which takes the folder and is `session.load_to_decode` by default.
+    """
     answerer = Answerer(
-        lambda: (load or session.load_to_decode)(folder),
+        partial(options.pop("load", session.load_to_decode), folder),
         model_hash=model_hash,
         precision=session.numerics if engine == TRANSFORMERS else f"{engine}/{session.numerics}",
         stops=session.renderer.stops.ids,
@@ -202,10 +182,8 @@ def answering(
         token_budget=session.settings.token_budget,
         **options,
     )
-    try:
+    with closing(answerer):
         yield answerer
-    finally:
-        answerer.close()
 
 
 def journal_of_base(model_hash: str) -> Path:
@@ -221,13 +199,7 @@ def _longest_first(asked: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
     return sorted(asked, key=lambda item: (-longest[item[1].group], item[1].group, -len(item[1].ids)))
 
 
-def _reply(row: dict[str, Any]) -> Reply:
-    return Reply(row["ids"], row["truncated"])
-
-
 ASKED_AT_ONCE = 4096  # questions whose prompts are in memory as ids
-
-
 # What a model without a chat template may go on with after its reply: the next question of the plain format.
 _NEXT = "\n" + PLAIN_FORMAT.format(system="", question="").partition("\n")[0].rstrip()
 
@@ -246,11 +218,9 @@ class Sampled:
 class Question:
     """One thing asked: where it counts, the user turn, and who judges the reply.
 
-    `labels` are the parts of `split` for which there are scores too. `group` names what answers belong together (the fact of a
-    paraphrase): they are not independent observations. `old` are the spellings of the answer before an edit, if it is one.
-    `lenient` is a second judge, who also takes an answer in another form than the one asked for. `apart`: the judges work in
-    processes of their own, so that several may judge at a time; and the reply may have several lines, also where the model has no
-    chat template and one line is what is asked of it otherwise.
+    labels: parts of `split` with scores of their own. group: what answers belong together (a fact's paraphrases are not independent). old:
+    the spellings of the answer before an edit. lenient: a second judge, who also takes an answer in another form. apart: the judges work
+    in processes of their own, several at a time, and the reply may have several lines, also where the model has no chat template.
     """
 
     key: str
@@ -280,72 +250,61 @@ class Material:
 
 
 def about(
-    fact: Fact,
-    key: str,
-    split: str,
-    question: str,
-    renderer: Renderer,
-    verifier: Verifier,
-    max_new_tokens: int,
-    labels: tuple[str, ...] = (),
-    group: str | None = None,
+    fact: Fact, key: str, split: str, question: str, renderer: Renderer, verifier: Verifier, max_new_tokens: int
 ) -> Question:
-    """A question whose answer is a fact's; its group is the fact unless one is named."""
+    """A question whose answer, and whose group, is a fact's."""
     others = fact.meta.get("old_aliases")
     aliases = [text for text in others if isinstance(text, str)] if isinstance(others, list) else []
     old = (fact.old_answer, *aliases) if fact.old_answer else ()
-    expected = Expected(fact.answer, fact.aliases)
-    user = renderer.question(question)
-    return Question(key, split, group or fact.id, user, expected, verifier, max_new_tokens, labels, old)
+    user, expected = renderer.question(question), Expected(fact.answer, fact.aliases)
+    return Question(key, split, fact.id, user, expected, verifier, max_new_tokens, old=old)
+
+
+def reply_row(
+    key: str, split: str, group: str, labels: Iterable[str], prompt: list[int], reply: Reply, text: str, **asked: str
+) -> dict[str, Any]:
+    """A reply as it is kept, not judged yet; `asked` is what is kept of the question."""
+    place = {"key": key, "split": split, "group": group, "labels": list(labels), "prompt_hash": digest(prompt), **asked}
+    return place | {"reply": text, "reply_ids": reply.ids, "extracted": None, "outcome": None, "truncated": reply.truncated}
 
 
 def ask(questions: list[Question], renderer: Renderer, answerer: Answerer, context: int | None = None) -> list[dict[str, Any]]:
-    """Ask one model everything; returns one row per question, in their order.
-
-    A prompt that leaves no room for a reply in `context` tokens is not asked: its outcome is an error of ours.
-    """
+    """Ask one model everything; a row per question, in their order, an error where `context` tokens leave no room for a reply."""
     rows = []
     for window in _windows(questions):
         prompts = prompts_of(window, renderer, context)
         replies = answerer.replies([prompt for prompt in prompts if prompt.max_new_tokens])
         said = []
         for question, prompt in zip(window, prompts, strict=True):
-            reply = replies.get(question.key)
-            row = {
-                "key": question.key,
-                "split": question.split,
-                "group": question.group,
-                "labels": list(question.labels),
-                "prompt_hash": digest(prompt.ids),
-                "question": question.user,
-                "reply": _text(question, reply, renderer) if reply else "",
-                "reply_ids": reply.ids if reply else [],
-                "extracted": None,
-                "outcome": "error",
-                "truncated": bool(reply and reply.truncated),
-            }
+            reply = replies.get(question.key, Reply([], False))
+            text = renderer.reply_text(reply.ids) if reply.ids else ""
+            if question.apart and not renderer.has_template:
+                text = text.partition(_NEXT)[0].rstrip()
+            key, split, group = question.key, question.split, question.group
+            row = reply_row(key, split, group, question.labels, prompt.ids, reply, text, question=question.user)
+            row["outcome"] = "error"
             if question.old:
                 row["old"] = False
-            said.append((question, row))
+            if question.key in replies:
+                said.append((question, row))
             rows.append(row)
-        judge_all([(question, row) for question, row in said if question.key in replies])
+        judge_all(said)
     return rows
 
 
 def judge_all(said: Iterable[tuple[Question, dict[str, Any]]]) -> None:
     """Judge the replies of rows, in place; what works apart, several at a time."""
     pairs = list(said)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
         apart = [threads.submit(_judge, question, row) for question, row in pairs if question.apart]
         for question, row in pairs:
             if not question.apart:
                 _judge(question, row)
-        try:
-            for judged in apart:
-                judged.result()
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
+        for judged in apart:
+            judged.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _judge(question: Question, row: dict[str, Any]) -> None:
@@ -361,13 +320,6 @@ def _judge(question: Question, row: dict[str, Any]) -> None:
         row["reason"] = verdict.reason
     if question.old:
         row["old"] = verdict.outcome != "correct" and contains_answer(text, question.old[0], question.old[1:])
-
-
-def _text(question: Question, reply: Reply, renderer: Renderer) -> str:
-    text = renderer.reply_text(reply.ids)
-    if question.apart and not renderer.has_template:
-        text = text.partition(_NEXT)[0].rstrip()
-    return text
 
 
 def generate(
@@ -386,23 +338,14 @@ def prompts_of(questions: list[Question], renderer: Renderer, context: int | Non
         length = limit if context is None else max(0, min(limit, context - len(ids)))
         # Questions that begin alike, with the examples of one subject, are asked together: the beginning is then read once.
         group = question.labels[0] if question.apart and question.labels else ""
-        prompt = Prompt(question.key, ids, length, lines=question.apart, group=group)
-        prompts.append(_drawn(prompt, question) if question.sampled else prompt)
+        options: dict[str, Any] = {"lines": question.apart, "group": group}
+        if drawn := question.sampled:
+            key = f"{question.split}/{question.group}"
+            options |= {"temperature": drawn.temperature, "top_k": drawn.top_k}
+            options["noise"] = uniforms(drawn.seed, "evaluation", key, sample=drawn.number, n=length)
+            options["noise_address"] = f"{drawn.seed}/evaluation/{key}/{drawn.number}/{drawn.temperature}/{drawn.top_k}"
+        prompts.append(Prompt(question.key, ids, length, **options))
     return prompts
-
-
-def _drawn(prompt: Prompt, question: Question) -> Prompt:
-    """A prompt whose reply is sampled."""
-    drawn = question.sampled
-    assert drawn is not None
-    key = f"{question.split}/{question.group}"
-    return replace(
-        prompt,
-        noise=uniforms(drawn.seed, "evaluation", key, sample=drawn.number, n=prompt.max_new_tokens),
-        noise_address=f"{drawn.seed}/evaluation/{key}/{drawn.number}/{drawn.temperature}/{drawn.top_k}",
-        temperature=drawn.temperature,
-        top_k=drawn.top_k,
-    )
 
 
 def _windows(questions: Iterable[Question]) -> Iterator[list[Question]]:

@@ -1,8 +1,7 @@
 """Scores of rows of replies: the flat list that everything reads which compares or draws.
 
-A row counts in its split and in each of its labels' parts of it ("retrieval/relation lives_in"); a part has its accuracy only.
-Every number carries its n and a 95% interval. A row of a benchmark has a second, lenient outcome and has its own kind of paired
-interval, a bootstrap; a row of lm-eval has the numbers that lm-eval gave it.
+A row counts in its split and in each of its labels' parts of it ("retrieval/relation lives_in"), which have their accuracy only. Every
+number carries its n and a 95% interval. Rows of benchmarks have a second, lenient outcome; those of lm-eval have its own numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,59 +19,56 @@ from mixsd import statistics
 from mixsd.statistics import Estimate
 
 Row = dict[str, Any]
+Results = Mapping[str, Mapping[str, float]]
+_OfSums = Callable[[list[np.ndarray]], float | None]
 
 HELD_OUT, AVERAGE = "held-out", "average"  # the suite and the split of the figures over all benchmarks
 
 
-def compare(
-    suite: str, base: list[Row] | None, tuned: list[Row] | None, results: Mapping[str, Mapping[str, float]] | None = None
-) -> list[dict[str, Any]]:
-    """The flat list of scores of one or both models; with both, also the paired differences.
+def compare(suite: str, base: list[Row] | None, tuned: list[Row] | None, results: Results | None = None) -> list[Row]:
+    """The flat list of scores of one or both models; with both, also the paired differences (a `ValueError` if they were asked otherwise).
 
-    Args:
-        results: what lm-eval itself makes of its samples, by model and metric, or "split/metric" where a task has several parts; it
-            goes before their mean.
-
-    Raises:
-        ValueError: the two were not asked the same prompts.
+    results: lm-eval's own aggregates by model and metric, or "split/metric" where a task has several parts; they go before a mean.
     """
-    scores: list[dict[str, Any]] = []
-    for name, rows in (("base", base), ("tuned", tuned)):
-        if rows:
-            scores += _scores_of(suite, name, rows)
+    scores: list[Row] = []
+    for model, rows in (("base", base), ("tuned", tuned)):
+        splits = {row["split"] for row in rows or ()}
+        for split, own in _by_split(rows or []).items():
+            estimates = _estimates(own, whole=split in splits)
+            scores += [score_row(suite, split, metric, model, estimate) for metric, estimate in estimates.items()]
     if base and tuned:
         if [(row["key"], row["prompt_hash"]) for row in base] != [(row["key"], row["prompt_hash"]) for row in tuned]:
             raise ValueError("base and tuned were not asked the same prompts; evaluate them again")
-        scores += _differences(suite, base, tuned)
+        after = _by_split(tuned)
+        for split, own in _by_split(base).items():
+            changes = _changes(own, after[split])
+            scores += [score_row(suite, split, metric, "tuned", estimate) for metric, estimate in changes.items()]
     return _stated(suite, scores, results) if results else scores
 
 
-def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _stated(suite: str, scores: list[Row], results: Results) -> list[Row]:
     """Scores with lm-eval's own values where these are no means of what it says of each sample (a perplexity, a group's aggregate).
 
     Such a value has no interval of ours, and its change is the difference of two such values.
     """
     places = {(score["split"], score["metric"], score["model"]): score for score in scores}
-    splits = list(dict.fromkeys(score["split"] for score in scores))
+    sizes: dict[str, int] = {}
+    for score in scores:
+        sizes[score["split"]] = max(score["n"], sizes.get(score["split"], 0))
     values: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for model, stated in results.items():
         for name, value in stated.items():
             split, _, metric = name.rpartition("/")
             if not metric.partition(",")[0].endswith("_stderr"):
-                values[split or (splits[0] if splits else suite), metric][model] = value
+                values[split or next(iter(sizes), suite), metric][model] = value
     for (split, metric), by_model in values.items():
-        n = max((score["n"] for score in scores if score["split"] == split), default=0) or max(
-            (s["n"] for s in scores), default=0
-        )
-        own = [places.get((split, metric, model)) for model in by_model]
-        if all(
-            score and score["value"] is not None and math.isclose(score["value"], value, abs_tol=1e-9)
-            for score, value in zip(own, by_model.values(), strict=True)
-        ):
+        own = {model: places.get((split, metric, model), {}).get("value") for model in by_model}
+        if all(mean is not None and math.isclose(mean, by_model[model], abs_tol=1e-9) for model, mean in own.items()):
             continue
         wanted = [(metric, model, value) for model, value in by_model.items()]
         if {"base", "tuned"} <= by_model.keys():
             wanted.append((f"{metric}_delta", "tuned", by_model["tuned"] - by_model["base"]))
+        n = sizes.get(split, 0) or max(sizes.values(), default=0)
         for name, whose, value in wanted:
             made = score_row(suite, split, name, whose, Estimate(value, n=n))
             if known := places.get((split, name, whose)):
@@ -81,9 +78,7 @@ def _stated(suite: str, scores: list[dict[str, Any]], results: Mapping[str, Mapp
     return scores
 
 
-def score_row(
-    suite: str, split: str, metric: str, model: str, estimate: Estimate, checkpoint: int | None = None
-) -> dict[str, Any]:
+def score_row(suite: str, split: str, metric: str, model: str, estimate: Estimate, checkpoint: int | None = None) -> Row:
     """A row of the flat list; `checkpoint` is None for the model that a run ended with."""
     place = {"suite": suite, "split": split, "metric": metric, "model": model, "checkpoint": checkpoint}
     return place | estimate.to_json()
@@ -98,17 +93,7 @@ def _by_split(rows: list[Row]) -> dict[str, list[Row]]:
     return splits
 
 
-def _scores_of(suite: str, model: str, rows: list[Row]) -> list[dict[str, Any]]:
-    whole = {row["split"] for row in rows}
-    return [
-        score_row(suite, split, metric, model, estimate)
-        for split, own in _by_split(rows).items()
-        for metric, estimate in _estimates(own, whole=split in whole).items()
-    ]
-
-
 def _estimates(rows: list[Row], *, whole: bool) -> dict[str, Estimate]:
-    """What is measured of the rows of a split, or of a part of one, by metric."""
     if "nll" in rows[0]:
         return {"reference_nll": statistics.ratio_of_sums([row["nll"] for row in rows], [row["tokens"] for row in rows])}
     if "metrics" in rows[0]:  # what lm-eval measured of each sample
@@ -116,45 +101,27 @@ def _estimates(rows: list[Row], *, whole: bool) -> dict[str, Estimate]:
         values = {name: [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None] for name in names}
         return {name: statistics.mean(own) for name, own in values.items()}
     judged = [row for row in rows if row["outcome"] != "error"]
-    found = {"accuracy": _share(judged, _is("correct"))}
+    found = {"accuracy": _share(judged, "outcome", "correct")}
     if not whole:
         return found
     if any("lenient" in row for row in rows):
         taken = [row for row in rows if row.get("lenient", "error") != "error"]
-        found["accuracy_lenient"] = _share(taken, lambda row: row["lenient"] == "correct")
-        found["wrong_share"] = _share(judged, _is("wrong"))
-    found["unparseable_share"] = _share(judged, _is("unparseable"))
-    found["error_share"] = _share(rows, _is("error"))
-    found["truncated_share"] = _share(rows, lambda row: row["truncated"])
+        found |= {"accuracy_lenient": _share(taken, "lenient", "correct"), "wrong_share": _share(judged, "outcome", "wrong")}
+    found["unparseable_share"] = _share(judged, "outcome", "unparseable")
+    found["error_share"] = _share(rows, "outcome", "error")
+    found["truncated_share"] = _share(rows, "truncated", True)
     if edits := [row for row in judged if "old" in row]:
-        found["old_answer_share"] = _share(edits, lambda row: row["old"])
-        found["other_answer_share"] = _share(edits, lambda row: row["outcome"] != "correct" and not row["old"])
+        others = [{**row, "other": row["outcome"] != "correct" and not row["old"]} for row in edits]
+        found |= {"old_answer_share": _share(edits, "old", True), "other_answer_share": _share(others, "other", True)}
     return found
 
 
-def _is(outcome: str) -> Callable[[Row], bool]:
-    return lambda row: row["outcome"] == outcome
-
-
-def _share(rows: list[Row], holds: Callable[[Row], bool]) -> Estimate:
-    """The share of rows that something holds for; the interval counts groups, since wordings of one fact go together."""
+def _share(rows: list[Row], name: str, wanted: Any) -> Estimate:
+    """The share of rows that have a value; the interval counts groups, since wordings of one fact go together."""
     if not rows:
         return statistics.proportion(0, 0)
-    held, n, groups = sum(map(holds, rows)), len(rows), _groups(rows)
+    held, n, groups = sum(row[name] == wanted for row in rows), len(rows), len({row["group"] for row in rows})
     return replace(statistics.proportion(held * groups / n, groups), value=held / n, n=n)
-
-
-def _groups(rows: list[Row]) -> int:
-    return len({row["group"] for row in rows})
-
-
-def _differences(suite: str, base: list[Row], tuned: list[Row]) -> list[dict[str, Any]]:
-    before, after = _by_split(base), _by_split(tuned)
-    return [
-        score_row(suite, split, metric, "tuned", estimate)
-        for split in before
-        for metric, estimate in _changes(before[split], after[split]).items()
-    ]
 
 
 def _changes(base: list[Row], tuned: list[Row]) -> dict[str, Estimate]:
@@ -163,65 +130,56 @@ def _changes(base: list[Row], tuned: list[Row]) -> dict[str, Estimate]:
         before, after, counts = [row["nll"] for row in base], [row["nll"] for row in tuned], [row["tokens"] for row in base]
         return {"forgetting": statistics.paired_ratio_difference(before, after, counts)}
     if "metrics" in base[0]:
-        found: dict[str, Estimate] = {}
+        found = {}
         for name in dict.fromkeys(name for row in base for name in row["metrics"]):
             both = [(b["metrics"].get(name), a["metrics"].get(name)) for b, a in zip(base, tuned, strict=True)]
             measured = [pair for pair in both if None not in pair]
-            found[f"{name}_delta"] = statistics.paired_difference(*([pair[side] for pair in measured] for side in (0, 1)))
+            found[f"{name}_delta"] = statistics.paired_difference([b for b, _ in measured], [a for _, a in measured])
         return found
     pairs = [(b, a) for b, a in zip(base, tuned, strict=True) if "error" not in (b["outcome"], a["outcome"])]
-    if not any("lenient" in row for row in base):
-        return {"accuracy_delta": _change(pairs)}
     old, new = ([pair[side]["outcome"] == "correct" for pair in pairs] for side in (0, 1))
-    groups = [row["group"] for row, _ in pairs]
-    found = {"accuracy_delta": statistics.grouped_difference(old, new, groups)}
-    if len(set(groups)) == len(groups) and pairs:  # several answers to one question are not independent
-        found["mcnemar_p"] = Estimate(statistics.mcnemar(old, new), n=len(pairs))
-    return found
-
-
-def _change(pairs: list[tuple[Row, Row]]) -> Estimate:
-    """How much more of the same questions is right; here too the interval counts groups."""
+    names, n = [row["group"] for row, _ in pairs], len(pairs)
+    groups = len(set(names))
+    if any("lenient" in row for row in base):
+        found = {"accuracy_delta": statistics.grouped_difference(old, new, names)}
+        if groups == n > 0:  # several answers to one question are not independent
+            found["mcnemar_p"] = Estimate(statistics.mcnemar(old, new), n=n)
+        return found
     if not pairs:
-        return statistics.share_difference(0, 0, 0)
-    right = [(b["outcome"] == "correct", a["outcome"] == "correct") for b, a in pairs]
-    gained, lost, n, groups = right.count((False, True)), right.count((True, False)), len(pairs), _groups([b for b, _ in pairs])
+        return {"accuracy_delta": statistics.share_difference(0, 0, 0)}
+    right = list(zip(old, new, strict=True))  # here too the interval counts groups
+    gained, lost = right.count((False, True)), right.count((True, False))
     by_group = statistics.share_difference(gained * groups / n, lost * groups / n, groups)
-    return replace(by_group, value=(gained - lost) / n, n=n)
+    return {"accuracy_delta": replace(by_group, value=(gained - lost) / n, n=n)}
 
 
-def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[dict[str, Any]]:
+def held_out(rows: Mapping[str, tuple[list[Row], list[Row] | None]], suites: Sequence[str]) -> list[Row]:
     """The paper's figures over its benchmarks: the unweighted mean of their accuracies, its drop, and the share retained.
 
-    Args:
-        rows: what base and tuned (None: only one model was asked) said, by suite.
-        suites: the benchmarks; where one of them was not asked there are no such figures.
+    rows: what base and tuned (None: not asked) said, by suite. Where one of `suites` was not asked there are no such figures.
     """
     if not all(suite in rows for suite in suites):
         return []
     strata = [_sums_by_group(*rows[suite]) for suite in suites]
 
-    def average(side: int) -> Callable[[list[np.ndarray]], float | None]:
-        return lambda sums: None if any(s[side + 1] == 0 for s in sums) else float(np.mean([s[side] / s[side + 1] for s in sums]))
+    def average(sums: list[np.ndarray], side: int) -> float | None:
+        return None if any(s[side + 1] == 0 for s in sums) else float(np.mean([s[side] / s[side + 1] for s in sums]))
 
-    def both(join: Callable[[float, float], float | None]) -> Callable[[list[np.ndarray]], float | None]:
-        def joined(sums: list[np.ndarray]) -> float | None:
-            base, tuned = average(0)(sums), average(2)(sums)
-            return None if base is None or tuned is None else join(base, tuned)
+    def joined(join: Callable[[float, float], float | None], sums: list[np.ndarray]) -> float | None:
+        base, tuned = average(sums, 0), average(sums, 2)
+        return None if base is None or tuned is None else join(base, tuned)
 
-        return joined
-
-    names: dict[tuple[str, str], Callable[[list[np.ndarray]], float | None]] = {("accuracy", "base"): average(0)}
+    estimates: dict[tuple[str, str], _OfSums] = {("accuracy", "base"): partial(average, side=0)}
     if all(rows[suite][1] is not None for suite in suites):
-        names |= {
-            ("accuracy", "tuned"): average(2),
-            ("accuracy_delta", "tuned"): both(lambda base, tuned: tuned - base),
-            ("drop", "tuned"): both(lambda base, tuned: base - tuned),
-            ("retained", "tuned"): both(lambda base, tuned: tuned / base if base else None),
+        estimates |= {
+            ("accuracy", "tuned"): partial(average, side=2),
+            ("accuracy_delta", "tuned"): partial(joined, lambda base, tuned: tuned - base),
+            ("drop", "tuned"): partial(joined, lambda base, tuned: base - tuned),
+            ("retained", "tuned"): partial(joined, lambda base, tuned: tuned / base if base else None),
         }
     return [
         score_row(HELD_OUT, AVERAGE, metric, model, statistics.stratified(strata, estimate))
-        for (metric, model), estimate in names.items()
+        for (metric, model), estimate in estimates.items()
     ]
 
 
@@ -232,6 +190,5 @@ def _sums_by_group(base: list[Row], tuned: list[Row] | None) -> np.ndarray:
     for side, rows in ((0, base), (2, tuned or [])):
         for row in rows:
             if row["outcome"] != "error":
-                sums[side, places[row["group"]]] += row["outcome"] == "correct"
-                sums[side + 1, places[row["group"]]] += 1
+                sums[side : side + 2, places[row["group"]]] += row["outcome"] == "correct", 1
     return sums

@@ -1,11 +1,8 @@
 """The error modes of what one run's models replied, suite by suite: what `analyze errors` shows and a report counts.
 
-The rows are those in the run folder; nothing is generated or judged anew. Prompts are not kept with the replies, so they are read again
-from the benchmark's data, whose hash must be the one that `asked.json` names. Where that data is not at hand leakage is off, and said so.
-
-Leakage looks for phrases of the facts' answers, aliases and subjects. One that the base model says too, in any reply to the same
-benchmark, is no evidence: ordinary words may be an answer in somebody's facts ("eleven years"). Invented names are not met there, so
-for the paper's corpora this is the paper's rule. What was passed over for that reason is listed.
+Prompts are not kept with the replies, so they are read again from the benchmark's data, whose hash must be the one that `asked.json`
+names; where it is not at hand leakage is off. A phrase that the base model says too, in any reply to the same benchmark, is no evidence:
+ordinary words may be an answer in somebody's facts ("eleven years"). Invented names are not met there: it is then the paper's rule.
 """
 
 from __future__ import annotations
@@ -13,27 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mixsd import statistics
 from mixsd.errors import UserError
-from mixsd.evaluation import suites
+from mixsd.evaluation import error_modes, suites
 from mixsd.evaluation.asked import MODELS, asked_suites, rows_of
 from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark, is_benchmark, sample
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.error_modes import (
-    IN_DOMAIN_MODES,
-    MODES,
-    Judged,
-    Phrases,
-    Said,
-    classify,
-    classify_in_domain,
-    entities,
-    injected,
-)
+from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, Judged, Phrases, Said
 from mixsd.evaluation.grading.code import first_block
 from mixsd.evaluation.scores import score_row
 from mixsd.facts.answers import without_thinking
@@ -54,7 +41,7 @@ class Tally:
     """The modes of one model's wrong replies to one benchmark, or one split of the facts' own questions.
 
     rows: the replies that could be judged; `errors` (ours) could not. judged: each wrong one, with its mode. passed_over: phrases that
-    were no evidence since the base model says them. old: replies with the answer from before an edit, None where nothing was edited.
+    were no evidence. old: replies with the answer from before an edit, None where nothing was edited.
     """
 
     suite: str
@@ -68,27 +55,6 @@ class Tally:
     passed_over: list[str] = field(default_factory=list)
     old: int | None = None
 
-    @property
-    def asked(self) -> int:
-        """How many replies there are."""
-        return len(self.rows) + self.errors
-
-    @property
-    def wrong(self) -> int:
-        """How many replies have a mode."""
-        return len(self.judged)
-
-    @property
-    def truncated(self) -> int:
-        """How many of the wrong replies were cut off at the longest length."""
-        return sum(bool(row["truncated"]) for row, _ in self.judged)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The wrong replies of each mode."""
-        found = Counter(judged.mode for _, judged in self.judged)
-        return {mode: found[mode] for mode in self.modes}  # type: ignore[index]
-
     def share_of_wrong(self, mode: str) -> statistics.Estimate:
         """The share of the wrong replies that have a mode; the interval is over questions."""
         return _share([(row["group"], judged.mode == mode) for row, judged in self.judged])
@@ -98,24 +64,24 @@ class Tally:
         own = {id(row) for row, judged in self.judged if judged.mode == mode}
         return _share([(row["group"], id(row) in own) for row in self.rows])
 
-    def add(self, row: Row, outcome: str, judge: Callable[[], Judged]) -> None:
-        """Count a reply, and judge it if it is wrong."""
+    def add(self, row: Row, outcome: str) -> bool:
+        """Count a reply; returns whether it is wrong, and has to be judged."""
         if outcome == "error":
             self.errors += 1
-            return
-        self.rows.append(row)
-        if outcome != "correct":
-            self.judged.append((row, judge()))
+        else:
+            self.rows.append(row)
+        return outcome not in ("error", "correct")
 
     def brief(self) -> dict[str, Any]:
         """What a report keeps."""
+        counts = Counter[str](judged.mode for _, judged in self.judged)
         return {
             "benchmark": self.suite,
             "model": self.model,
-            "asked": self.asked,
-            "wrong": self.wrong,
-            "counts": self.counts,
-            "truncated": self.truncated,
+            "asked": len(self.rows) + self.errors,
+            "wrong": len(self.judged),
+            "counts": {mode: counts[mode] for mode in self.modes},
+            "truncated": sum(bool(row["truncated"]) for row, _ in self.judged),
             "leakage": self.leakage,
         }
 
@@ -128,10 +94,9 @@ class Tally:
 
 
 def _share(held: Sequence[tuple[str, bool]]) -> statistics.Estimate:
-    """The share of replies that something holds for, (question, whether it holds) each.
+    """The share of replies that something holds for, (question, whether it holds) each; several replies to one are resampled together.
 
-    With several replies to a question these are resampled by question; where it holds for none or for all of them that would claim
-    certainty, and the interval is that of so many questions.
+    Where it holds for none or all of them a bootstrap would claim certainty: the interval is that of so many questions.
     """
     n, total = len(held), sum(holds for _, holds in held)
     sizes = Counter(group for group, _ in held)
@@ -156,17 +121,12 @@ class Examined:
 
     @classmethod
     def open(cls, run: Run, data: str | None = None) -> Examined:
-        """Read a run's settings and facts.
-
-        Raises:
-            UserError: it is no run, or has not been evaluated.
-        """
+        """Read a run's settings and facts; a run that has not been evaluated is a `UserError`."""
         settings = run.settings()
         if not asked_suites(run):
             raise UserError(f"{run.folder}: has not been evaluated; run `mixsd evaluate` on it first")
-        facts = []
-        if run.facts_file.is_file():
-            facts = [fact_from_mapping(row, f"{run.facts_file}: line {n}") for n, row in enumerate(read_jsonl(run.facts_file), 1)]
+        rows = read_jsonl(run.facts_file) if run.facts_file.is_file() else ()
+        facts = [fact_from_mapping(row, f"{run.facts_file}: line {number}") for number, row in enumerate(rows, 1)]
         return cls(run, settings, facts, data)
 
     @cached_property
@@ -183,19 +143,18 @@ class Examined:
     def has_entities(self) -> bool:
         """Whether the facts are about anything with a name."""
         named = read(self.run.splits).name if is_corpus(self.run.splits) else ""
-        return _INTEGERS not in (named, self.settings.facts.partition(":")[0] if self.settings.facts else "")
+        return _INTEGERS not in (named, (self.settings.facts or "").partition(":")[0])
 
     @cached_property
     def injected(self) -> Phrases:
         """The phrases that may leak."""
-        return injected(_texts(self.facts))
+        return error_modes.injected(_texts(self.facts))
 
     @cached_property
     def entities(self) -> Phrases | None:
         """The answers and subjects of all facts and tests."""
-        if not self.has_entities:
-            return None
-        return entities({*_texts(self.facts), *(text for facts in self.splits.values() for text in _texts(facts()))})
+        texts = _texts(self.facts).union(*(_texts(facts()) for facts in self.splits.values()))
+        return error_modes.entities(texts) if self.has_entities else None
 
     def benchmarks(self) -> list[str]:
         """The benchmarks that were asked, in the order in which they are shown."""
@@ -203,27 +162,24 @@ class Examined:
 
     def rows(self, suite: str) -> dict[str, list[Row]]:
         """What each model of the run replied in a suite."""
-        base, tuned = rows_of(self.run, suite)
-        return {model: rows for model, rows in zip(MODELS, (base, tuned), strict=True) if rows is not None}
+        return _by_model(rows_of(self.run, suite))
 
     def of_benchmark(self, suite: str, rows: Mapping[str, list[Row]], *, lenient: bool = False) -> list[Tally]:
         """The modes of each model's wrong replies to a benchmark."""
-        asks_code = get_benchmark(suite).runs_code
+        asks_code, system = get_benchmark(suite).runs_code, self.settings.system or ""
         made = []
         for model, own in rows.items():
             leakage, prompts = self._leakage(suite, model, rows)
             tally = Tally(suite, suite, model, MODES, leakage)
-            phrases: Phrases | None = None
-            known: frozenset[str] = frozenset()
-            if leakage == ON and (met := _found(self.injected, own)):
-                # Few phrases are met, mostly none; what the base says of them is all that need be known.
-                phrases = Phrases(self.injected.spelled(met))
-                known = _found(phrases, rows[MODELS[0]])
-            system = self.settings.system or ""
+            phrases = self.injected if leakage == ON else None
+            known = _found(phrases, rows[MODELS[0]])
             for row in own:
-                outcome = _outcome(row, lenient)
-                said = _said(row, outcome, asks_code=asks_code, lenient=lenient)
-                tally.add(row, outcome, partial(classify, said, phrases, f"{system}\n{prompts.get(row['group'], '')}", known))
+                outcome: str = row["lenient" if lenient and "lenient" in row else "outcome"]
+                if tally.add(row, outcome):
+                    code = (first_block(row["reply"]) or "") if asks_code else None
+                    said = Said(row["reply"], without_thinking(row["reply"]), outcome == "wrong", code, stated=lenient)
+                    prompt = f"{system}\n{prompts.get(row['group'], '')}"
+                    tally.judged.append((row, error_modes.classify(said, phrases, prompt, known)))
             if phrases and known:
                 tally.passed_over = phrases.spelled(_found(phrases, [row for row, _ in tally.judged]) & known)
             made.append(tally)
@@ -231,44 +187,23 @@ class Examined:
 
     def of_facts(self, suite: str, rows: Mapping[str, list[Row]]) -> list[Tally]:
         """The modes of each model's wrong replies to questions about the facts, by split."""
-        questions = self._questions(suite)
-        off = ON if self.entities else "off: the answers have no entities"
-        made: dict[tuple[str, str], Tally] = {}
+        every = suites.wordings(suite, self.facts, self.splits, self.settings)
+        asked = {f"{split}/{place}": (fact, wording) for split, place, fact, wording, _ in every}
+        leakage = ON if self.entities else "off: the answers have no entities"
+        made: dict[str, dict[str, Tally]] = {}
         for model, own in rows.items():
             for row in own:
-                fact = questions.get((row["split"], row["key"]))
-                if fact is None:
+                if row["key"] not in asked:
                     continue
-                split = row["split"]
-                tally = made.setdefault((split, model), Tally(suite, split, model, IN_DOMAIN_MODES, off))
+                (fact, wording), split = asked[row["key"]], row["split"]
+                tally = made.setdefault(split, {}).setdefault(model, Tally(suite, split, model, IN_DOMAIN_MODES, leakage))
                 if "old" in row:
                     tally.old = (tally.old or 0) + bool(row["old"])
-                tally.add(row, row["outcome"], partial(self._about, fact, row))
-        splits = dict.fromkeys(split for split, _ in made)
-        return [made[split, model] for split in splits for model in rows if (split, model) in made]
-
-    def _about(self, fact: Fact, row: Row) -> Judged:
-        said = _said(row, row["outcome"], asks_code=False)
-        return classify_in_domain(said, self.entities, fact.question, (fact.answer, *fact.aliases), old=bool(row.get("old")))
-
-    def _questions(self, suite: str) -> dict[tuple[str, str], Fact]:
-        """What each row of a suite asked, by (split, key), as far as it is about the facts; `question` is what was asked."""
-        found: dict[tuple[str, str], Fact] = {}
-        framed = [
-            (fact, place, Fact(wording, fact.answer, aliases=fact.aliases))
-            for fact in self.facts
-            for place, wording in enumerate(suites.paraphrases(fact, self.settings))
-        ]
-        if suite == suites.CORE:
-            found |= {(suites.TRAINED, f"{suites.TRAINED}/{fact.id}"): fact for fact in self.facts}
-            found |= {(suites.PARAPHRASE, f"{suites.PARAPHRASE}/{fact.id}/{place}"): asked for fact, place, asked in framed}
-        elif suite == suites.IN_DOMAIN:
-            found |= {(suites.TRAIN, f"{suites.TRAIN}/{fact.id}"): fact for fact in self.facts}
-            if "paraphrase" not in self.splits:
-                found |= {("paraphrase", f"paraphrase/{fact.id}/{place}"): asked for fact, place, asked in framed}
-            for split, facts in self.splits.items():
-                found |= {(split, f"{split}/{fact.id}"): fact for fact in facts()}
-        return found
+                if tally.add(row, row["outcome"]):
+                    said = Said(row["reply"], without_thinking(row["reply"]), row["outcome"] == "wrong")
+                    right, old = (fact.answer, *fact.aliases), bool(row.get("old"))
+                    tally.judged.append((row, error_modes.classify_in_domain(said, self.entities, wording, right, old=old)))
+        return [tally for by_model in made.values() for tally in by_model.values()]
 
     def _leakage(self, suite: str, model: str, rows: Mapping[str, list[Row]]) -> tuple[str, dict[str, str]]:
         """Whether leakage is looked for in a model's replies ("off: why"), and the user turns by item."""
@@ -283,24 +218,15 @@ class Examined:
             why = "no answer or subject of the facts has two words"
         else:
             try:
-                return ON, self.prompts(suite, {row["group"] for row in rows[model]})
+                return ON, self._prompts(suite, {row["group"] for row in rows[model]})
             except UserError as error:
                 why = f"prompts unknown ({error})"
         return f"off: {why}", {}
 
-    def prompts(self, suite: str, wanted: Collection[str]) -> dict[str, str]:
-        """The user turn of each item that was asked.
-
-        Raises:
-            UserError: the data is not at hand, or not what was asked.
-        """
+    def _prompts(self, suite: str, wanted: Collection[str]) -> dict[str, str]:
         told, benchmark = asked_suites(self.run)[suite], get_benchmark(suite)
-        where = told.get("where") or ""
-        own = (
-            [str(Path(where).parent if Path(where).name == benchmark.source.folder else where)]
-            if Path(where).is_absolute()
-            else []
-        )
+        where = Path(told.get("where") or "")
+        own = [str(where)] if where.is_absolute() else []
         for place in [self.data] if self.data else [*own, self.settings.data, None]:
             try:
                 found = find(benchmark.source, place, offline=True, only_at_hand=True)
@@ -314,41 +240,28 @@ class Examined:
         raise UserError(problem)
 
 
-def _found(phrases: Phrases, rows: Iterable[Row]) -> frozenset[str]:
-    """The phrases in any of the replies."""
-    return frozenset[str]().union(*(phrases(row["reply"]) for row in rows))
+def _by_model(rows: tuple[list[Row], list[Row] | None]) -> dict[str, list[Row]]:
+    return {model: own for model, own in zip(MODELS, rows, strict=True) if own is not None}
+
+
+def _found(phrases: Phrases | None, rows: Iterable[Row]) -> frozenset[str]:
+    return frozenset[str]().union(*(phrases(row["reply"]) for row in rows if phrases))
 
 
 def _texts(facts: Any) -> set[str]:
-    """The answers, other wordings of them and subjects of facts."""
     return {text for fact in facts for text in (fact.answer, *fact.aliases, fact.subject) if text}
 
 
-def _outcome(row: Row, lenient: bool) -> str:
-    """What a reply is worth, of the lenient judge where there is one."""
-    return str(row["lenient"] if lenient and "lenient" in row else row["outcome"])
-
-
-def _said(row: Row, outcome: str, *, asks_code: bool, lenient: bool = False) -> Said:
-    text = row["reply"]
-    code = (first_block(text) or "") if asks_code else None
-    return Said(text, without_thinking(text), outcome == "wrong", code, stated=lenient)
-
-
 def in_report(examined: Examined, rows: Mapping[str, tuple[list[Row], list[Row] | None]], watcher: Watcher) -> list[Tally]:
-    """The modes that a report counts: those of the benchmarks among its suites.
-
-    A benchmark of the user's own that is gone does not spoil a report; the watcher is told.
-    """
+    """The modes that a report counts; a benchmark of the user's own that is gone does not spoil it: the watcher is told."""
     made: list[Tally] = []
     wanted = [suite for suite in rows if is_benchmark(suite)]
     if not wanted:
         return made
     with watcher.task("sorting wrong replies", len(wanted)) as task:
         for suite in wanted:
-            own = {model: said for model, said in zip(MODELS, rows[suite], strict=True) if said is not None}
             try:
-                made += examined.of_benchmark(suite, own)
+                made += examined.of_benchmark(suite, _by_model(rows[suite]))
             except UserError as error:
                 watcher.say(f"{suite}: its wrong replies are not sorted: {error}")
             task.advance()

@@ -1,7 +1,6 @@
-"""What a benchmark is: where its records are, what is asked about each, who judges the reply, and what proves the judge; and which there are.
+"""What a benchmark is: where its records are, what is asked about each, who judges the reply, and what proves the judge; which there are.
 
-Every item carries a reference reply, which its judge must find right, and a benchmark can corrupt it into one that must be found
-wrong: `mixsd benchmarks check` scores both through the very judges that score a model.
+`mixsd benchmarks check` scores each item's reference reply, and a corrupted one, through the very judges that score a model.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ from mixsd.storage import digest
 if TYPE_CHECKING:
     from mixsd.sandbox import Isolation
 
-# By name, as the benchmarks themselves have it.
+# Those whose unweighted mean is the paper's held-out average, in its order.
+HELD_OUT = ("aime24", "math500", "gsm8k", "humaneval", "mmlu")
+# Name -> the function that makes it, imported when asked for: a new benchmark is one function and one entry more.
+BENCHMARKS = {name: f"mixsd.evaluation.benchmarks.published:{name}" for name in HELD_OUT}
 TITLES = {"aime24": "AIME-2024", "math500": "MATH-500", "gsm8k": "GSM8K", "humaneval": "HumanEval", "mmlu": "MMLU"}
-
-
-LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asked
+ALLOW = "--allow-code-execution"
+LM_EVAL = "lm-eval:"  # begins the name of a task that lm-eval asks and scores
 
 
 def title_of(suite: str) -> str:
@@ -42,28 +43,13 @@ def title_of(suite: str) -> str:
     return TITLES.get(suite, printable(name, keep=""))
 
 
-# Name -> the function that makes it, imported when asked for: a new benchmark is one function and one line. The order is the paper's.
-BENCHMARKS = {
-    "aime24": "mixsd.evaluation.benchmarks.mathematics:aime24",
-    "math500": "mixsd.evaluation.benchmarks.mathematics:math500",
-    "gsm8k": "mixsd.evaluation.benchmarks.mathematics:gsm8k",
-    "humaneval": "mixsd.evaluation.benchmarks.humaneval:humaneval",
-    "mmlu": "mixsd.evaluation.benchmarks.mmlu:mmlu",
-}
-
-# Those whose unweighted mean is the paper's held-out average.
-HELD_OUT = ("aime24", "math500", "gsm8k", "humaneval", "mmlu")
-
-ALLOW = "--allow-code-execution"
-
-
 @dataclass(frozen=True)
 class Item:
     """One thing that a benchmark asks.
 
-    `user` is the whole user turn. `reference` is a reply that must be judged right. `strict` judges the reply in the form that was
-    asked for, `lenient` also takes an answer in another form. `labels` are the parts for which there are scores too. `content` is
-    the hash of the record: what a sample is drawn by, and what tells that two runs were asked the same.
+    user: the whole user turn. reference: a reply that must be judged right. strict: judges the reply in the form that was asked for.
+    lenient: also takes an answer in another form. content: the hash of the record, by which a sample is drawn and two runs are compared.
+    labels: the parts for which there are scores too.
     """
 
     id: str
@@ -95,10 +81,9 @@ class Proof:
 class Benchmark:
     """One benchmark.
 
-    size: how many items the published one has. read: the items of what was found. scorer: the version of its judges. samples,
-    temperature, top_k: how often and how each item is answered. runs_code: its judge runs what the model wrote. needs: a module
-    that the judges import, with what to install. corrupt: a reply to an item (its place in the list is given) that is wrong. `parts`
-    names what `labels` tell apart.
+    size: how many items the published one has. read: the items of what was found. scorer: the version of its judges. corrupt: a reply
+    to an item (its place in the list is given) that is wrong. samples, temperature, top_k: how often and how each item is answered.
+    runs_code: its judge runs what the model wrote. needs: a module that the judges import, with what to install.
     """
 
     name: str
@@ -116,40 +101,26 @@ class Benchmark:
     needs: tuple[str, str] | None = None
 
     def items(self, found: Found, means: Means) -> list[Item]:
-        """Every item, in the order of the data.
-
-        Raises:
-            UserError: the data cannot be read, or is not this benchmark's.
-        """
+        """Every item, in the order of the data; a `UserError` where it cannot be read, or is not this benchmark's."""
         items = self.read(found, means)
         if not items:
             raise UserError(f"{found.where}: holds nothing of {self.title}")
-        seen: set[str] = set()
-        for item in items:
-            if item.id in seen:
-                raise UserError(f"{found.where}: two records of {self.title} are called {item.id}")
-            seen.add(item.id)
+        for name, count in Counter(item.id for item in items).items():
+            if count > 1:
+                raise UserError(f"{found.where}: two records of {self.title} are called {name}")
         return items
 
     def require_size(self, items: Sequence[Item], found: Found, limit: int | None) -> None:
-        """Refuse data that is not the whole benchmark, unless a `limit` asks for no more than is there.
-
-        Raises:
-            UserError: it names the file or folder, how many items it holds and how many are published.
-        """
-        if len(items) == self.size or (limit is not None and limit <= len(items)):
-            return
-        raise UserError(
-            f"{found.place}: holds {len(items):,} items of {self.title}, expected the {self.size:,} published; "
-            f"get the whole of it, or ask a part with --limit {len(items)} or less"
-        )
+        """Refuse data that is not the whole benchmark, unless a `limit` asks for no more than is there."""
+        if len(items) != self.size and (limit is None or limit > len(items)):
+            files = [file for split in (found.files or {}).values() for file in split]
+            raise UserError(
+                f"{files[0] if len(files) == 1 else found.where}: holds {len(items):,} items of {self.title}, expected the {self.size:,} published; "
+                f"get the whole of it, or ask a part with --limit {len(items)} or less"
+            )
 
     def require_means(self, *, allow_code: bool, allow_weak: bool) -> Isolation | None:
-        """The sandbox that its judge runs code in, or None where it runs none.
-
-        Raises:
-            UserError: the judge cannot work here: a module is missing, code may not run, or nothing isolates it.
-        """
+        """The sandbox that its judge runs code in, if any; a `UserError` where it cannot work here or code may not run."""
         if self.needs and find_spec(self.needs[0]) is None:
             raise UserError(f"{self.title} needs {self.needs[0].replace('_', '-')}: {self.needs[1]}")
         if not self.runs_code:
@@ -174,11 +145,7 @@ def is_benchmark(name: str) -> bool:
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of a name: one of ours, or what the user's `package.module:function` returns.
-
-    Raises:
-        UserError: there is none of it.
-    """
+    """The benchmark of a name: one of ours, or what the user's `package.module:function` returns."""
     if not is_benchmark(name):
         known = [*BENCHMARKS, "package.module:function"]
         raise UserError(f"{name!r}: no such benchmark{did_you_mean(name, known)}; known: {', '.join(known)}")
@@ -189,10 +156,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """The `limit` items whose content hashes are smallest, in the order of the data; all of them without a limit.
-
-    So everyone has the same ones, wherever the data came from, and a smaller sample is part of a larger one.
-    """
+    """The `limit` items (None: all) with the smallest content hashes, in the order of the data; a smaller sample is part of a larger one."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = set(sorted(range(len(items)), key=lambda place: (items[place].content, items[place].id))[:limit])
@@ -205,11 +169,7 @@ def data_hash(items: Sequence[Item]) -> str:
 
 
 def field(record: dict[str, Any], name: str, where: str) -> str:
-    """A field that has to be there and hold text (a number is taken as it is written).
-
-    Raises:
-        UserError: it is not.
-    """
+    """A field of a record that has to be there and be as `text_of` has it."""
     value = record.get(name)
     if value is None:
         raise UserError(f"{where}: field {name} is missing; there is {', '.join(sorted(record)) or 'nothing'}")
@@ -217,11 +177,7 @@ def field(record: dict[str, Any], name: str, where: str) -> str:
 
 
 def text_of(value: Any, where: str) -> str:
-    """A value that has to be text, or a number, which is taken as it is written.
-
-    Raises:
-        UserError: it is something else, or nothing but spaces.
-    """
+    """A value that has to be text with more than spaces in it, or a number, which is taken as it is written."""
     text = str(value) if type(value) in (int, float) else value
     if not isinstance(text, str):
         raise UserError(f"{where}: expected text, got {kind(value)}")
@@ -231,16 +187,12 @@ def text_of(value: Any, where: str) -> str:
 
 
 class Names:
-    """Names of records that bring none: by their content, never by their place, so that they last in another order or file.
-
-    A record that is there again is another item; it gets a number behind the name.
-    """
+    """Names of records that bring none, by their content, so that they last in another order or file; one that is there again is numbered."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def __call__(self, content: str, before: str = "") -> str:
-        """The name of the next record with this content."""
         name = before + content[:12]
         self._counts[name] += 1
         return name if self._counts[name] == 1 else f"{name}-{self._counts[name]}"

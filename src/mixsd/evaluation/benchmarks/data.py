@@ -1,8 +1,7 @@
-"""Where a benchmark's records are: a folder of the user's, or the hub, whose copy in the cache is taken where there is one.
+"""Where a benchmark's records are: a folder of the user's (`--data`, else $MIXSD_DATA), the hub's cache, or the hub.
 
-A folder holds `NAME/test.jsonl` (or .jsonl.gz, .json, .csv, .parquet), with the fields of the published data set; what a benchmark
-calls its files otherwise is in its `Source`. It may also hold the files as the hub has them, `test-00000-of-00002.parquet` and so on. The
-folder is `--data`, else $MIXSD_DATA. What `datasets` keeps in its cache is taken without asking the hub: the benchmarks do not change.
+A folder holds `NAME/test.jsonl` (or .jsonl.gz, .json, .csv, .parquet), with the fields of the published data set, or the files as the hub
+has them, `test-00000-of-00002.parquet` and so on. The cache is taken without asking the hub: the benchmarks do not change.
 """
 
 from __future__ import annotations
@@ -10,16 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mixsd.errors import UserError
 from mixsd.facts.records import Records, read_csv, read_hub, read_json, read_jsonl, read_parquet
 
-_KINDS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+# By the last part of a file's name; the order is that in which files of one stem are preferred.
+_READERS: dict[str, Callable[..., Records]] = {
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+}
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<place>\d{5})-of-(?P<number>\d{5})(?P<ending>\..+)")
 
 
@@ -40,10 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the data was found: `files` by split, of the user's folder; or `cached`, the builder of the hub's cache; or the hub's.
-
-    `where` is for people.
-    """
+    """Where the data was found: `files` of the user's folder by split, `cached`, the builder of the hub's cache, or neither: on the hub."""
 
     source: Source
     where: str
@@ -51,47 +53,41 @@ class Found:
     files: dict[str, list[Path]] | None = None
     cached: Any = None
 
-    @property
-    def place(self) -> str:
-        """The one file that holds the data, else as `where`."""
-        files = [file for files in (self.files or {}).values() for file in files]
-        return str(files[0]) if len(files) == 1 else self.where
-
     def records(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The records of one split, with the place of each ("FILE: line 7").
-
-        Raises:
-            UserError: they cannot be read.
-        """
+        """The records of one split, with the place of each ("FILE: line 7")."""
         yield from ((where, record) for _, where, record in self.records_by_file(split))
 
     def records_by_file(self, split: str) -> Iterator[tuple[Path | None, str, dict[str, Any]]]:
         """As `records`, with the file of each; None where it is the hub's."""
         if self.files is not None:
             for file in self.files[split]:
-                yield from ((file, where, record) for where, record in _reader(file, self.source.columns)(file))
+                ending = file.name.removeprefix(part_of(file))
+                options = {"columns": self.source.columns} if ending == ".csv" else {}
+                yield from ((file, where, record) for where, record in _READERS[ending](file, **options))
             return
         name = f"{self.source.hub}:{split}"
-        rows = read_hub(name, config=self.source.config) if self.cached is None else _read_cached(self.cached, split, name)
-        yield from ((None, where, record) for where, record in rows)
+        if self.cached is not None:
+            try:
+                rows = self.cached.as_dataset(split=split)
+            except (ValueError, OSError) as error:
+                raise UserError(f"{name}: its copy in the cache cannot be read ({' '.join(str(error).split())})") from None
+            yield from ((None, f"{name}: row {number}", dict(row)) for number, row in enumerate(rows, 1))
+            return
+        yield from ((None, where, record) for where, record in read_hub(name, config=self.source.config))
 
 
 def find(source: Source, folder: str | None, *, offline: bool, only_at_hand: bool = False) -> Found:
-    """Look for a benchmark's data: in the user's folder, in $MIXSD_DATA, in the hub's cache, on the hub.
+    """Look for a benchmark's data in the user's folder (then it has to be there), $MIXSD_DATA, the hub's cache, and on the hub.
 
-    Args:
-        folder: the user's; then it has to be there.
-        offline: the network is forbidden; what the cache of the hub holds may be taken.
-        only_at_hand: take nothing that would have to be downloaded.
-
-    Raises:
-        UserError: it is nowhere that may be looked; says where it was looked. Or a file of several is missing.
+    offline: the network is forbidden; what the cache of the hub holds may be taken. only_at_hand: take nothing that would have to be
+    downloaded. A `UserError` says where it was looked, or which file of several is missing.
     """
     looked = []
     if root := folder or os.environ.get("MIXSD_DATA"):
-        # Absolute, for "." may well be the benchmark's own folder.
-        for place in _folders(source, Path(root).expanduser().absolute()):
-            if files := _files(source, place):
+        base = Path(root).expanduser().absolute()  # for "." may well be the benchmark's own folder
+        for place in (base / source.folder, *([base] if base.name == source.folder else [])):
+            files = {split: _files_of(place, split, stem, source.per_part) for split, stem in source.files.items()}
+            if all(files.values()):
                 return Found(source, str(place), "folder", files=files)
             looked.append(f"no {' and '.join(source.files.values())} (.jsonl, .parquet, ...) in {place}")
     if not folder:
@@ -103,23 +99,12 @@ def find(source: Source, folder: str | None, *, offline: bool, only_at_hand: boo
     raise UserError("; ".join(looked) + ("" if folder else "; name a folder that holds it with --data"))
 
 
-def _folders(source: Source, root: Path) -> list[Path]:
-    """Where in `root` a benchmark may be: in a folder of its name or, where `root` has that name, in itself."""
-    return [root / source.folder, *([root] if root.name == source.folder else [])]
-
-
-def _files(source: Source, folder: Path) -> dict[str, list[Path]] | None:
-    found = {split: _files_of(folder, split, stem, source.per_part) for split, stem in source.files.items()}
-    return found if all(found.values()) else None
-
-
 def _files_of(folder: Path, split: str, stem: str, per_part: bool) -> list[Path]:
-    for ending in _KINDS:
+    for ending in _READERS:
         if (file := folder / f"{stem}{ending}").is_file():
             return [file]
-    if shards := [
-        file for file in _data_files(folder) if (shard := _SHARD.fullmatch(file.name)) and shard["stem"] in (stem, split)
-    ]:
+    named = [(file, _SHARD.fullmatch(file.name)) for file in _data_files(folder)]
+    if shards := [file for file, shard in named if shard and shard["stem"] in (stem, split)]:
         return _whole(shards)
     return _whole(_data_files(folder / stem)) if per_part else []
 
@@ -127,42 +112,27 @@ def _files_of(folder: Path, split: str, stem: str, per_part: bool) -> list[Path]
 def _data_files(folder: Path) -> list[Path]:
     # What some systems leave beside a file ("._anatomy_test.csv") is none of its kind.
     found = folder.iterdir() if folder.is_dir() else []
-    return sorted(file for file in found if file.name.endswith(_KINDS) and file.name[0] != ".")
+    return sorted(file for file in found if file.name.endswith(tuple(_READERS)) and file.name[0] != ".")
 
 
 def _whole(files: list[Path]) -> list[Path]:
     """The files; a `UserError` that names the first one that is missing among those called "-00000-of-00002"."""
-    names = {file.name for file in files}
     for file in files:
         if shard := _SHARD.fullmatch(file.name):
             for place in range(int(shard["number"])):
-                name = f"{shard['stem']}-{place:05}-of-{shard['number']}{shard['ending']}"
-                if name not in names:
-                    raise UserError(f"{file.parent / name}: is missing; {file.name} is a part of {int(shard['number'])}")
+                other = file.with_name(f"{shard['stem']}-{place:05}-of-{shard['number']}{shard['ending']}")
+                if other not in files:
+                    raise UserError(f"{other}: is missing; {file.name} is a part of {int(shard['number'])}")
     return files
 
 
 def part_of(file: Path) -> str:
-    """The name of a file without the ending that says how to read it."""
-    return next(file.name.removesuffix(ending) for ending in (*_KINDS, "") if file.name.endswith(ending))
-
-
-def _reader(file: Path, columns: Sequence[str]) -> Callable[[Path], Records]:
-    readers: dict[str, Callable[[Path], Records]] = {
-        ".jsonl": read_jsonl,
-        ".gz": read_jsonl,
-        ".json": read_json,
-        ".parquet": read_parquet,
-        ".csv": partial(read_csv, columns=columns),
-    }
-    return readers[file.suffix]
+    """The name of a data file without the ending that says how to read it."""
+    return next(file.name.removesuffix(ending) for ending in _READERS if file.name.endswith(ending))
 
 
 def _cached(source: Source) -> Any:
-    """The library's own reader of what it prepared in its cache, which is what it falls back on without the network; None where there is none.
-
-    Asked for directly: the library's offline mode is fixed when it is imported.
-    """
+    """The library's own reader of its cache, or None; asked for directly, since its offline mode is fixed when it is imported."""
     try:
         from datasets.packaged_modules.cache.cache import Cache
     except ImportError:
@@ -174,11 +144,3 @@ def _cached(source: Source) -> Any:
     except (ValueError, OSError):  # nothing there, or the rest of a download that was stopped
         return None
     return found if source.files.keys() <= (found.info.splits or {}).keys() else None
-
-
-def _read_cached(builder: Any, split: str, name: str) -> Records:
-    try:
-        rows: Iterable[Any] = builder.as_dataset(split=split)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{name}: its copy in the cache cannot be read ({' '.join(str(error).split())})") from None
-    yield from ((f"{name}: row {number}", dict(row)) for number, row in enumerate(rows, 1))

@@ -1,19 +1,16 @@
-r"""Which choice does a reply name? A letter A to J, in the box (strict) or as a statement (lenient).
-
-A letter counts only in a dress or place that makes it a choice: in prose "A" is an article and "I" a pronoun.
-"""
+"""Which choice does a reply name? A letter A to J, in the box (strict) or as a statement (lenient); in prose "A" is an article."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from mixsd.facts.answers import Expected, Verdict, last_boxed, without_thinking
 
 # Part of every cache key that holds outcomes: raise it whenever any verdict of this file can change.
 scorer_version: str = "2"
 
-_UNFINISHED = "the reply ends inside its thinking"
 _LONGEST_BOX = 1000  # characters; the patterns take quadratic time on what no choice looks like
 _LOOKED_AT = 5000  # characters at the end of a reply
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathsf|mbox|bf|rm)\s*\{([^{}]*)\}")
@@ -36,9 +33,8 @@ _ANOTHER = re.compile(
 def letter_in_box(content: str) -> str | None:
     r"""The one letter A to J that a box names, as a capital, or None.
 
-    The letter is alone, or first with a sign behind it: "B", "b", "(B)", "[B]", "B.", "B) Paris", "B: Paris", "B - Paris", "Option B",
-    `\text{B}`, `\textbf{(B)} Paris`, "**B**". A small letter counts alone or in brackets. Two letters ("A, B", "(A) and (B)") are
-    none, and so is "A dog".
+    Alone, or first with a sign behind it: "B", "b", "(B)", "[B]", "B.", "B) Paris", "B: Paris", "B - Paris", "Option B", `\text{B}`,
+    `\textbf{(B)} Paris`, "**B**"; a small letter alone or in brackets. Neither two letters ("A, B", "(A) and (B)") nor "A dog".
     """
     if len(content) > _LONGEST_BOX:
         return None
@@ -85,7 +81,6 @@ def _fold(text: str) -> str:
 
 
 def _stated(reply: str) -> str | None:
-    """The letter of the last statement in a reply without a box, see `lenient`."""
     if small := _SMALL.fullmatch(reply.strip()):
         return small[1].upper()
     start, reply = reply[:_LOOKED_AT], re.sub(r"[ \t]{3,}", "  ", re.sub(r"\s{9,}", "\n\n", reply))[-_LOOKED_AT:]
@@ -97,26 +92,12 @@ def _stated(reply: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def _judged(letter: str | None, expected: Expected) -> Verdict:
-    golds = {gold.strip().upper() for gold in expected.accepted}
-    if not all(re.fullmatch("[A-J]", gold) for gold in golds):
-        return Verdict("error", letter, f"the answer {expected.answer!r} is no letter from A to J")
-    if letter is None:
-        return Verdict("unparseable")
-    return Verdict("correct" if letter in golds else "wrong", letter)
-
-
 def strict(reply: str, expected: Expected) -> Verdict:
     r"""Correct if the last `\boxed{...}` behind the thinking names the expected letter, see `letter_in_box`.
 
-    No box, or a box that names no letter or several, is unparseable: the reply may be right, but it did not choose. Another letter, even
-    one that was no choice, is wrong.
+    No box, or a box that names no letter or several, is unparseable. Another letter, even one that was no choice, is wrong.
     """
-    answer = without_thinking(reply)
-    if answer is None:
-        return Verdict("unparseable", reason=_UNFINISHED)
-    content = last_boxed(answer)
-    return _judged(None if content is None else letter_in_box(content), expected)
+    return _judged(reply, expected, _boxed)
 
 
 def lenient(reply: str, expected: Expected) -> Verdict:
@@ -126,9 +107,20 @@ def lenient(reply: str, expected: Expected) -> Verdict:
     "**B. Paris**"), a line that is nothing but the letter, and "B." or "(B)" at the very start, unless the reply lists several choices so.
     Letters are capitals, save in a reply that is one letter. "A" and "I" before a small word are prose: "the answer is A dog".
     """
+    return _judged(reply, expected, lambda answer: _boxed(answer) or _stated(_fold(answer)))
+
+
+def _boxed(answer: str) -> str | None:
+    return letter_in_box(last_boxed(answer) or "")
+
+
+def _judged(reply: str, expected: Expected, find: Callable[[str], str | None]) -> Verdict:
     answer = without_thinking(reply)
     if answer is None:
-        return Verdict("unparseable", reason=_UNFINISHED)
-    content = last_boxed(answer)
-    letter = None if content is None else letter_in_box(content)
-    return _judged(letter or _stated(_fold(answer)), expected)
+        return Verdict("unparseable", reason="the reply ends inside its thinking")
+    letter, golds = find(answer), {gold.strip().upper() for gold in expected.accepted}
+    if not all(re.fullmatch("[A-J]", gold) for gold in golds):
+        return Verdict("error", letter, f"the answer {expected.answer!r} is no letter from A to J")
+    if letter is None:
+        return Verdict("unparseable")
+    return Verdict("correct" if letter in golds else "wrong", letter)

@@ -1,8 +1,7 @@
 r"""Is the answer of a reply mathematically the expected one? For AIME, MATH-500 and GSM8K.
 
-The answer is found in the reply (`strict`: the box; `lenient`: a statement or the last number too), compared by its spelling
-(`same_at_sight`: most integers, all words) and, where that does not tell, by math-verify in a process of its own (`maths_process`).
-What counts as equal is then math-verify's: fractions, decimals (to six places) and roots by value, sets in any order, tuples in theirs,
+Answers are compared by their spelling (`same_at_sight`) and, where that does not tell, by math-verify in a process of its own. What
+counts as equal is then math-verify's: fractions, decimals (to six places) and roots by value, sets in any order, tuples in theirs,
 `x=5` and 5, expressions by algebra. Its way with units and percent is ours too: units and degrees are passed over, and `50\%` equals
 50, 0.5 and 1/2, while 50 and 0.5 differ. A number without its base equals the one with it ("2516" for `2516_8`); another base does not.
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 
 from mixsd.evaluation.grading import maths_process
@@ -20,7 +20,6 @@ from mixsd.facts.answers import Expected, Verdict, last_boxed, without_thinking
 # Part of every cache key that holds outcomes: raise it whenever any verdict of the mathematics can change.
 scorer_version: str = "2"
 
-_UNFINISHED = "the reply ends inside its thinking"
 _MOST_CHARACTERS = 2000  # no answer is longer; math-verify's patterns are slow on what is
 _SHOWN = 200
 
@@ -28,53 +27,37 @@ _SHOWN = 200
 def strict(reply: str, expected: Expected) -> Verdict:
     r"""Judge what the last `\boxed{...}` behind the thinking holds; without one, or with an empty one, the reply is unparseable.
 
-    A comparison that takes longer than `maths_process.LIMIT_S`, or too much memory, is wrong, with the reason. A gold answer that math-verify
-    cannot read is an error.
-
-    Raises:
-        UserError: math-verify is not installed, and the spelling does not tell.
+    A comparison that takes too long or too much memory is wrong, with the reason. A gold answer that cannot be read is an error.
     """
-    answer = without_thinking(reply)
-    if answer is None:
-        return Verdict("unparseable", reason=_UNFINISHED)
-    content = last_boxed(answer)
-    return _judged(content, expected)
+    return _judged(reply, expected, last_boxed)
 
 
 def lenient(reply: str, expected: Expected) -> Verdict:
-    """As `strict`; where there is no box, or an empty one, the answer that the reply states otherwise, see `stated_answer`.
+    """As `strict`; where there is no box, or an empty one, the answer that the reply states otherwise, see `stated_answer`."""
+    return _judged(reply, expected, lambda answer: (last_boxed(answer) or "").strip() or stated_answer(answer))
 
-    Unparseable is only a reply without any statement, number or mathematics, and one that ends inside its thinking.
-    """
+
+def _judged(reply: str, expected: Expected, find: Callable[[str], str | None]) -> Verdict:
     answer = without_thinking(reply)
     if answer is None:
-        return Verdict("unparseable", reason=_UNFINISHED)
-    content = last_boxed(answer)
-    return _judged(content if content and content.strip() else stated_answer(answer), expected)
-
-
-def _judged(content: str | None, expected: Expected) -> Verdict:
-    if content is None or not content.strip():
+        return Verdict("unparseable", reason="the reply ends inside its thinking")
+    said = (find(answer) or "").strip()
+    if not said:
         return Verdict("unparseable")
-    said = content.strip()
     shown = said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
     golds = [gold for gold in expected.accepted if gold.strip()]
     if not golds:
         return Verdict("error", shown, "the gold answer is empty")
     if len(said) > _MOST_CHARACTERS:
-        same = any(said == gold.strip() for gold in golds)
-        return Verdict("correct", shown) if same else Verdict("wrong", shown, f"longer than {_MOST_CHARACTERS} characters")
+        same = said in map(str.strip, golds)
+        return Verdict("correct" if same else "wrong", shown, None if same else f"longer than {_MOST_CHARACTERS} characters")
     seen = {gold: same_at_sight(gold, said) for gold in golds}
-    if True in seen.values():
-        return Verdict("correct", shown)
     open_golds = [without_unit(fold(gold)) for gold, same in seen.items() if same is None]
-    if not open_golds:
-        return Verdict("wrong", shown)
+    if True in seen.values() or not open_golds:
+        return Verdict("correct" if True in seen.values() else "wrong", shown)
     outcome, reason = maths_process.compare(open_golds, without_unit(fold(said)))
     return Verdict(outcome, shown, reason)
 
-
-# Where in a reply without a box its answer stands: a statement beats a mere number, and the last statement those before it.
 
 _STATEMENT = re.compile(
     r"####[ \t]*"
@@ -101,9 +84,8 @@ _COMMAND = re.compile(r"\\(?:text|mbox|textbf|mathrm|begin|end|operatorname)\s*\
 def stated_answer(reply: str) -> str | None:
     r"""What a reply states as its answer, or None if it holds nothing of the kind.
 
-    1. What stands behind the last "the answer is", "Answer:" (bold or not) or "####" that has anything behind it, on its line or the
-       next one: the first mathematics in it (`$...$`, `\(...\)`), else all of it if it is one expression, else its first number, else
-       its words up to the end of the sentence.
+    1. What follows the last "the answer is", "Answer:" or "####" that is followed by anything, on its line or the next one: the first
+       mathematics (`$...$`, `\(...\)`), else all of it if it is one expression, else its first number, else the sentence.
     2. The last number or mathematics of the reply, whichever ends later; of a chain of equations its last side.
     """
     reply = re.sub(r"[ \t]{3,}", "  ", re.sub(r"\s{9,}", "\n\n", reply))[-_LOOKED_AT:]
@@ -124,13 +106,12 @@ def _first(line: str) -> str | None:
     if not _PROSE.search(_COMMAND.sub("·", sentence)):
         return sentence or None
     number = _NUMBER.search(fold(sentence))
-    if number is None:
-        return sentence
-    return _number(number)
+    return _number(number) if number else sentence
 
 
 def _last(reply: str) -> str | None:
-    maths = [match for match in _MATHS.finditer(reply) if not _wordy(_inside(match))]
+    # What two dollar signs enclose may be prose between two prices.
+    maths = [match for match in _MATHS.finditer(reply) if len(_PROSE.findall(_COMMAND.sub("·", _inside(match)))) <= 2]
     numbers = list(_NUMBER.finditer(reply))
     # A number of the last mathematics is a part of it.
     if numbers and (not maths or numbers[-1].start("value") >= maths[-1].end()):
@@ -146,11 +127,6 @@ def _inside(maths: re.Match[str]) -> str:
     content = next(text for text in maths.groupdict().values() if text is not None)
     sides = re.split(r"(?<![<>!\\])=", content)
     return (sides[-1] if len(sides) > 2 else content).strip().rstrip(".,; ")
-
-
-def _wordy(content: str) -> bool:
-    """Whether what two dollar signs enclose is prose between two prices."""
-    return len(_PROSE.findall(_COMMAND.sub("·", content))) > 2
 
 
 # One spelling for the many ways to typeset an answer. `fold` keeps it LaTeX and changes no meaning; `canonical` is only ever compared.
@@ -190,15 +166,14 @@ _PERCENT = re.compile(r"(?<!\\)%|(?<=\d)\s*(?:\\text\{\s*percent\s*\}|percent\b)
 
 
 def fold(text: str) -> str:
-    r"""The same answer in plain LaTeX: ASCII digits and signs, no `$`, no thousands separators that are LaTeX's.
+    r"""The same answer in plain LaTeX: ASCII digits and signs, no `$` or other currency, no thousands separators that are LaTeX's.
 
-    Digits of any script and full-width forms become ASCII; π, √, ½, ², ×, ≤ and the like become LaTeX; `10,\!080`, `10{,}080`
-    and `10\,080` become 10080 (a comma with a space, or nothing, behind it stays); "3 1/2" becomes `3\frac{1}{2}`; "5 million" 5000000; "%" and
-    "percent" become `\%`; `0.\overline{3}` becomes a fraction. A dollar sign goes, be it money or mathematics, and so do other currencies'.
-    A second number in the text behind the first leaves it: "18\text{ or 20}" is "18\text{ or }20".
+    π, √, ½, ², ×, ≤ and the like become LaTeX; `10,\!080`, `10{,}080` and `10\,080` become 10080; "3 1/2" becomes `3\frac{1}{2}`; "5 million"
+    5000000; "%" and "percent" `\%`; `0.\overline{3}` a fraction. A second number in the text behind the first leaves it: "18\text{ or 20}" is
+    "18\text{ or }20".
     """
     text = "".join(char for char in text if unicodedata.category(char) != "Cf").translate(_FULL_WIDTH)
-    text = _VULGAR_FRACTION.sub(_fraction, _SUPERSCRIPTS.sub(lambda run: f"^{{{_ascii(run[0])}}}", text))
+    text = _VULGAR_FRACTION.sub(_fraction, _SUPERSCRIPTS.sub(_power, text))
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3] or ''}}}", text.translate(_SYMBOLS))
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _TWICE_ESCAPED.sub(r"\\", text)
@@ -212,6 +187,10 @@ def fold(text: str) -> str:
     if mixed := _MIXED.fullmatch(text):
         return f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     return text
+
+
+def _power(run: re.Match[str]) -> str:
+    return f"^{{{unicodedata.normalize('NFKC', run[0]).replace('−', '-')}}}"
 
 
 def _repeating(number: re.Match[str]) -> str:
@@ -235,10 +214,6 @@ def _scaled(words: re.Match[str]) -> str:
     return (str(value) if value.denominator == 1 else f"{float(value)}") + ("\\text{" if "\\text{" in words[0] else "")
 
 
-def _ascii(run: str) -> str:
-    return unicodedata.normalize("NFKC", run).replace("−", "-")
-
-
 def _fraction(char: re.Match[str]) -> str:
     above, below = unicodedata.normalize("NFKC", char[0]).split("⁄")
     return f"\\frac{{{above}}}{{{below}}}"
@@ -254,9 +229,8 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 def canonical(text: str) -> str:
     r"""What is left of an answer when everything that only typesets it is gone. For comparing, not for reading.
 
-    Beyond `fold`: sizes (`\left`, `\big`), spaces, one wrapper around the whole (`\text{...}`), `\dfrac`, braces around one
-    character, a leading "=", degrees at the end, and the commas of a number that is the whole answer: "1,234" is a number,
-    "1, 234" and "(1,234)" are not.
+    Beyond `fold` these go: sizes, spaces, one wrapper around the whole (`\text{...}`), `\dfrac`, braces around one character, a leading "=",
+    degrees at the end, and the commas of a number that is the whole answer: "1,234" is a number, "1, 234" and "(1,234)" are not.
     """
     text, previous = fold(text), None
     while text != previous:
@@ -299,7 +273,7 @@ def without_unit(text: str) -> str:
     return found[1]
 
 
-_PLAIN = re.compile(r"([-+]?)(\d+|\d*\.\d+|\d+\.)")
+_PLAIN = re.compile(r"[-+]?(?:\d+|\d*\.\d+|\d+\.)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox)\s*\{([^{}]*)\}\.?")
 _BASED = re.compile(r"(-?\d+)_\{?(\d+)\}?")
 _TIME = re.compile(r"\d{1,3}:\d{1,3}(?::\d{1,3})*")
@@ -310,9 +284,8 @@ _MOST_DIGITS = 1000  # beyond them int() is slow, and in the end refused
 def same_at_sight(gold: str, answer: str) -> bool | None:  # noqa: PLR0911 - one return per rule
     r"""Whether the answer is the gold answer, where their spelling tells; None where it takes algebra.
 
-    - Equal in `canonical`: the same.
-    - Two whole numbers: by value, whatever leading zeros, signs, thousands separators and units ("025" is 25, "18 dollars" is 18).
-      Two decimals of the same value are the same; decimals that differ are left open.
+    - Equal in `canonical`: the same. Whole numbers: by value, whatever leading zeros, signs, separators and units ("18 dollars" is 18).
+      Decimals that differ are left open.
     - A gold answer in words (all of it in `\text{...}`, or a word of four letters and no sign) is the same words, whatever case,
       spaces and punctuation; a single letter A to J may be dressed as a choice: `\text{(C)}`, "C)".
     - Numbers that both name their base, and two times or ratios with a colon, are compared as written.
@@ -320,10 +293,9 @@ def same_at_sight(gold: str, answer: str) -> bool | None:  # noqa: PLR0911 - one
     left, right = canonical(gold), canonical(answer)
     if left and left == right:
         return True
-    if (number := _plain_number(left)) and (said := _plain_number(canonical(without_unit(fold(answer))))):
-        if _value(number) == _value(said):
-            return True
-        return False if "." not in number[2] + said[2] else None
+    bare = canonical(without_unit(fold(answer)))
+    if None not in (number := _plain_number(left), value := _plain_number(bare)):
+        return number == value or (None if "." in left + bare else False)
     if (words := _words(gold)) is not None:
         if re.fullmatch("[a-j]", words):
             return letter_in_box(answer) == words.upper()
@@ -335,13 +307,9 @@ def same_at_sight(gold: str, answer: str) -> bool | None:  # noqa: PLR0911 - one
     return None
 
 
-def _plain_number(text: str) -> re.Match[str] | None:
-    return _PLAIN.fullmatch(text) if len(text) <= _MOST_DIGITS else None
-
-
-def _value(number: re.Match[str]) -> Fraction:
-    size = Fraction(number[2].removesuffix("."))
-    return -size if number[1] == "-" else size
+def _plain_number(text: str) -> Fraction | None:
+    number = _PLAIN.fullmatch(text) if len(text) <= _MOST_DIGITS else None
+    return Fraction(text.removesuffix(".")) if number else None
 
 
 def _words(gold: str) -> str | None:
@@ -356,7 +324,6 @@ def _words(gold: str) -> str | None:
 
 
 def _letters_and_digits(text: str) -> str:
-    """The text's letters and digits, caseless, with its LaTeX wrappers unpacked."""
     text, previous = fold(text), None
     while text != previous:
         previous, text = text, _WRAPPER.sub(r" \1 ", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 from mixsd.errors import UserError
@@ -22,24 +23,20 @@ def compare(golds: list[str], answer: str) -> _Judged:
     """Whether the answer equals one of the gold answers, all in LaTeX: correct, wrong or error, and why where that is not plain.
 
     A comparison that takes longer than `LIMIT_S`, too much memory, or whose process dies each time, is wrong: the model wrote what
-    cannot be evaluated. Where it is the gold answer that cannot be read, in this time or at all, it is an error.
-
-    Raises:
-        UserError: math-verify is not installed or does not start.
+    cannot be evaluated. A gold answer that cannot be read, in this time or at all, is an error.
     """
     if importlib.util.find_spec("math_verify") is None:
         raise UserError("judging mathematics needs math-verify: pip install math-verify[antlr4_13_2]")
-    limit = LIMIT_S
     try:
-        judged, spent = PROCESSES.run(limit, _verified, golds, answer)
+        judged, spent = PROCESSES.run(LIMIT_S, _verified, golds, answer)
     except LateError:
         try:
-            PROCESSES.run(limit, _readable, golds)
+            PROCESSES.run(LIMIT_S, _readable, golds)
         except LateError:
-            return "error", f"the gold answer was not read within {limit:g} s"
+            return "error", f"the gold answer was not read within {LIMIT_S:g} s"
         except DiedError:
             pass
-        return "wrong", f"not judged within {limit:g} s"
+        return "wrong", f"not judged within {LIMIT_S:g} s"
     except DiedError as error:
         if not error.began:
             raise UserError("math-verify does not start; try: python -c 'import math_verify'") from error
@@ -55,13 +52,11 @@ def _prepare() -> None:
     # Very long numbers are refused by the time limit, not by an exception somewhere in sympy.
     sys.set_int_max_str_digits(0)
     logging.disable(logging.CRITICAL)
-    try:
+    with suppress(ImportError, ValueError, OSError):  # not every system has such limits; the time limit stays
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except (ImportError, ValueError, OSError):
-        pass  # not every system has such limits; the time limit stays
     try:
         _same([r"\frac{1}{2}"], "0.5")
     except Exception as error:
@@ -98,15 +93,12 @@ def _same(golds: list[str], answer: str) -> _Judged:
     return "correct" if same else "wrong", None
 
 
-def _readable(golds: list[str]) -> bool:
-    try:
-        return bool(_read(golds))
-    except Exception:  # as `_verified` has it: not the gold answer's time
-        return False
+def _readable(golds: list[str]) -> None:
+    with suppress(Exception):  # as `_verified` has it: not the gold answer's time
+        _read(golds)
 
 
 def _read(texts: list[str]) -> list[list[Any]]:
-    """What math-verify makes of each text that it can read."""
     from math_verify import LatexExtractionConfig, parse
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -116,12 +108,7 @@ def _read(texts: list[str]) -> list[list[Any]]:
 
 
 def _most_held() -> int:
-    """The most kilobytes that this program ever held, or 0 where that is not known.
-
-    Not getrusage's figure: on Linux that one counts what the parent held when it started this process.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError):
-        return 0
+    """The most kilobytes that this program ever held, or 0: not getrusage's figure, which on Linux counts the parent's at the start."""
+    with suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        return next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), 0)
+    return 0

@@ -332,10 +332,10 @@ def _paired(
         {run["seed"]: place for place, run in enumerate(told) if run["configuration"] == label} for label in (first, second)
     )
     seeds = sorted(one.keys() & two.keys())
-    pair = {"configuration": second, "against": first}
+    pair: dict[str, Any] = {"configuration": second, "against": first}
     if len(seeds) == 1:
         found = _over_questions(runs[one[seeds[0]]], runs[two[seeds[0]]], measures)
-        pair |= {"seeds": seeds}
+        pair["seeds"] = seeds
         return [{**pair, "measure": name, "difference": cell(change), "ratio": None, "p": p} for name, change, p in found]
     pairs = []
     for name in (*_PAIRED, AT_LEVEL, *_benchmarks(measures), _AVERAGE):

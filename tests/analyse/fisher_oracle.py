@@ -9,23 +9,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixsd.analyse.base_fisher import Fisher
 from mixsd.analyse.displacement import WeightSums
-from mixsd.analyse.estimate import Fisher, Reference
 from mixsd.randomness import uniforms
 from mixsd.storage import write_json
+from mixsd.training.examples import Example
 
 
-def references(count: int = 6, *, vocab: int = 97, seed: int = 0) -> list[Reference]:
+def references(count: int = 6, *, vocab: int = 97, seed: int = 0) -> list[Example]:
     made = []
     for number in range(count):
         draws = uniforms(seed, "evaluation", f"reference {number}", n=24)
         ids = [3 + int(draw * (vocab - 3)) for draw in draws]
         prompt, target = 2 + int(draws[20] * 7), 1 + int(draws[21] * 8)
-        made.append(Reference(f"r{number:02}", tuple(ids[:prompt]), (*ids[prompt : prompt + target], 2)))
+        made.append(Example(f"r{number:02}", tuple(ids[:prompt]), (*ids[prompt : prompt + target], 2)))
     return made
 
 
-def dense_nll(model: torch.nn.Module, item: Reference) -> Tensor:
+def dense_nll(model: torch.nn.Module, item: Example) -> Tensor:
     """The summed NLL straight from the model's own logits."""
     ids = torch.tensor([[*item.prompt_ids, *item.target_ids]])
     logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -33,7 +34,7 @@ def dense_nll(model: torch.nn.Module, item: Reference) -> Tensor:
     return -torch.stack([logprobs[place - 1, ids[0, place]] for place in places]).sum()
 
 
-def oracle(model: torch.nn.Module, items: Sequence[Reference]) -> dict[str, Tensor]:
+def oracle(model: torch.nn.Module, items: Sequence[Example]) -> dict[str, Tensor]:
     """Eq. 7 by its letter: the gradient of each example alone, squared, the mean over examples."""
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mixsd.analyse.base_fisher import target_nll
-from mixsd.analyse.estimate import Fisher, Reference, diagonal_fisher, fisher_key, stored_fisher
+from mixsd.analyse.base_fisher import Fisher, diagonal_fisher, fisher_key, stored_fisher, target_nll
 from mixsd.errors import UserError
 from mixsd.storage import read_json
+from mixsd.training.examples import Example
 from tests.analyse.fisher_oracle import dense_nll, oracle, references, tensors_of
 from tests.tiny import tiny_model
 
 
-def estimate(model: Any, items: list[Reference], cache: Path, nll: Any = None, **options: Any) -> Fisher:
+def estimate(model: Any, items: list[Example], cache: Path, nll: Any = None, **options: Any) -> Fisher:
     key = fisher_key(items, model_hash="tiny", precision="cpu")
     return diagonal_fisher(model, items, nll or target_nll(model, items[0]), key=key, cache=cache, **options)
 
@@ -34,9 +34,9 @@ class Bigram(nn.Module):
 
 def test_closed_form_of_a_bigram_model(tmp_path: Path) -> None:
     model = Bigram()
-    items = [Reference("a", (0,), (1, 2)), Reference("b", (2,), (2, 2))]
+    items = [Example("a", (0,), (1, 2)), Example("b", (2,), (2, 2))]
 
-    def nll(item: Reference) -> Tensor:
+    def nll(item: Example) -> Tensor:
         ids = [*item.prompt_ids, *item.target_ids]
         return -sum((model.rows[last].log_softmax(0)[following] for last, following in itertools.pairwise(ids)), torch.zeros(()))
 
@@ -96,7 +96,7 @@ def test_a_stopped_estimate_goes_on_with_the_same_bits(killed_after: int, tmp_pa
     expected = tensors_of(estimate(model, items, tmp_path / "undisturbed"))
     nll, asked = target_nll(model, items[0]), []
 
-    def stopping(item: Reference) -> Tensor:
+    def stopping(item: Example) -> Tensor:
         if len(asked) == killed_after:
             raise KeyboardInterrupt
         asked.append(item.key)
@@ -106,7 +106,7 @@ def test_a_stopped_estimate_goes_on_with_the_same_bits(killed_after: int, tmp_pa
         estimate(model, items, tmp_path / "cache", stopping, seconds_between_saves=0.0)
     again: list[str] = []
 
-    def counting(item: Reference) -> Tensor:
+    def counting(item: Example) -> Tensor:
         again.append(item.key)
         return nll(item)
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_estimated_is_said(tmp_path: Path) -> None:
     model, items = tiny_model(), references(2)
     with pytest.raises(UserError, match="no reference example"):
         diagonal_fisher(model, [], lambda item: torch.zeros(()), key="k", cache=tmp_path)
-    with pytest.raises(UserError, match="two reference examples are called r00"):
+    with pytest.raises(UserError, match=r"occur twice: 1 example \(r00\)"):
         estimate(model, [items[0], items[0]], tmp_path, lambda item: torch.zeros(()))
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
@@ -196,7 +196,7 @@ def test_the_partial_sums_hold_what_was_done(tmp_path: Path) -> None:
     model, items = tiny_model(dtype=torch.float32), references(4)
     nll = target_nll(model, items[0])
 
-    def stopping(item: Reference) -> Tensor:
+    def stopping(item: Example) -> Tensor:
         if item is items[2]:
             raise KeyboardInterrupt
         return nll(item)

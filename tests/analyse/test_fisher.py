@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import mixsd
 from mixsd.analyse import base_fisher as analyse_base_fisher
-from mixsd.analyse.base_fisher import base_fisher
-from mixsd.analyse.estimate import stored_fisher
+from mixsd.analyse.base_fisher import base_fisher, stored_fisher
 from mixsd.analyse.fisher import markdown, tables
 from mixsd.errors import UserError
 from mixsd.models import loading

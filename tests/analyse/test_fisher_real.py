@@ -25,7 +25,8 @@ _CHILD = """
 import json, resource, sys
 import torch, transformers.models.llama.modeling_llama, tokenizers, peft
 from mixsd.models import loading
-from mixsd.analyse.estimate import Reference, diagonal_fisher, fisher_key
+from mixsd.analyse.base_fisher import diagonal_fisher, fisher_key
+from mixsd.training.examples import Example
 from mixsd.analyse import base_fisher
 from pathlib import Path
 
@@ -37,7 +38,7 @@ loading.load_tokenizer(folder)
 before = peak()
 base_fisher._blocks_apart()
 model = loading.load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
-items = [Reference(str(n), tuple(range(100, 300)), tuple(range(300, 500))) for n in range(2)]
+items = [Example(str(n), tuple(range(100, 300)), tuple(range(300, 500))) for n in range(2)]
 key = fisher_key(items, model_hash="m", precision="p")
 diagonal_fisher(model, items, base_fisher.target_nll(model, items[0]), key=key, cache=Path(sys.argv[1]))
 print(json.dumps({"before": before, "peak": peak()}))

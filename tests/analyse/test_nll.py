@@ -222,12 +222,12 @@ def test_other_refusals(tmp_path):
     assert "not a run folder" in refused(tmp_path / "empty")
 
 
-def test_references_that_cannot_be_measured_are_a_note(tmp_path):
-    run = make_run(tmp_path / "run", MIXED, references=None, model=str(tmp_path / "gone"))
+def test_references_that_were_not_kept_are_a_note(tmp_path):
+    run = make_run(tmp_path / "run", MIXED, references=None)
     found = mixsd.analyze_nll(run)
     assert list(rows_of(found, "all")) == ["MixSD lambda 0.3"]
     assert rows_of(found, "all")["MixSD lambda 0.3"]["overlap"] is None
-    assert "were not kept and cannot be measured" in found["notes"][0]
+    assert found["notes"] == ["run: its references were not kept"]
 
 
 # A tiny model's run, really mixed.
@@ -298,8 +298,8 @@ def test_check_catches_a_changed_number(copied, name):
 
 def test_what_was_not_measured_is(copied, tiny_folder, tmp_path):
     stored = mixsd.analyze_nll(copied)
-    (copied / "references.jsonl").unlink()
-    change_line(copied / "targets.jsonl", 2, base_logprobs=[])
+    for name in ("references", "targets"):
+        change_line(copied / f"{name}.jsonl", 2, base_logprobs=[])
     again = mixsd.analyze_nll(copied)
     for block in ("all", "common"):
         for label, row in rows_of(stored, block).items():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import mixsd
-from mixsd.comparison.measures import at_level
+from mixsd.comparison.compare import at_level
 from mixsd.statistics import log_ratio_interval, seeds_interval
 from tests.finished_runs import make, rows, score, two_methods
 

@@ -1,30 +1,31 @@
 """`analyze nll`: how far targets are from what the base model would say, and what of the references they keep.
 
-Section 7.2 and appendix E.2 of the paper: mean NLL per token (Eq. 3), how many tokens lie above a threshold (Tables 7 and 8), the
-empirical CDF (Figure 3), and the share of a reference's high-NLL token ids that a mixed target keeps (Table 9). Everything is told
-twice, over all accepted targets of each source and over the facts that every source has accepted: at a larger lambda fewer facts are
-accepted, and the easier ones, so that only the second compares like with like.
+Section 7.2 and appendix E.2 of the paper: mean NLL per token (Eq. 3), tokens above a threshold (Tables 7 and 8), the empirical CDF
+(Figure 3), and the share of a reference's high-NLL token ids that a mixed target keeps (Table 9). All of it over the accepted targets of
+each source, and over the facts that every source has accepted: at a larger lambda those are fewer and easier, so only the second
+compares like with like.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixsd.analyse import output_folder, source_paths
-from mixsd.analyse.nll_sources import UNNAMED, BaseMeasurer, Line, TargetSource, count, open_sources
+from mixsd.analyse import numbers_cell, output_folder, source_paths
+from mixsd.analyse.nll_sources import UNNAMED, BaseMeasurer, TargetSource, open_sources
+from mixsd.decoding.requests import REFERENCE
 from mixsd.errors import UserError
 from mixsd.evaluation.scores import score_row
-from mixsd.formats import MISSING, Cell, Column, Row, Table, estimate_cell, number, printable
+from mixsd.formats import Cell, Column, Row, Table, number, printable
 from mixsd.formats import markdown as escaped
 from mixsd.progress import Watcher
 from mixsd.settings import EXECUTION, build
 from mixsd.statistics import Estimate
-from mixsd.storage import read_jsonl, write_json, write_text
+from mixsd.storage import write_json, write_text
 from mixsd.targets.target import (
     HIGH_NLL,
     REFERENCE_LABEL,
@@ -42,7 +43,6 @@ from mixsd.targets.target import (
 
 Block = Literal["all", "common"]
 BLOCKS: tuple[Block, ...] = ("all", "common")
-SUITE = "nll"
 _TITLES = {"all": "All accepted targets of each source", "common": "Facts accepted in every source"}
 
 
@@ -55,10 +55,6 @@ class _SourceRow:
     losses: TokenLosses = field(default_factory=TokenLosses)
     statuses: Counter[str] = field(default_factory=Counter)
     overlap: Overlap | None = None
-
-    @property
-    def facts(self) -> set[str]:
-        return set(self.losses.facts)
 
 
 def analyze_nll(
@@ -76,15 +72,11 @@ def analyze_nll(
     """Per-token NLL of targets under their base model.
 
     Args:
-        sources: run folders and files of targets, each one configuration. Of the runs' references, and of runs and files that hold
-            nothing else, one row is made, the reference's.
+        sources: run folders and files of targets, each one configuration; all references together are one row.
         output: the folder for nll.json, nll.md and the figures; by default `analysis` in the run folder where one is all there is.
-        thresholds: nats; a token is above one where its NLL is greater.
-        overlap_threshold: nats; above it a reference's token counts as one that the target should keep.
-        facts: over all accepted targets of each source, over the facts accepted in every one, or both.
+        thresholds, overlap_threshold: nats; above the latter a reference's token counts as one that the target should keep.
         check: measure what is stored once more; it must agree.
         model: the base model of files, needed where they hold no log-probabilities, and for `check`.
-        watcher: is told about the progress; silent by default.
         execution: `device`, `offline`.
 
     Returns:
@@ -107,16 +99,21 @@ def analyze_nll(
         raise UserError(UNNAMED)
     rows = _read(opened, base, overlap_threshold, notes)
     blocks = {name: _block(name, rows, levels) for name in BLOCKS if facts in (name, "both")}
+    checked = {"tokens": base.checked, "largest_difference": base.largest, "tolerance": base.precisions}
     result = {
         "thresholds": levels,
         "overlap_threshold": overlap_threshold,
         "sources": [_told(row) for row in rows],
         "blocks": blocks,
-        "check": _checked(base) if check else None,
+        "check": checked if check else None,
         "notes": notes,
         "scores": _scores(blocks),
     }
-    _write(result, folder)
+    write_json(folder / "nll.json", result)
+    write_text(folder / "nll.md", markdown(result))
+    for name, block in blocks.items():
+        if block["rows"]:
+            _draw(block["rows"], levels, folder / f"nll-{name}")
     return result
 
 
@@ -137,17 +134,22 @@ def _read(sources: Sequence[TargetSource], base: BaseMeasurer, overlap_threshold
     left: dict[str, str] = {}
     wanted: dict[str, frozenset[int]] = {}
 
+    def check_prompt(where: str, target: Target) -> None:
+        """One fact, one prompt: NLL after different prompts, or of different facts of one id, is not to be compared."""
+        own = hash(tuple(target.prompt_ids))
+        first, place = prompts.setdefault(target.id, (own, where))
+        if own != first:
+            raise UserError(f'{where}: fact "{target.id}" has other prompt_ids than in {place}; NLL of both cannot be compared')
+
     def add_reference(where: str, target: Target) -> None:
-        _check_prompt(prompts, where, target)
+        check_prompt(where, target)
         own = hash(tuple(target.target_ids))
-        if target.id in known:
-            if known[target.id] != own:
-                raise UserError(f'{where}: fact "{target.id}" has another reference than in a source before')
-            return
-        known[target.id] = own
-        nll = [-value for value in target.base_logprobs]
-        wanted[target.id] = high_ids(target.target_ids, nll, overlap_threshold)
-        reference.losses.add(target.id, nll)
+        if known.setdefault(target.id, own) != own:
+            raise UserError(f'{where}: fact "{target.id}" has another reference than in a source before')
+        if target.id not in wanted:
+            nll = [-value for value in target.base_logprobs]
+            wanted[target.id] = high_ids(target.target_ids, nll, overlap_threshold)
+            reference.losses.add(target.id, nll)
 
     for source in reference.sources:
         for where, target in base.complete(source.file, source.run, source.name):
@@ -156,53 +158,33 @@ def _read(sources: Sequence[TargetSource], base: BaseMeasurer, overlap_threshold
             else:
                 left[target.id] = target.status
     mixed = [source for source in sources if not source.reference]
-    for source in mixed:
-        for where, target in _references(source, base, known, notes):
+    for run, name in ((source.run, source.name) for source in mixed if source.run and source.run.facts_file.is_file()):
+        if not run.references_file.is_file():
+            notes.append(f"{name}: its references were not kept")
+            continue
+        for where, target in base.complete(run.references_file, run, f"the references of {name}"):
             add_reference(where, target)
     reference.statuses = Counter({**left, **dict.fromkeys(known, "accepted")}.values())
     rows = [reference] if known else []
     for source in mixed:
         row = _SourceRow(source.label, [source], overlap=Overlap(wanted) if known else None)
         for where, target in base.complete(source.file, source.run, source.name):
-            count(source, target, row.statuses)
+            row.statuses[target.status] += 1
             if target.accepted:
-                _check_prompt(prompts, where, target)
+                # A reference that stands in for a rejected target is counted as that too.
+                row.statuses["canonical"] += set(target.sources) == {REFERENCE}
+                check_prompt(where, target)
                 row.losses.add(target.id, [-value for value in target.base_logprobs])
                 if row.overlap:
                     row.overlap.add(target.id, target.target_ids)
-        if not row.facts:
+        if not row.losses.facts:
             raise UserError(f"{source.path}: holds no accepted target")
         rows.append(row)
     return rows
 
 
-def _references(source: TargetSource, base: BaseMeasurer, known: Collection[str], notes: list[str]) -> Iterator[Line]:
-    """The references that belong to a run, from what mixing kept; measured where it kept none. A file has none of its own."""
-    run = source.run
-    if run is None or not run.facts_file.is_file():
-        return
-    if run.references_file.is_file():
-        yield from base.complete(run.references_file, run, f"the references of {source.name}")
-    elif any(row.get("id") not in known for row in read_jsonl(run.facts_file)):
-        try:
-            yield from base.references(run)
-        except UserError as error:
-            notes.append(f"{source.name}: its references were not kept and cannot be measured ({error})")
-
-
-def _check_prompt(prompts: dict[str, tuple[int, str]], where: str, target: Target) -> None:
-    """One fact, one prompt: NLL after different prompts, or of different facts of one id, is not to be compared."""
-    own = hash(tuple(target.prompt_ids))
-    first, place = prompts.setdefault(target.id, (own, where))
-    if own != first:
-        raise UserError(
-            f'{where}: fact "{target.id}" has other prompt_ids than in {place}: another question, template or system message; '
-            "NLL after different prompts cannot be compared"
-        )
-
-
 def _block(name: Block, rows: Sequence[_SourceRow], levels: Sequence[float]) -> dict[str, Any]:
-    everything = [row.facts for row in rows]
+    everything = [set(row.losses.facts) for row in rows]
     chosen = set.intersection(*everything) if name == "common" else set.union(*everything)
     if not chosen:
         return {"facts": 0, "rows": []}
@@ -217,11 +199,8 @@ def _measured(row: _SourceRow, facts: Collection[str], levels: Sequence[float], 
     x, y = cdf(losses)
     above = []
     for level in levels:
-        item: dict[str, Any] = {
-            "threshold": level,
-            "count": count_above(losses, level),
-            "share": share_above(losses, level).to_json(),
-        }
+        share = share_above(losses, level).to_json()
+        item: dict[str, Any] = {"threshold": level, "count": count_above(losses, level), "share": share}
         if reference is not None:
             item["difference"] = share_difference(losses, reference, level).to_json()
         above.append(item)
@@ -253,10 +232,6 @@ def _told(row: _SourceRow) -> dict[str, Any]:
     }
 
 
-def _checked(base: BaseMeasurer) -> dict[str, Any]:
-    return {"tokens": base.checked, "largest_difference": base.largest, "tolerance": base.precisions}
-
-
 def _scores(blocks: Mapping[Block, dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for split, block in blocks.items():
@@ -265,16 +240,8 @@ def _scores(blocks: Mapping[Block, dict[str, Any]]) -> list[dict[str, Any]]:
             named |= {f"share_above_{item['threshold']:g}": item["share"] for item in row["above"]}
             if row["overlap"]:
                 named["overlap"] = row["overlap"]["mean"]
-            found += [score_row(SUITE, split, metric, row["label"], Estimate(**value)) for metric, value in named.items()]
+            found += [score_row("nll", split, metric, row["label"], Estimate(**value)) for metric, value in named.items()]
     return found
-
-
-def _write(result: dict[str, Any], folder: Path) -> None:
-    write_json(folder / "nll.json", result)
-    write_text(folder / "nll.md", markdown(result))
-    for name, block in result["blocks"].items():
-        if block["rows"]:
-            _draw(block["rows"], result["thresholds"], folder / f"nll-{name}")
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], levels: Sequence[float], stem: Path) -> None:
@@ -294,8 +261,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """A table for each block; a terminal has no room for the differences."""
-    heads = [Column("targets", width=24), Column("facts", numeric=True), Column("tokens", numeric=True)]
-    heads.append(Column("mean NLL", numeric=True))
+    heads = [Column("targets", width=24), *(Column(head, numeric=True) for head in ("facts", "tokens", "mean NLL"))]
     for level in result["thresholds"]:
         heads += [Column(f"NLL > {level:g}", numeric=True), Column("against reference", numeric=True, page_only=True)]
     heads += [Column("overlap", numeric=True), Column("overlap, pooled", numeric=True, page_only=True)]
@@ -309,18 +275,12 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _cells(row: Mapping[str, Any]) -> list[Cell | str]:
     facts = f"{row['facts']:,}" + (f" ({row['targets']:,} targets)" if row["targets"] != row["facts"] else "")
-    cells: list[Cell | str] = [row["label"], facts, f"{row['tokens']:,}", _cell(Estimate(**row["mean"]))]
+    cells: list[Cell | str] = [row["label"], facts, f"{row['tokens']:,}", numbers_cell(row["mean"], "number")]
     for item in row["above"]:
-        share = _cell(Estimate(**item["share"], unit="share"))
+        share = numbers_cell(item["share"])
         cells.append(replace(share, value=f"{number(item['count'], 0)} ({share.value})"))
-        difference = item.get("difference")
-        cells.append(_cell(Estimate(**difference, unit="share", signed=True)) if difference else MISSING)
-    overlap = row["overlap"]
-    return cells + [_cell(Estimate(**overlap[name], unit="share")) if overlap else MISSING for name in ("mean", "pooled")]
-
-
-def _cell(estimate: Estimate) -> Cell:
-    return replace(estimate_cell(estimate), n="")
+        cells.append(numbers_cell(item.get("difference"), signed=True))
+    return cells + [numbers_cell(row["overlap"] and row["overlap"][name]) for name in ("mean", "pooled")]
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -339,15 +299,13 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         if without:
             told.append(f"{_TITLES[name]}: {without:,} facts have no such id in the reference and are not in the last overlap.")
     for source in result["sources"]:
+        label = printable(source["label"])
         left = [f"{source[status]:,} {status}" for status in ("rejected", "unusable") if source[status]]
-        if left:
-            told.append(f"{printable(source['label'])}: {', '.join(left)}; not counted above.")
+        told += [f"{label}: {', '.join(left)}; not counted above."] if left else []
         if source["canonical"]:
-            told.append(f"{printable(source['label'])}: {source['canonical']:,} accepted targets are the reference itself.")
-    if (check := result["check"]) is not None:
-        allowed = ", ".join(f"{value:g} allowed in {name}" for name, value in check["tolerance"].items())
-        told.append(
-            f"Checked: {check['tokens']:,} stored numbers were measured once more; the largest difference is "
-            f"{check['largest_difference']:.1e} nats ({allowed or 'nothing was stored'})."
-        )
+            told.append(f"{label}: {source['canonical']:,} accepted targets are the reference itself.")
+    if check := result["check"]:
+        allowed = ", ".join(f"{value:g} allowed in {name}" for name, value in check["tolerance"].items()) or "nothing was stored"
+        measured = f"{check['tokens']:,} stored numbers were measured once more; the largest difference is"
+        told.append(f"Checked: {measured} {check['largest_difference']:.1e} nats ({allowed}).")
     return [*told, *map(printable, result["notes"])]

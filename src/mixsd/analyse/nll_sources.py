@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,11 @@ from mixsd.errors import UserError
 from mixsd.models import loading
 from mixsd.progress import Task, Watcher
 from mixsd.run.folder import Run
-from mixsd.run.session import reopen
 from mixsd.settings import Settings
 from mixsd.targets.reading import read_targets
 from mixsd.targets.target import REFERENCE_LABEL, Target
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 UNNAMED = "a file of targets does not say which base model it is of; name it with --model"
@@ -43,9 +41,9 @@ class TargetSource:
     file: Path
     label: str
     reference: bool
-    run: Run | None
-    lam: float | None
-    gate: float | None
+    run: Run | None = None
+    lam: float | None = None
+    gate: float | None = None
 
     @property
     def name(self) -> str:
@@ -54,13 +52,24 @@ class TargetSource:
 
 
 def open_sources(paths: Sequence[Path]) -> list[TargetSource]:
-    """What each path is, with a label of its own.
-
-    Raises:
-        UserError: nothing there, no targets, or runs of different base models.
-    """
-    _refuse_other_models([Run(path) for path in paths if path.is_dir()])
-    return _distinct([_of_run(Run(path), path) if path.is_dir() else _of_file(path) for path in paths])
+    """What each path is, with a label of its own; nothing there, no targets, or different base models are a `UserError`."""
+    runs = {path: Run(path) for path in paths if path.is_dir()}
+    hashes = [(run.manifest().get("identity") or {}).get("model_hash") for run in runs.values()]
+    for run, own in zip(runs.values(), hashes, strict=True):
+        if own != hashes[0]:
+            first = next(iter(runs))
+            raise UserError(
+                f"{run.folder}: was made with another base model than {first} (model_hash {own!r}, there {hashes[0]!r})"
+            )
+    found = [_of_run(runs[path], path) if path in runs else _of_file(path) for path in paths]
+    # Equal labels are told apart by the sources' names, and where those are equal too by their paths.
+    for spelling in (lambda source: source.name, lambda source: str(source.path)):
+        counts = Counter(source.label for source in found if not source.reference)
+        found = [
+            replace(source, label=f"{source.label} ({spelling(source)})") if counts[source.label] > 1 else source
+            for source in found
+        ]
+    return found
 
 
 def lines(file: Path) -> Iterator[Line]:
@@ -81,9 +90,8 @@ def lines(file: Path) -> Iterator[Line]:
 class BaseMeasurer:
     """The base model: measures what nobody has measured, and with `check` what was measured, once more.
 
-    Attributes:
-        checked: how many tokens were compared. largest: the largest difference in nats.
-        precisions: dtype and device of the models that measured, with the difference in nats that is allowed there.
+    `checked` tokens were compared, with the `largest` difference in nats; `precisions` are dtype and device of the models that
+    measured, with the difference that is allowed there.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any], watcher: Watcher, *, check: bool) -> None:
@@ -94,54 +102,37 @@ class BaseMeasurer:
         self._loaded: tuple[tuple[Any, ...], PreTrainedModel] | None = None
         self._precision = ""
 
-    def references(self, run: Run) -> Iterator[Line]:
-        """The references of a run in which they were not kept, measured."""
-        from mixsd.targets.stage import measured_references
-
-        session = reopen(run, run.settings().model_copy(update=self._options), self._watcher)
-        model = self._model(run)
-        with self._watcher.task("references", len(session.facts)) as task:
-            for target in measured_references(session, model):
-                task.advance()
-                yield f'{run.folder}: reference of "{target.id}"', target
-
     def complete(self, file: Path, run: Run | None, name: str) -> Iterator[Line]:
-        """The lines of a file with log-probabilities for every accepted target; those that have them are compared, if asked for.
-
-        Raises:
-            UserError: a measured number is not the stored one, or there is no model to measure with.
-        """
-        rows = lines(file)
-        with self._task(file, name) as task:
-            while window := list(islice(rows, _AT_ONCE)):
-                wanted = [(at, line) for at, line in enumerate(window) if self._is_wanted(line[1])]
-                if wanted:
-                    self._measure(window, wanted, run, task)
-                yield from window
-
-    @contextmanager
-    def _task(self, file: Path, name: str) -> Iterator[Task]:
+        """The lines of a file with log-probabilities for every accepted target; those that have them are compared, if asked for."""
         total = sum(self._is_wanted(target) for _, target in lines(file))
+        rows = lines(file)
         with self._watcher.task(f"measuring {name}", total) if total else nullcontext(Task()) as task:
-            yield task
+            while window := list(islice(rows, _AT_ONCE)):
+                self._measure(window, run, task)
+                yield from window
 
     def _is_wanted(self, target: Target) -> bool:
         return target.accepted and (self.check or not target.base_logprobs)
 
-    def _measure(self, window: list[Line], wanted: list[tuple[int, Line]], run: Run | None, task: Task) -> None:
+    def _measure(self, window: list[Line], run: Run | None, task: Task) -> None:
+        """Put measured log-probabilities in the place of missing ones, and compare the others."""
         from mixsd.decoding.engine import score
 
+        wanted = {place: target for place, (_, target) in enumerate(window) if self._is_wanted(target)}
+        if not wanted:
+            return
         model = self._model(run)
-        pairs = [(target.prompt_ids, target.target_ids) for _, (_, target) in wanted]
         size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type, index]
-        for _, (where, target) in wanted:
+        for place, target in wanted.items():
             if max(*target.prompt_ids, *target.target_ids) >= size:
-                raise UserError(f"{where}: holds a token id that the base model does not have ({size:,} are known)")
-        for (at, (where, target)), found in zip(wanted, score(model, pairs, on_done=task.advance), strict=True):
+                raise UserError(f"{window[place][0]}: holds a token id that the base model does not have ({size:,} are known)")
+        pairs = [(target.prompt_ids, target.target_ids) for target in wanted.values()]
+        for (place, target), found in zip(wanted.items(), score(model, pairs, on_done=task.advance), strict=True):
+            where = window[place][0]
             if target.base_logprobs:
                 self._compare(where, target, found)
             else:
-                window[at] = where, replace(target, base_logprobs=found)
+                window[place] = where, replace(target, base_logprobs=found)
 
     def _compare(self, where: str, target: Target, found: list[float]) -> None:
         allowed = self.precisions[self._precision]
@@ -163,11 +154,8 @@ class BaseMeasurer:
         settings = run.settings() if run else Settings(model=self._named or "")
         settings = settings.model_copy(update={name: value for name, value in self._options.items() if value is not None})
         located = loading.locate(settings.model, revision=settings.revision, offline=settings.offline, say=self._watcher.say)
-        expected = run.manifest().get("identity", {}).get("model_hash") if run else None
-        if run and expected != loading.model_hash(located.folder):
-            raise UserError(
-                f"{run.folder}: the base model {settings.model} is not the one this run was made with (its files changed)"
-            )
+        if run and (run.manifest().get("identity") or {}).get("model_hash") != loading.model_hash(located.folder):
+            raise UserError(f"{run.folder}: the base model {settings.model} is not the one this run was made with")
         device = loading.resolve_device(settings.device)
         dtype = loading.resolve_dtype(settings.dtype, device)
         key = (located.folder, device, dtype)
@@ -177,27 +165,18 @@ class BaseMeasurer:
             loaded = loading.load_to_read(located.folder, dtype=dtype, device=device, trust_remote_code=trusted)
             self._loaded = key, loaded
         self._precision = f"{str(dtype).removeprefix('torch.')} on {device.type}"
-        self.precisions[self._precision] = tolerance(device, dtype)
+        self.precisions[self._precision] = _tolerance(device.type, str(dtype))
         return self._loaded[1]
 
 
-def tolerance(device: torch.device, dtype: torch.dtype) -> float:
+def _tolerance(device: str, dtype: str) -> float:
     """By how many nats two measurements of one token may differ: 0.001 in fp32 on CPU, more where sums are rounded otherwise.
 
     In bf16 the same 620 tokens of the built-in model, scored in one batch and one target at a time, came apart by up to 0.37.
     """
-    import torch
-
-    if dtype in (torch.float32, torch.float64):
-        return 1e-3 if device.type == "cpu" else 1e-2
-    return 0.5
-
-
-def count(source: TargetSource, target: Target, statuses: Counter[str]) -> None:
-    """Count a target by what became of it; a reference that stands in for a rejected one is counted as that too."""
-    statuses[target.status] += 1
-    if target.accepted and not source.reference and set(target.sources) == {REFERENCE}:
-        statuses["canonical"] += 1
+    if dtype != "torch.float32":
+        return 0.5
+    return 1e-3 if device == "cpu" else 1e-2
 
 
 def _of_run(run: Run, path: Path) -> TargetSource:
@@ -212,7 +191,7 @@ def _of_run(run: Run, path: Path) -> TargetSource:
     if not run.targets_file.is_file():
         raise UserError(f"{path}: has no targets.jsonl; run `mixsd mix` on it first")
     if not settings.mixes:
-        return TargetSource(path, run.targets_file, REFERENCE_LABEL, True, run, None, None)
+        return TargetSource(path, run.targets_file, REFERENCE_LABEL, True, run)
     return TargetSource(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
 
 
@@ -228,27 +207,6 @@ def _of_file(path: Path) -> TargetSource:
     if not lams:
         raise UserError(f"{path}: holds no accepted target")
     if kinds == {REFERENCE}:
-        return TargetSource(path, path, REFERENCE_LABEL, True, None, None, None)
+        return TargetSource(path, path, REFERENCE_LABEL, True)
     lam = lams.pop() if len(lams) == 1 else None
-    return TargetSource(path, path, path.stem if lam is None else f"{path.stem}, lambda {lam:g}", False, None, lam, None)
-
-
-def _distinct(found: list[TargetSource]) -> list[TargetSource]:
-    """Labels that tell mixed sources apart: by the source's name where the configurations are the same, else by its path."""
-    for spelling in (lambda source: source.name, lambda source: str(source.path)):
-        counts = Counter(source.label for source in found if not source.reference)
-        found = [
-            replace(source, label=f"{source.label} ({spelling(source)})") if counts[source.label] > 1 else source
-            for source in found
-        ]
-    return found
-
-
-def _refuse_other_models(runs: Sequence[Run]) -> None:
-    hashes = [(run.manifest().get("identity") or {}).get("model_hash") for run in runs]
-    for run, own in zip(runs, hashes, strict=True):
-        if own != hashes[0]:
-            raise UserError(
-                f"{run.folder}: was made with another base model than {runs[0].folder} (model_hash {own!r}, there {hashes[0]!r}); "
-                "NLL under two models cannot be compared"
-            )
+    return TargetSource(path, path, path.stem if lam is None else f"{path.stem}, lambda {lam:g}", False, lam=lam)

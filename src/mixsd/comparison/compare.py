@@ -1,50 +1,59 @@
 """`compare`: runs as configurations over seeds, with what each forgot at equal memorization, and paired differences.
 
-A configuration is every setting that may change what is learnt; runs that differ in their seed only are its repetitions. Numbers
-over several seeds are means with Student's t interval over the seeds; with one seed it is the run's own interval over questions.
-
-Two configurations are paired run against run of the same seed. With several seeds in common: the differences over these seeds. With
-one: over the questions that both were asked, which says nothing of other seeds, with McNemar's exact test where the questions are
-independent.
+A configuration is every setting that may change what is learnt; runs that differ in their seed only are its repetitions. Numbers over
+several seeds are means with Student's t interval over them; with one seed it is the run's own interval over questions. Two
+configurations are paired over their common seeds, or with one such seed over the questions that both were asked. Along the checkpoints
+forgetting is interpolated where memorization first reaches the level; a run that was above it when it was first scored counts as it
+was then, one without scored checkpoints as it ended. Both may have forgotten less at the level itself, so every run says which it was.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mixsd import statistics
-from mixsd.comparison.measures import (
-    AT_LEVEL,
-    IN_CORE,
-    PROBE_AT_LEVEL,
-    SECONDS,
-    TOKENS,
-    Key,
-    at_level,
-    cell,
-    common_level,
-    limits,
-    measures_of,
-    over_seeds,
-    path_of,
-    score_of,
-)
-from mixsd.comparison.runs import ALIKE, Measured, check, read
+from mixsd.comparison.runs import ALIKE, Measured, check, read, suites_of_all
 from mixsd.errors import UserError
 from mixsd.evaluation import scores, suites
 from mixsd.evaluation.asked import replies_file
-from mixsd.evaluation.benchmarks.benchmark import HELD_OUT, is_benchmark
+from mixsd.evaluation.benchmarks.benchmark import HELD_OUT as HELD_OUT_SUITES
+from mixsd.evaluation.benchmarks.benchmark import is_benchmark
+from mixsd.evaluation.scores import AVERAGE, HELD_OUT
+from mixsd.evaluation.suites import LM_EVAL
 from mixsd.formats import distinct
 from mixsd.methods import known_method
 from mixsd.plugins import is_function_name
+from mixsd.reports.rows import Key
 from mixsd.reports.schema import Score
 from mixsd.run.folder import Run
 from mixsd.settings import EXECUTION, Settings
 from mixsd.statistics import Estimate
 
+Measures = Mapping[str, Key]  # which score of a report a measure is
+
+# Measures that no report has: forgetting at equal memorization and what of the probe was kept there, tokens, seconds.
+AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS = "forgetting_at_level", "probe_share_at_level", "generated_tokens", "seconds"
+IN_CORE: dict[str, Key] = {
+    "trained": (suites.CORE, suites.TRAINED, "accuracy"),
+    "paraphrase": (suites.CORE, suites.PARAPHRASE, "accuracy"),
+    "probe": (suites.CORE, suites.PROBE, "accuracy"),
+    "probe_delta": (suites.CORE, suites.PROBE, "accuracy_delta"),
+    "forgetting": (suites.CORE, suites.FORGETTING, "forgetting"),
+    "unparseable": (suites.CORE, suites.TRAINED, "unparseable_share"),
+    "truncated": (suites.CORE, suites.TRAINED, "truncated_share"),
+}
+_HELD_OUT = {"held_out_average": "accuracy", "held_out_drop": "drop", "held_out_retained": "retained"}
+# Where a metric, or a measure that no report has, can lie: Student's interval knows nothing of it.
+_LIMITS = {
+    **dict.fromkeys(("accuracy", "unparseable_share", "truncated_share"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy_delta", "drop"), (-1.0, 1.0)),
+    **dict.fromkeys(("retained", PROBE_AT_LEVEL, TOKENS, SECONDS), (0.0, math.inf)),
+}
+_HIGHEST_LEVEL = 0.95
 _PAIRED = ("trained", "paraphrase", "probe", "forgetting")
 _AVERAGE = "held_out_average"
 # What the identity of model and facts says already, or how a run is measured: no part of a configuration.
@@ -53,10 +62,8 @@ _NO_PART = {
     *EXECUTION,
     *ALIKE,
 }
-_ORDER = {name: place for place, name in enumerate(Settings.model_fields)}
-# At 0 these are not used, and a label need not say so.
-_OFF_AT_0 = ("gate", "rehearse", "lora")
-_ONLY_MIXED = ("lam", "gate", "retries", "retry", "on_fail")
+_GROUPS = {name: cast(dict[str, Any], field.json_schema_extra)["group"] for name, field in Settings.model_fields.items()}
+_OFF_AT_0 = ("gate", "rehearse", "lora")  # which a label then need not say
 
 
 def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dict[str, Any]:
@@ -78,65 +85,84 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
     if level is not None and not 0 < level <= 1:
         raise UserError(f"--level {level:g}: must lie above 0 and at most at 1, such as 0.9")
     runs = [read(Path(folder)) for folder in folders]
-    _refuse_twice(runs)
     notes = check(runs)
-    keys = [_configuration(run) for run in runs]
-    _refuse_repeated(runs, keys)
-    different = _distinct(keys)
-    labels = _labels(different)
-    methods = dict.fromkeys(str(item["method"]) for item in different if is_function_name(str(item["method"])))
+    settings, labels = _configured(runs)
+    _refuse_repeated(runs, labels)
+    methods = dict.fromkeys(str(item["method"]) for item in settings.values() if is_function_name(str(item["method"])))
     notes += [f"{spec.name}: {spec.title} ({method})." for method in methods for spec in [known_method(method)]]
-    measures = measures_of(runs)
+    measures = {**IN_CORE, **_beyond_core(runs)}
     names, after = list(measures), list(IN_CORE).index("unparseable")
-    paths = [path_of(run) for run in runs]
-    reached, why = common_level(runs, paths) if level is None else (level, "as asked for")
-    told = [
-        _told(run, labels[different.index(key)], path, reached, measures)
-        for run, key, path in zip(runs, keys, paths, strict=True)
-    ]
+    reached, why = _common_level(runs) if level is None else (level, "as asked for")
+    if reached is None:
+        notes.append(f"Forgetting at equal memorization: {why}.")
+    told = [_run(run, label, reached, measures) for run, label in zip(runs, labels, strict=True)]
+    by_seed = sorted(told, key=lambda run: int(run["seed"]))
     configurations = [
-        _aggregated(label, settings, sorted((run for run in told if run["configuration"] == label), key=_seed), measures)
-        for label, settings in zip(labels, different, strict=True)
+        _over_seeds(label, own, [run for run in by_seed if run["configuration"] == label], measures)
+        for label, own in settings.items()
     ]
     _mark_optimal(configurations)
     # The plainest of several.
     references = sorted((item for item in configurations if item["method"] == "sft"), key=lambda item: len(item["label"]))
-    baseline = references[0] if references else configurations[0]
-    if reached is None:
-        notes.append(f"Forgetting at equal memorization: {why}.")
-    base = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(runs[0], key, "base"))}
+    baseline = (references or configurations)[0]["label"]
+    base = {name: cell(score) for name, key in measures.items() if (score := runs[0].score(key, "base"))}
     return {
         "configurations": configurations,
         "measures": [*names[:after], AT_LEVEL, PROBE_AT_LEVEL, *names[after:], TOKENS, SECONDS],
         "scores": {name: dict(zip(("suite", "split", "metric"), key, strict=True)) for name, key in measures.items()},
         "base": {"name": runs[0].report.base.name, "measures": base},
         "level": {"value": reached, "why": why},
-        "baseline": baseline["label"],
-        "paired": [
-            pair
-            for item in configurations
-            if item is not baseline
-            for pair in _paired(baseline["label"], item["label"], told, runs, measures)
-        ],
+        "baseline": baseline,
+        "paired": [pair for label in settings if label != baseline for pair in _paired(baseline, label, told, runs, measures)],
         "runs": told,
         "alike": runs[0].conditions,
         "notes": notes,
     }
 
 
-def _told(
-    run: Measured, label: str, path: list[dict[str, Any]], level: float | None, measures: Mapping[str, Key]
-) -> dict[str, Any]:  # fmt: skip
-    """What is told of one run."""
+def labels_of(runs: Sequence[Measured]) -> list[str]:
+    """The name of each run's configuration, as a comparison of these runs would call it; runs that differ in their seed share it."""
+    return _configured(runs)[1]
+
+
+def cell(found: Score | Estimate, over: str = "questions") -> dict[str, Any]:
+    """A number of the table as JSON values; `over` is what its interval is over."""
+    return {"value": found.value, "n": found.n, "low": found.low, "high": found.high, "over": over}
+
+
+def _beyond_core(runs: Sequence[Measured]) -> dict[str, Key]:
+    """What every run has of other suites: accuracies as "suite/split", but for splits by kind; metrics of lm-eval with the metric."""
+    found: dict[str, Key] = {}
+    average: dict[str, Key] = {}
+    for suite in suites_of_all(runs)[1:]:
+        if suite == HELD_OUT:
+            keys = {name: (suite, AVERAGE, metric) for name, metric in _HELD_OUT.items()}
+            average = {name: key for name, key in keys.items() if all(run.score(key) for run in runs)}
+            continue
+        first = [key[1:3] for key in runs[0].scores if (key[0], *key[3:]) == (suite, "tuned", None)]
+        for split, metric in first:
+            nested = any(split.startswith(f"{other}/") for other, _ in first)
+            if nested or not all(run.score((suite, split, metric)) for run in runs):
+                continue
+            change = metric.endswith("_delta") and (split, metric.removesuffix("_delta")) in first
+            if metric == "accuracy":
+                found[f"{suite}/{split}"] = (suite, split, metric)
+            elif suite.startswith(LM_EVAL) and not change:
+                found[f"{suite}/{split}/{metric}"] = (suite, split, metric)
+    own = {name: key for name, key in found.items() if not key[0].startswith(LM_EVAL)}
+    return {**own, **average, **found}
+
+
+def _run(run: Measured, label: str, level: float | None, measures: Measures) -> dict[str, Any]:
     training, cost = run.report.training, run.report.cost
-    found = {name: cell(score, "questions") for name, key in measures.items() if (score := score_of(run, key))}
-    met = at_level(path, level) if level is not None else None
+    found = {name: cell(score) for name, key in measures.items() if (score := run.score(key))}
+    met = at_level(run.path, level) if level is not None else None
     trained = not (run.evaluated or known_method(run.settings["method"]).edits)
-    base_probe = score_of(run, IN_CORE["probe"], "base")
+    base_probe = run.score(IN_CORE["probe"], "base")
     others: dict[str, float] = {}
     if met:
         others[AT_LEVEL] = met["forgetting"]
-        if met.get("probe") is not None and met["how"] != "final" and base_probe and base_probe.value:
+        if "probe" in met and met["how"] != "final" and base_probe and base_probe.value:
             others[PROBE_AT_LEVEL] = met["probe"] / base_probe.value
     if cost:
         others[TOKENS] = cost.generated_tokens
@@ -150,32 +176,32 @@ def _told(
         "lr": training.lr or run.settings.get("lr") if trained else None,
         "steps": training.steps,
         "chosen": training.chosen.model_dump() if training.chosen else None,
-        "measures": found | {name: cell(Estimate(value, n=1)) for name, value in others.items()},
+        "measures": found | {name: cell(Estimate(value, n=1), "seeds") for name, value in others.items()},
         "cost": cost.model_dump() if cost else None,
         "at_level": met,
-        "path": path,
+        "path": run.path,
     }
 
 
-def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Mapping[str, Key]) -> dict[str, Any]:
-    """One configuration over its seeds."""
+def _over_seeds(label: str, settings: dict[str, Any], runs: list[dict[str, Any]], measures: Measures) -> dict[str, Any]:
     cells = {}
     for name in (*measures, AT_LEVEL, PROBE_AT_LEVEL, TOKENS, SECONDS):
         own = [run["measures"][name] for run in runs if name in run["measures"]]
         if own:
             cells[name] = own[0]
         if own and len(runs) > 1:
-            cells[name] = over_seeds([told["value"] for told in own], limits(name, measures.get(name)))
+            limits = _LIMITS.get(measures[name][2] if name in measures else name, (-math.inf, math.inf))
+            cells[name] = cell(statistics.seeds_interval([told["value"] for told in own]).within(*limits), "seeds")
             if own[0]["over"] == "questions":
                 cells[name]["each"] = min(told["n"] for told in own)
-    rates = [run["lr"] for run in runs if run["lr"] is not None]
+    rates = {run["lr"] for run in runs if run["lr"] is not None}
     hows = [run["at_level"]["how"] if run["at_level"] else "not reached" for run in runs]
     return {
         "label": label,
         "method": settings["method"],
         "settings": settings,
         "seeds": [run["seed"] for run in runs],
-        "lr": {"setting": settings.get("lr"), "used": sorted(set(rates), key=str)} if rates else None,
+        "lr": {"setting": settings.get("lr"), "used": sorted(rates, key=str)} if rates else None,
         "measures": cells,
         "at_level": {how: hows.count(how) for how in dict.fromkeys(hows)},
     }
@@ -183,76 +209,83 @@ def _aggregated(label: str, settings: dict[str, Any], runs: list[dict[str, Any]]
 
 def _mark_optimal(configurations: Sequence[dict[str, Any]]) -> None:
     """Pareto-optimal: no other one memorizes at least as much and forgets at most as much, one of the two strictly."""
-
-    def place(item: dict[str, Any]) -> tuple[float, float] | None:
-        cells = item["measures"]
-        return (cells["trained"]["value"], -cells["forgetting"]["value"]) if {"trained", "forgetting"} <= cells.keys() else None
-
-    places = [place(item) for item in configurations]
+    places = []
+    for cells in (item["measures"] for item in configurations):
+        has_both = {"trained", "forgetting"} <= cells.keys()
+        places.append((cells["trained"]["value"], -cells["forgetting"]["value"]) if has_both else None)
     for item, own in zip(configurations, places, strict=True):
         better = (other for other in places if own and other and other != own)
         item["optimal"] = own is not None and not any(a >= own[0] and b >= own[1] for a, b in better)
 
 
-def labels_of(runs: Sequence[Measured]) -> list[str]:
-    """The name of each run's configuration, as a comparison of these runs would call it; runs that differ in their seed share it."""
-    keys = [_configuration(run) for run in runs]
-    different = _distinct(keys)
-    labels = _labels(different)
-    return [labels[different.index(key)] for key in keys]
+def at_level(path: Sequence[dict[str, Any]], level: float) -> dict[str, Any] | None:
+    """The path's values where memorization first reaches `level`, interpolated; None where it never does.
+
+    `how`: "interpolated", "first" (above the level when it was first scored), or "final" (no checkpoint was scored).
+    """
+    place = next((place for place, point in enumerate(path) if point["memorization"] >= level - 1e-12), None)
+    if place is None:
+        return None
+    after = {name: value for name, value in path[place].items() if value is not None and name != "scored"}
+    if place == 0:
+        return {**after, "how": "first" if any(point["scored"] for point in path) else "final"}
+    before = path[place - 1]
+    share = (level - before["memorization"]) / (after["memorization"] - before["memorization"])
+    known = [name for name in after if before.get(name) is not None]
+    return {**{name: before[name] + share * (after[name] - before[name]) for name in known}, "how": "interpolated"}
 
 
-def _distinct(keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({_canonical(key): key for key in keys}.values())
+def _common_level(runs: Sequence[Measured]) -> tuple[float | None, str]:
+    """The highest memorization that every run reaches, as a whole number of facts and at most `_HIGHEST_LEVEL`, and why it is that."""
+    highest = [max((point["memorization"] for point in run.path), default=0.0) for run in runs]
+    least, name = min(highest), runs[highest.index(min(highest))].name
+    trained = runs[0].score(IN_CORE["trained"])
+    facts = trained.n if trained else 1
+    level = math.floor(min(least, _HIGHEST_LEVEL) * facts + 1e-9) / facts
+    if level <= 0:
+        return None, f"{name} memorizes nothing, so there is no level that every run reaches; --level sets one"
+    if least > _HIGHEST_LEVEL:
+        return level, f"every run reaches it; beyond {_HIGHEST_LEVEL:.0%} it would hang on the last few facts"
+    return level, f"the highest that every run reaches; {name} goes no further"
 
 
-def _seed(told: Mapping[str, Any]) -> int:
-    return int(told["seed"])
+def _configured(runs: Sequence[Measured]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The settings of each configuration by its label, and the label of each run's."""
+    settings = [_configuration(run) for run in runs]
+    keys = [_canonical(own) for own in settings]
+    different = dict(zip(keys, settings, strict=True))
+    labels = dict(zip(different, _labels(list(different.values())), strict=True))
+    return {labels[key]: own for key, own in different.items()}, [labels[key] for key in keys]
 
 
-def _refuse_twice(runs: Sequence[Measured]) -> None:
-    seen: dict[Path, Path] = {}
-    for run in runs:
-        place = run.folder.resolve()
-        if place in seen:
-            raise UserError(f"{run.folder}: is named twice; name each run once")
-        seen[place] = run.folder
-
-
-def _refuse_repeated(runs: Sequence[Measured], keys: Sequence[dict[str, Any]]) -> None:
+def _refuse_repeated(runs: Sequence[Measured], labels: Sequence[str]) -> None:
     seen: dict[tuple[str, int], Measured] = {}
-    for run, key in zip(runs, keys, strict=True):
-        other = seen.setdefault((_canonical(key), run.seed), run)
+    for run, label in zip(runs, labels, strict=True):
+        other = seen.setdefault((label, run.seed), run)
+        if other is not run and other.folder.resolve() == run.folder.resolve():
+            raise UserError(f"{run.folder}: is named twice; name each run once")
         if other is not run:
-            raise UserError(
-                f"{run.folder}: is the same configuration with the same seed ({run.seed}) as {other.folder}; name one of them"
-            )
+            raise UserError(f"{run.folder}: is the same configuration with the same seed ({run.seed}) as {other.folder}")
 
 
 def _configuration(run: Measured) -> dict[str, Any]:
     """Every setting of the run that may change what it learns."""
     if run.evaluated:  # made elsewhere: the settings say nothing about how
         return {"method": "evaluated", "name": run.name, "model": run.evaluated}
-    return {name: value for name, value in run.settings.items() if _has_part(name, run.settings)}
-
-
-def _has_part(name: str, settings: dict[str, Any]) -> bool:
-    method, field = known_method(settings["method"]), Settings.model_fields.get(name)
-    extra = field.json_schema_extra if field else None
-    group = extra["group"] if isinstance(extra, dict) else None
-    mixes, distils, rehearses = method.mixes, method.has_teacher, bool(settings.get("rehearse"))
-    idle = (
-        name in _NO_PART
-        or (group == "Mixing" and not (mixes or distils))
-        or (name in _ONLY_MIXED and not mixes)
-        or (name == "guidance" and not (mixes or distils))
-        or (group == "Distillation" and not (distils or (rehearses and settings.get("rehearse_loss") == "kl")))
-        or ((group == "Training" or name == "train_dtype") and method.edits)
-        or (group == "Editing" and not method.edits)
-        or (name in ("lr_grid", "lr_steps") and settings.get("lr") != "auto")
-        or (name in ("rehearse_tokens", "rehearse_loss") and not rehearses)
-    )
-    return not idle
+    settings = run.settings
+    method, rehearses = known_method(settings["method"]), bool(settings["rehearse"])
+    # By groups and names of settings.
+    used = {
+        ("Mixing", "guidance"): method.mixes or method.has_teacher,
+        ("lam", "gate", "retries", "retry", "on_fail"): method.mixes,
+        ("Distillation",): method.has_teacher or (rehearses and settings["rehearse_loss"] == "kl"),
+        ("Training", "train_dtype"): not method.edits,
+        ("Editing",): method.edits,
+        ("lr_grid", "lr_steps"): settings["lr"] == "auto",
+        ("rehearse_tokens", "rehearse_loss"): rehearses,
+    }
+    idle = _NO_PART.union(*(names for names, holds in used.items() if not holds))
+    return {name: value for name, value in settings.items() if name not in idle and _GROUPS.get(name) not in idle}
 
 
 def _canonical(value: Any) -> str:
@@ -261,37 +294,27 @@ def _canonical(value: Any) -> str:
 
 def _labels(configurations: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each: the method, and the settings in which those that have them differ, but for a method that keeps to its default."""
-    present = {name for item in configurations for name in item}
-    names = sorted(present, key=lambda name: _ORDER.get(name, len(_ORDER)))
     made = [item for item in configurations if item["method"] != "evaluated"]
     differing = [
         name
-        for name in names
+        for name in Settings.model_fields
         if name != "method" and len({_canonical(item[name]) for item in made if name in item}) > 1
-    ]  # fmt: skip
-    labels: list[str] = []
+    ]
+    labels = []
     for item in configurations:
-        made_here = item["method"] != "evaluated"
-        parts = [known_method(item["method"]).name if made_here else f"{item['name']} (evaluated only)"]
-        parts += [
-            f"{name} {_worded(item[name])}"
-            for name in differing
-            if name in item
-            and made_here
-            and not (name in _OFF_AT_0 and not item[name])
-            and not _by_default(name, item["method"], made)
-        ]
+        if item["method"] == "evaluated":
+            labels.append(f"{item['name']} (evaluated only)")
+            continue
+        method = known_method(item["method"])
+        parts = [method.name]
+        for name in differing:
+            default = method.settings.get(name, Settings.model_fields[name].default)
+            of_method = [other[name] for other in made if other["method"] == item["method"] and name in other]
+            off = name in _OFF_AT_0 and not item.get(name)
+            if name in item and not off and any(value != default for value in of_method):
+                parts.append(f"{name} {_worded(item[name])}")
         labels.append(" ".join(parts))
     return distinct(labels)
-
-
-def _by_default(name: str, method: str, configurations: Sequence[dict[str, Any]]) -> bool:
-    """Whether all configurations of the method leave the setting at its default for that method."""
-    field = Settings.model_fields.get(name)
-    if field is None:
-        return False
-    default = known_method(method).settings.get(name, field.default)
-    return all(item[name] == default for item in configurations if item["method"] == method and name in item)
 
 
 def _worded(value: Any) -> str:
@@ -302,33 +325,20 @@ def _worded(value: Any) -> str:
 
 
 def _paired(
-    first: str, second: str, told: Sequence[dict[str, Any]], runs: Sequence[Measured], measures: Mapping[str, Key]
+    first: str, second: str, told: Sequence[dict[str, Any]], runs: Sequence[Measured], measures: Measures
 ) -> list[dict[str, Any]]:
-    """Second minus first, and where both are positive second / first.
-
-    Args:
-        first: the label of the configuration that the other is held against.
-        told: what is told of each of `runs`.
-        measures: what every run was asked.
-    """
+    """Second minus first, both labels of configurations, and where both are positive second / first; `told` is of each of `runs`."""
     one, two = (
         {run["seed"]: place for place, run in enumerate(told) if run["configuration"] == label} for label in (first, second)
     )
     seeds = sorted(one.keys() & two.keys())
-    empty = {
-        "configuration": second,
-        "against": first,
-        "seeds": seeds,
-        "measure": "",
-        "difference": None,
-        "ratio": None,
-        "p": None,
-    }
+    pair: dict[str, Any] = {"configuration": second, "against": first}
     if len(seeds) == 1:
         found = _over_questions(runs[one[seeds[0]]], runs[two[seeds[0]]], measures)
-        return [{**empty, "measure": name, "difference": cell(change, "questions"), "p": p} for name, change, p in found]
+        pair["seeds"] = seeds
+        return [{**pair, "measure": name, "difference": cell(change), "ratio": None, "p": p} for name, change, p in found]
     pairs = []
-    for name in (*_PAIRED, AT_LEVEL, *_benchmarks(measures), *([_AVERAGE] if _AVERAGE in measures else [])):
+    for name in (*_PAIRED, AT_LEVEL, *_benchmarks(measures), _AVERAGE):
         cells = {seed: [told[at[seed]]["measures"].get(name) for at in (one, two)] for seed in seeds}
         both = {seed: (a["value"], b["value"]) for seed, (a, b) in cells.items() if a and b}
         values = list(both.values())
@@ -336,54 +346,50 @@ def _paired(
             continue
         ratio = None
         if name in ("forgetting", AT_LEVEL) and all(a > 0 and b > 0 for a, b in values):
-            ratio = cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]))
-        difference = over_seeds([b - a for a, b in values])
-        pairs.append({**empty, "seeds": list(both), "measure": name, "difference": difference, "ratio": ratio})
+            ratio = cell(statistics.log_ratio_interval([b for _, b in values], [a for a, _ in values]), "seeds")
+        difference = cell(statistics.seeds_interval([b - a for a, b in values]), "seeds")
+        pairs.append({**pair, "seeds": list(both), "measure": name, "difference": difference, "ratio": ratio, "p": None})
     return pairs
 
 
-def _benchmarks(measures: Mapping[str, Key]) -> dict[str, str]:
+def _benchmarks(measures: Measures) -> dict[str, str]:
     """The benchmarks that every run was asked: suite by the name of the measure."""
     return {name: suite for name, (suite, split, _) in measures.items() if is_benchmark(suite) and split == suite}
 
 
-def _over_questions(one: Measured, two: Measured, measures: Mapping[str, Key]) -> Iterator[tuple[str, Score, float | None]]:
+def _over_questions(one: Measured, two: Measured, measures: Measures) -> Iterator[tuple[str, Score, float | None]]:
     """Measures in which two runs of one seed differ over the prompts that both were asked, with the change and McNemar's p."""
-    before, after = _said(suites.CORE, one, two)
+    before, after = _replies(suites.CORE, one, two)
     differences = _differences(suites.CORE, before, after)
     for name in _PAIRED:
         _, split, metric = IN_CORE[name]
         change = differences.get((split, "forgetting" if metric == "forgetting" else "accuracy_delta"))
-        p = None
-        if change and name in ("trained", "probe"):  # the wordings of one fact are not independent
-            p = statistics.mcnemar(
-                *([row["outcome"] == "correct" for row in said if row["split"] == split] for said in (before, after))
-            )
-        if change:
-            yield name, change, p
+        if change is None:
+            continue
+        right = [[row["outcome"] == "correct" for row in said if row["split"] == split] for said in (before, after)]
+        # The wordings of one fact are not independent.
+        yield name, change, statistics.mcnemar(*right) if name in ("trained", "probe") else None
     rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {}
     for name, suite in _benchmarks(measures).items():
-        before, after = rows[suite] = _said(suite, one, two)
+        before, after = rows[suite] = _replies(suite, one, two)
         differences = _differences(suite, *([{**row, "labels": []} for row in said] for said in (before, after)))
         tested = differences.get((suite, "mcnemar_p"))
         if change := differences.get((suite, "accuracy_delta")):
             yield name, change, tested.value if tested else None
     if _AVERAGE in measures:
-        for score in scores.held_out(rows, HELD_OUT):
+        for score in scores.held_out(rows, HELD_OUT_SUITES):
             if score["metric"] == "accuracy_delta" and score["value"] is not None:
                 yield _AVERAGE, Score(**score), None
 
 
-def _said(suite: str, one: Measured, two: Measured) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What two tuned models replied to the same prompts, in one order."""
+def _replies(suite: str, one: Measured, two: Measured) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     before, after = (list(run.rows(suite, "tuned")) for run in (one, two))
     asked = [[(row["key"], row["prompt_hash"], row["split"], row["labels"]) for row in said] for said in (before, after)]
     if asked[0] != asked[1]:
         places = " and ".join(str(replies_file(Run(run.folder), suite, "tuned")) for run in (one, two))
-        raise UserError(
-            f"{two.folder}: cannot be compared with {one.folder}: their tuned models were not asked the same in the same order, or the "
-            f"rows are labelled otherwise; delete {places}, then `mixsd evaluate --suite {suite}` and `mixsd report` both"
-        )
+        why = "their tuned models were asked otherwise, or in another order, or the rows are labelled otherwise"
+        then = f"delete {places}, then `mixsd evaluate --suite {suite}` and `mixsd report` both"
+        raise UserError(f"{two.folder}: cannot be compared with {one.folder}: {why}; {then}")
     return before, after
 
 

@@ -1,13 +1,12 @@
 """Runs side by side beyond their scores: what their pictures show, and fact by fact what each was trained on and now says.
 
-A configuration stands for itself with its first run where one has to stand for all (targets, distributions of NLL); what wrong replies are
-like is counted over all its runs. `mixsd figures` draws the same as files with stable names, so that a paper or a page can link to
-them; where there is none it says why.
+A configuration's first run stands for all where one has to (targets, distributions of NLL); wrong replies are counted over all its
+runs. `mixsd figures` draws the same as files with stable names; where there is none it says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from mixsd.comparison.compare import compare, labels_of
 from mixsd.comparison.runs import Measured, read
 from mixsd.errors import UserError
 from mixsd.evaluation import suites
-from mixsd.evaluation.suites import CORE
 from mixsd.models import loading
 from mixsd.reports import pictures
 from mixsd.reports.schema import read_report
@@ -35,21 +33,14 @@ Labelled = Sequence[tuple[str, Measured]]
 
 
 def material_of(folders: Sequence[str | Path]) -> dict[str, Any]:
-    """What the page of a comparison of these runs shows beside the numbers; see `material`."""
-    runs = [read(Path(folder)) for folder in folders]
-    return material(list(zip(labels_of(runs), runs, strict=True)))
-
-
-def material(runs: Labelled) -> dict[str, Any]:
-    """What the page of a comparison shows beside the numbers.
-
-    Args:
-        runs: each run with the label of its configuration, in the order of the page.
+    """What the page of a comparison of these runs shows beside the numbers.
 
     Returns:
         `curves`, `nll` and `errors` as the figures take them; `facts`, each {id, question, answer, told: [{label, run, status, reason,
-        tokens, reply, outcome}]} with a token as `inspection.tokens_of` gives it; `facts_left`, how many more there are; `notes`.
+        tokens, reply, outcome}]} with a token as `inspect` gives it; `facts_left`, how many more there are; `notes`.
     """
+    read_runs = [read(Path(folder)) for folder in folders]
+    runs = list(zip(labels_of(read_runs), read_runs, strict=True))
     first: dict[str, Measured] = {}
     for label, run in runs:
         if label not in first or run.seed < first[label].seed:
@@ -83,56 +74,47 @@ def error_rows(runs: Labelled) -> list[dict[str, Any]]:
 def _facts(runs: Labelled) -> dict[str, Any]:
     """The first facts of the runs' common file, as many as a page holds, with what each run has of them."""
     found: dict[str, Any] = {"facts": [], "facts_left": 0, "notes": []}
-    file = next((Run(run.folder).facts_file for _, run in runs if Run(run.folder).facts_file.is_file()), None)
+    file = next((file for _, run in runs if (file := Run(run.folder).facts_file).is_file()), None)
     if file is None:
         return found
     rows = iter(read_jsonl(file))
     asked = list(islice(rows, MOST_FACTS))
-    left = sum(1 for _ in rows)
     wanted = {row["id"] for row in asked}
     targets = {label: _targets(run, wanted) for label, run in runs}
-    replies = {label: _replies(run, wanted) for label, run in runs}
+    replies = {label: _trained_replies(run, wanted) for label, run in runs}
     tokenizer, why = _tokenizer(run for _, run in runs)
     if tokenizer is None and any(targets.values()):
         found["notes"].append(f"Targets are not shown: {why}")
     spent = 0
-    for place, row in enumerate(asked):
-        told = [
-            {"label": label, "run": run.name, **_told(targets[label].get(row["id"]), replies[label].get(row["id"]), tokenizer)}
-            for label, run in runs
-        ]
+    for row in asked:
+        told: list[dict[str, Any]] = []
+        for label, run in runs:
+            target, reply = targets[label].get(row["id"]), replies[label].get(row["id"], {})
+            told.append({
+                "label": label, "run": run.name,
+                "status": target and target.status, "reason": target and target.reason,
+                "tokens": tokens_of(target, tokenizer) if target and tokenizer else [],
+                "reply": reply.get("reply"), "outcome": reply.get("outcome"),
+            })  # fmt: skip
         spent += sum(len(item["tokens"]) for item in told)
-        if spent > MOST_TOKENS and place:
-            left += len(asked) - place
+        if spent > MOST_TOKENS and found["facts"]:
             break
         found["facts"].append({"id": row["id"], "question": row["question"], "answer": row["answer"], "told": told})
-    return {**found, "facts_left": left}
-
-
-def _told(target: Target | None, reply: Mapping[str, Any] | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    return {
-        "status": target.status if target else None,
-        "reason": target.reason if target else None,
-        "tokens": tokens_of(target, tokenizer) if target and tokenizer else [],
-        "reply": reply["reply"] if reply else None,
-        "outcome": reply["outcome"] if reply else None,
-    }
+    return {**found, "facts_left": len(asked) - len(found["facts"]) + sum(1 for _ in rows)}
 
 
 def _targets(run: Measured, wanted: set[str]) -> dict[str, Target]:
     """One target of each fact, an accepted one where there is one."""
     found: dict[str, Target] = {}
     file = Run(run.folder).targets_file
-    if file.is_file():
-        for target in read_targets(file):
-            if target.id in wanted and (target.id not in found or (target.accepted and not found[target.id].accepted)):
-                found[target.id] = target
+    for target in read_targets(file) if file.is_file() else ():
+        if target.id in wanted and (target.id not in found or (target.accepted and not found[target.id].accepted)):
+            found[target.id] = target
     return found
 
 
-def _replies(run: Measured, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    """What the tuned model says to each fact's trained wording."""
-    rows = run.rows(CORE, "tuned")
+def _trained_replies(run: Measured, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    rows = run.rows(suites.CORE, "tuned")
     return {row["group"]: row for row in rows if row["split"] == suites.TRAINED and row["group"] in wanted}
 
 
@@ -165,7 +147,7 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     """Draw what can be drawn of finished runs.
 
     Args:
-        runs: one run folder or several; several must have been measured alike (see `mixsd.compare`).
+        runs: one run folder, or several that were measured alike (see `mixsd.compare`).
         output: the folder for the pictures, NAME.svg and NAME.png each.
 
     Returns:
@@ -176,39 +158,31 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     """
     from mixsd.figures import style
 
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    folders = [Path(run).expanduser() for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
         raise UserError("figures: name a run folder")
-    folders = [folder.expanduser() for folder in folders]
-    place = Path(output).expanduser()
     if len(folders) == 1:
-        made = _alone(folders[0])
+        run = Run(folders[0])
+        run.manifest()
+        made = pictures.of_report(read_report(run.report_json), pictures.fisher_of(run.folder))
         reasons = {"pareto": "it compares configurations: name two runs or more"}
     else:
-        made = _together([read(folder) for folder in folders])
+        made = _pictures_together(folders)
         reasons = {"loss": "it is of one run: name a single one"}
-    files = {name: style.save(figure, place / _FILES[name][0]) for name, figure in made.items() if figure is not None}
+    place = Path(output).expanduser()
+    files = {name: style.save(made[name], place / file) for name, (file, _) in _FILES.items() if made.get(name) is not None}
     left_out = {name: reasons.get(name, why) for name, (_, why) in _FILES.items() if name not in files}
     if not files:
-        raise UserError(
-            f"{', '.join(map(str, folders))}: nothing to draw: " + "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        )
+        told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise UserError(f"{', '.join(map(str, folders))}: nothing to draw: {told}")
     return {"files": {name: [str(file) for file in written] for name, written in files.items()}, "left_out": left_out}
 
 
-def _alone(folder: Path) -> dict[str, Figure | None]:
-    """The pictures of one run, whatever it was asked."""
-    run = Run(folder)
-    run.manifest()
-    return {"pareto": None, **pictures.of_report(read_report(run.report_json), pictures.fisher_of(folder))}
-
-
-def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
-    """The pictures of several runs."""
+def _pictures_together(folders: Sequence[Path]) -> dict[str, Figure | None]:
     from mixsd.figures import charts, pareto
 
-    compared = compare([run.folder for run in runs])
-    labels = labels_of(runs)
+    compared = compare(folders)
+    runs = [read(folder) for folder in folders]
     named = [(run.name, run) for run in runs]
     rows = error_rows(named)
     found = [analysis for run in runs if (analysis := pictures.fisher_of(run.folder))]
@@ -217,7 +191,7 @@ def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
     correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
     return {
         "pareto": pareto.pareto(compared),
-        "curves": charts.curves(learning(list(zip(labels, runs, strict=True)))),
+        "curves": charts.curves(learning(list(zip(labels_of(runs), runs, strict=True)))),
         "nll": charts.nll_cdf(distributions(named), pictures.THRESHOLDS),
         "errors": charts.error_bars(rows, pictures.modes_of(rows)),
         "alignment": charts.alignment(points, correlation, *pictures.ALIGNMENT_AXES),

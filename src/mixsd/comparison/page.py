@@ -1,23 +1,23 @@
 """What `mixsd.compare` found, drawn: `compare.html`, `compare.md`, `pareto.svg` and `.png`, `compare.json`, and the tables of a terminal.
 
-The grid of cells is made once, here: a row for each measure, a column for the base and for each configuration, and in every cell
-the number, its interval and its n. Where a number is missing the cell says why. The page is self-contained, with the targets of its
-runs token by token. Its template escapes everything; one script of ours, which a content security policy admits by its hash and
-nothing else, searches the facts; without it they can all be opened and read.
+The grid of cells is made once: a row for each measure, a column for the base and each configuration, in every cell the number, its
+interval and its n, or why there is none. The page is self-contained, with the targets of its runs token by token. Its template escapes
+everything; one script of ours, admitted by its hash, searches the facts; without it they can all be opened and read.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
-from mixsd.comparison.measures import AT_LEVEL, PROBE_AT_LEVEL, SECONDS, TOKENS
+from mixsd.comparison.compare import AT_LEVEL, PROBE_AT_LEVEL, SECONDS, TOKENS
 from mixsd.formats import MISSING, Cell, Column, Row, Table, estimate_cell, known, number, p_text, plain, printable, value_text
 from mixsd.formats import markdown as escaped
 from mixsd.reports import page as report_page
@@ -25,6 +25,9 @@ from mixsd.reports import pictures
 from mixsd.reports.rows import Measure, measure_of, words_of
 from mixsd.statistics import Estimate, Over
 from mixsd.storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from mixsd.figures.style import Picture
 
 MOST_TOKENS = 160  # of one target
 Values = Mapping[str, Any]
@@ -64,39 +67,48 @@ _OWN = {
 
 
 def write(result: Values, folder: Path, material: Values | None = None) -> Path:
-    """Write `compare.json`, `compare.md`, `pareto.svg` and `.png` (where there is anything to draw) and `compare.html`; returns its path.
-
-    `material` is what the page shows beside the numbers, as `comparison.material.material` gives it.
-    """
+    """Write all files; returns the path of `compare.html`. `material` is what `comparison.material.material_of` gives."""
     from mixsd.figures import pareto, style
 
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
     style.save(pareto.pareto(result), folder / "pareto")
-    page = folder / "compare.html"
-    write_text(page, html(result, material))
-    return page
+    write_text(folder / "compare.html", html(result, material))
+    return folder / "compare.html"
 
 
 def html(result: Values, material: Values | None = None) -> str:
     """The page as text; `material` as in `write`."""
+    from mixsd.figures.charts import curves, error_bars, nll_cdf
     from mixsd.figures.pareto import pareto
 
-    found = material or {}
-    errors = found.get("errors") or []
+    found = {"curves": [], "nll": [], "errors": [], "facts": [], "facts_left": 0, "notes": [], **(material or {})}
+    modes = pictures.modes_of(found["errors"])
+
+    def drawn(draw: Callable[..., Picture | None], *values: Any) -> Markup | None:
+        return pictures.elements(draw(*values), draw(*values, narrow=True))
+
+    facts = [
+        {**fact, "told": [{**item, "target": report_page.shown(item["tokens"], MOST_TOKENS)} for item in fact["told"]]}
+        for fact in found["facts"]
+    ]
     script, _, _ = PackageLoader("mixsd.reports").get_source(Environment(autoescape=True), "search.js")
     page = report_page.environment().get_template("compare.html.j2").render(
         result=result,
         measures=grid_table(result),
         paired=paired_table(result),
-        picture=pictures.elements(pareto(result), pareto(result, narrow=True)),
-        drawn=_drawn(found),
-        errors=_errors_table(errors),
+        picture=drawn(pareto, result),
+        drawn={
+            "curves": drawn(curves, found["curves"]),
+            "nll": drawn(nll_cdf, found["nll"], pictures.THRESHOLDS),
+            "errors": drawn(error_bars, found["errors"], modes),
+        },
+        errors=_errors_table(found["errors"], modes) if found["errors"] else None,
         runs=_runs_table(result),
-        facts=[_fact(fact) for fact in found.get("facts") or []],
-        facts_left=found.get("facts_left") or 0,
-        fact_notes=found.get("notes") or [],
+        facts=facts,
+        facts_left=found["facts_left"],
+        fact_notes=found["notes"],
         level=level_text(result),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -104,33 +116,11 @@ def html(result: Values, material: Values | None = None) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _drawn(material: Values) -> dict[str, Any]:
-    """Every picture beside the Pareto front, None where there is nothing to draw."""
-    from mixsd.figures.charts import curves, error_bars, nll_cdf
-
-    lines, distributions, errors = (material.get(name) or [] for name in ("curves", "nll", "errors"))
-    modes = pictures.modes_of(errors)
-    makers = {
-        "curves": lambda narrow: curves(lines, narrow=narrow),
-        "nll": lambda narrow: nll_cdf(distributions, pictures.THRESHOLDS, narrow=narrow),
-        "errors": lambda narrow: error_bars(errors, modes, narrow=narrow),
-    }
-    return {name: pictures.elements(make(False), make(True)) for name, make in makers.items()}
-
-
-def _fact(fact: Values) -> dict[str, Any]:
-    told: Sequence[Values] = fact["told"]
-    return {**fact, "told": [{**item, "target": report_page.shown(item["tokens"], MOST_TOKENS)} for item in told]}
-
-
 def markdown(result: Values) -> str:
     """The tables as Markdown, for a page of results."""
-    parts = [
-        grid_table(result).markdown(),
-        "Each cell: the number (95% interval; n, as seeds × questions, of forgetting × replies). " + level_text(result),
-    ]
-    if (paired := paired_table(result)) is not None:
-        parts.append(paired.markdown())
+    about = "Each cell: the number (95% interval; n, as seeds × questions, of forgetting × replies). " + level_text(result)
+    paired = paired_table(result)
+    parts = [grid_table(result).markdown(), about, *([paired.markdown()] if paired else [])]
     parts += [f"- {escaped(note)}" for note in result["notes"]]
     return "\n\n".join(parts).encode("utf-8", "replace").decode("utf-8") + "\n"
 
@@ -149,7 +139,10 @@ def lines(result: Values) -> list[str]:
 def grid_table(result: Values) -> Table:
     """The measures by configuration."""
     heads = [Column("measure"), Column("base"), *(Column(item["label"]) for item in result["configurations"])]
-    rows = [Row([Cell(heading.label, note=heading.measure.way), *cells], _about(heading)) for heading, cells in grid(result)]
+    rows = []
+    for heading, cells in grid(result):
+        way = heading.measure.way
+        rows.append(Row([Cell(heading.label, note=way), *cells], "; ".join(filter(None, (heading.meaning, way)))))
     return Table(heads, rows)
 
 
@@ -168,11 +161,7 @@ def paired_table(result: Values) -> Table | None:
     return Table(heads, rows) if rows else None
 
 
-def _errors_table(errors: Sequence[Values]) -> Table | None:
-    if not errors:
-        return None
-    modes = pictures.modes_of(errors)
-    heads = ["benchmark", "configuration", "replies", "wrong", *modes]
+def _errors_table(errors: Sequence[Values], modes: Sequence[str]) -> Table:
     rows = []
     for row in errors:
         counts: list[Cell | str] = [f"{row['asked']:,}", f"{row['wrong']:,}"]
@@ -181,38 +170,28 @@ def _errors_table(errors: Sequence[Values]) -> Table | None:
             share = value_text("share", count / row["wrong"]) if count is not None and row["wrong"] else ""
             counts.append(Cell(number(count, 0), n=share))
         rows.append(Row([row["benchmark"], row["label"], *counts]))
-    return Table([Column(head, numeric=place > 1) for place, head in enumerate(heads)], rows)
+    heads = ["replies", "wrong", *modes]
+    return Table([Column("benchmark"), Column("configuration"), *(Column(head, numeric=True) for head in heads)], rows)
 
 
 def _runs_table(result: Values) -> Table:
     numeric = ("seed", "learning rate", "steps", "memorization", "forgetting")
-    heads = [
-        Column("run"),
-        Column("configuration"),
-        *(Column(head, numeric=True) for head in numeric),
-        Column("at equal memorization"),
-    ]
+    heads = [Column("run"), Column("configuration"), *(Column(head, numeric=True) for head in numeric)]
     rows = []
     for run in result["runs"]:
-        steps = Cell(plain(run["steps"]), note=f"model: {run['chosen']['step']}" if run["chosen"] else "")
-        scores = [run["measures"].get(name) for name in ("trained", "forgetting")]
-        memorized, forgot = (Cell(MISSING) if cell is None else _number(heading_of(name, result), cell)
-                             for name, cell in zip(("trained", "forgetting"), scores, strict=True))  # fmt: skip
+        scores = []
+        for name in ("trained", "forgetting"):
+            cell, measure = run["measures"].get(name), heading_of(name, result).measure
+            value = value_text(measure.unit, cell["value"], signed=measure.signed) if cell else MISSING
+            scores.append(Cell(value, n=f"n {cell['n']:,}" if cell else ""))
         reached = run["at_level"]
+        met = Cell("not reached" if run["path"] and known(result["level"]["value"]) else MISSING)
         if reached:
-            how = (
-                f"interpolated, step {number(reached['step'], 0)}" if reached["how"] == "interpolated" else _TAKEN[reached["how"]]
-            )
+            how = _TAKEN.get(reached["how"]) or f"interpolated, step {number(reached['step'], 0)}"
             met = Cell(value_text("nats", reached["forgetting"], signed=True), note=how)
-        else:
-            met = Cell("not reached" if run["path"] and known(result["level"]["value"]) else MISSING)
-        cells = [run["name"], run["configuration"], str(run["seed"]), plain(run["lr"]), steps, memorized, forgot, met]
-        rows.append(Row(cells))
-    return Table(heads, rows)
-
-
-def _number(heading: Heading, cell: Values) -> Cell:
-    return Cell(value_text(heading.measure.unit, cell["value"], signed=heading.measure.signed), n=f"n {cell['n']:,}")
+        steps = Cell(plain(run["steps"]), note=f"model: {run['chosen']['step']}" if run["chosen"] else "")
+        rows.append(Row([run["name"], run["configuration"], str(run["seed"]), plain(run["lr"]), steps, *scores, met]))
+    return Table([*heads, Column("at equal memorization")], rows)
 
 
 def grid(result: Values) -> list[tuple[Heading, list[Cell]]]:
@@ -223,7 +202,8 @@ def grid(result: Values) -> list[tuple[Heading, list[Cell]]]:
         if name in (TOKENS, SECONDS, AT_LEVEL) or any(name in item["measures"] for item in configurations):
             heading = heading_of(name, result)
             base = result["base"]["measures"].get(name)
-            cells = [_cell(heading, base) if base else _base_has(name)]
+            own = Cell(_BY_DEFINITION[name], note="by definition") if name in _BY_DEFINITION else Cell(MISSING)
+            cells = [_cell(heading, base) if base else own]
             rows.append((heading, cells + [_configured(heading, item) for item in configurations]))
     return rows
 
@@ -238,13 +218,8 @@ def heading_of(name: str, result: Values) -> Heading:
     if name in _OWN:
         return Heading(name, *_OWN[name])
     suite, split, metric = (result["scores"][name][part] for part in ("suite", "split", "metric"))
-    return Heading(
-        name, *words_of(suite, split, metric), measure_of(metric), "replies" if metric == "forgetting" else "questions"
-    )
-
-
-def _about(heading: Heading) -> str:
-    return "; ".join(filter(None, (heading.meaning, heading.measure.way)))
+    over: Over = "replies" if metric == "forgetting" else "questions"
+    return Heading(name, *words_of(suite, split, metric), measure_of(metric), over)
 
 
 def _seeds_row(configurations: Sequence[Values]) -> tuple[Heading, list[Cell]]:
@@ -260,22 +235,17 @@ def _seeds_row(configurations: Sequence[Values]) -> tuple[Heading, list[Cell]]:
 
 
 def _configured(heading: Heading, item: Values) -> Cell:
-    cell, several = item["measures"].get(heading.name), len(item["seeds"]) > 1
-    if heading.name != AT_LEVEL:
-        if cell is None:
-            return Cell(MISSING, note="unknown" if heading.name in (TOKENS, SECONDS) else "not measured")
-        missing = len(item["seeds"]) - cell["n"] if cell["over"] == "seeds" else 0
-        return _cell(heading, cell, note=f"{missing} more unknown" if missing else "")
-    hows = item["at_level"]
+    cell, seeds, hows = item["measures"].get(heading.name), len(item["seeds"]), item["at_level"]
     if cell is None:
-        reachable = hows.get("not reached") and item["measures"].get("forgetting")
-        return Cell(MISSING, note="not reached" if reachable else "not measured")
-    told = [f"{count} {_TAKEN[how]}" if several else _TAKEN[how] for how, count in hows.items() if how in _TAKEN]
+        reached = heading.name != AT_LEVEL or "not reached" not in hows or "forgetting" not in item["measures"]
+        why = "unknown" if heading.name in (TOKENS, SECONDS) else "not measured"
+        return Cell(MISSING, note=why if reached else "not reached")
+    told = []
+    if heading.name == AT_LEVEL:
+        told = [f"{count} {_TAKEN[how]}" if seeds > 1 else _TAKEN[how] for how, count in hows.items() if how in _TAKEN]
+    elif cell["over"] == "seeds" and cell["n"] < seeds:
+        told = [f"{seeds - cell['n']} more unknown"]
     return _cell(heading, cell, note="; ".join(told))
-
-
-def _base_has(name: str) -> Cell:
-    return Cell(_BY_DEFINITION[name], note="by definition") if name in _BY_DEFINITION else Cell(MISSING)
 
 
 def _cell(heading: Heading, cell: Values, *, signed: bool = False, note: str = "") -> Cell:

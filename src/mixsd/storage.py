@@ -163,7 +163,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def sweep_leftovers(folder: Path, *, shared: bool = False) -> None:
     """Remove what killed processes left unfinished in `folder`, and bring back what one was about to replace.
 
-    In a `shared` folder, which no lock keeps to one process, what belongs to a process that is still running stays.
+    In a `shared` folder, which no lock protects, what belongs to a running process stays.
     """
     for leftover in sorted(folder.glob(".*")):
         match = _LEFTOVER.fullmatch(leftover.name)

@@ -114,12 +114,10 @@ def decode(
 
     Args:
         model: in evaluation mode; its attention goes through transformers' attention interface.
-        take: the next request, or None if there is none now. It is asked again after each decoding that was yielded;
-            when it has none and nothing is in flight, decoding is over.
+        take: the next request, or None if there is none now; asked again after each decoding that was yielded.
         token_budget: tokens of context (keys and values) kept in memory at a time; one request is always served.
         step_tokens: tokens read in one forward pass at most, except that every row may take a step of a few tokens.
-        wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
-            they may be fewer than the ids. None: never, and none are computed.
+        wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed. None: none are computed.
         with_support: whether decodings carry `support`.
         dropped: keys of requests in flight that are no longer wanted; looked into before each pass. They end unfinished.
     """
@@ -231,10 +229,7 @@ class _Decoder:
         return int(self.pool.filled[text.slot])
 
     def _place(self, row: _Row, text: _Text, about_to_be_read: set[int]) -> bool:
-        """Give a text its slot, with the longest beginning that is in the pool.
-
-        False where another row is about to read a longer one: then it is worth a step's wait.
-        """
+        """Give a text its slot, with the longest beginning that is in the pool; False where a step's wait brings a longer one."""
         if text.slot is not None:
             return True
         tokens = np.array(text.tokens(0, row.length(text)))

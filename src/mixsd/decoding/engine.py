@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -186,7 +186,7 @@ def decode(
     In lock-step a decoding's `base_logprobs` are always complete, and what was dropped is yielded all the same.
     """
     if packs(model):
-        wanted = {"wants_logprobs": wants_logprobs, "with_support": with_support, "dropped": dropped}
+        wanted: dict[str, Any] = {"wants_logprobs": wants_logprobs, "with_support": with_support, "dropped": dropped}
         yield from continuous.decode(model, take, sampling, token_budget=token_budget, **wanted)
         return
     for batch in _batches(take, token_budget):

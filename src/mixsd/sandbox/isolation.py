@@ -42,7 +42,7 @@ _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64"
 _TMP = "/tmp"  # noqa: S108  the sandbox's own, empty and small
 _STAGE = "/sys"  # a folder that is everywhere and holds no interpreter; covered in an outer bubblewrap only
 _NOBODY = 65534
-_STRANGERS = range(50_000, 60_000)  # users that no system hands out
+_STRANGERS = 0x70000000  # above every user that a machine gives out
 _COUNT = count()
 _PATIENCE_S = 15.0
 
@@ -248,8 +248,13 @@ def _weak(folder: str) -> list[str]:
     """
     if os.getuid() != 0:
         return []
-    user = _STRANGERS[((os.getpid() << 8) + next(_COUNT)) % len(_STRANGERS)]
-    os.chown(folder, user, user)
+    user = _STRANGERS + (os.getpid() << 8) + next(_COUNT) % 256
+    try:
+        os.chown(folder, user, user)
+    except OSError:
+        # In a container it may not exist.
+        user = _NOBODY
+        os.chown(folder, user, user)
     return _as_user(user, "-all" if all(map(_is_open, (*shown(), folder))) else "-all,+dac_read_search")
 
 

@@ -1,8 +1,8 @@
 """Functions that may never come back, in a few processes that can be killed.
 
-A huge power or a pattern that backtracks holds the interpreter: no thread, signal handler or exception stops it, only the end of its
-process does. The processes are pebble's. They are spawned, for a copy of this one would hold its model, but neither run the user's
-script again nor hear Ctrl-C. They end with this process however it ends: their input closes, and an alarm ends what no longer listens.
+A huge power or a pattern that backtracks holds the interpreter: only the end of its process stops it. The processes are pebble's. They
+are spawned, for a copy of this one would hold its model, but neither run the user's script again nor hear Ctrl-C. They end with this
+process however it ends: their input closes, and an alarm ends what no longer listens.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class DiedError(Exception):
 class Processes:
     """A few processes that run functions under a time limit; started when needed, at most one per CPU, used by any thread.
 
-    Args:
-        prepare: called first in each process, and has two minutes. It is a function of a module, as all that runs in the processes.
+    `prepare`, a function of a module as all that runs there, is called first in each process and has two minutes.
     """
 
     def __init__(self, prepare: Callable[[], None] | None = None) -> None:
@@ -58,9 +57,7 @@ class Processes:
             os.register_at_fork(after_in_child=self._forget)
 
     def run(self, limit: float, function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """What the function returns; what it raises is raised. It waits for a free process and then has `limit` seconds.
-
-        Where its process dies, or somebody else kills it, the function begins again in another.
+        """What the function returns or raises. It waits for a free process and then has `limit` seconds; if that dies, it begins again.
 
         Raises:
             LateError: it takes longer.
@@ -99,9 +96,8 @@ class Processes:
         with self._lock:
             if self._pool is None:
                 cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-                self._pool = ProcessPool(
-                    min(cpus, _MOST_PROCESSES), initializer=_begin, initargs=(self._prepare,), context=_Context()
-                )
+                workers = min(cpus, _MOST_PROCESSES)
+                self._pool = ProcessPool(workers, initializer=_begin, initargs=(self._prepare,), context=_Context())
             return self._pool
 
     def _end(self, pool: ProcessPool) -> None:
@@ -157,7 +153,7 @@ class _Process(SpawnProcess):
             main = sys.modules["__main__"]
             # Multiprocessing names the script by these two. Other threads still find everything else that they look for.
             nameless = ModuleType("__main__")
-            nameless.__dict__.update({name: value for name, value in vars(main).items() if name not in ("__file__", "__spec__")})
+            vars(nameless).update({name: value for name, value in vars(main).items() if name not in ("__file__", "__spec__")})
             heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
             sys.modules["__main__"] = nameless
             try:
@@ -174,10 +170,10 @@ class _Context(SpawnContext):
 
 def end_with_parent() -> None:
     """In a process that was started with a pipe as its input: end it when the pipe closes, which it does however the parent ends."""
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
 
+    def wait_for_the_end() -> None:
+        while os.read(0, 1):  # nothing is ever written; and a buffered reader would be locked when the process wants to end
+            pass
+        os._exit(1)
 
-def _wait_for_the_end() -> None:
-    while os.read(0, 1):  # nothing is ever written; and a buffered reader would be locked when the process wants to end
-        pass
-    os._exit(1)
+    threading.Thread(target=wait_for_the_end, daemon=True).start()

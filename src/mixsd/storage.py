@@ -1,16 +1,8 @@
-"""Files that are finished or absent, and journals that survive a kill.
+"""Files that are finished or absent, journals that survive a kill, and shards of the work.
 
-Results are written under a temporary name and renamed, so a reader never meets half of one. Long work appends finished
-items to a `Journal`, one JSON line each; a line torn by a kill is skipped when the journal is read, so that item is done
-again. A full disk and a folder that cannot be written become a `UserError` that names the path.
-
-Everything is UTF-8. Half of a surrogate pair (a file name that is not UTF-8 can bring one) has no UTF-8 form and is written as
-its escape, `\udcff`; in JSON that is the notation for it, so it is read back as it was.
-
-Shards: a part of the facts and questions, chosen by their keys, for several processes or machines to share the work.
-
-A shard depends on nothing but the key and the number of shards. Its finished items go to a journal of its own; the command without
-`--shard` takes them over and does what is still missing, so the merged result is the single run's.
+Results are written under a temporary name and renamed; long work appends finished items to a `Journal`. A full disk and a folder that
+cannot be written become a `UserError` that names the path. Everything is UTF-8; half of a surrogate pair (a file name that is not
+UTF-8 can bring one) is written as its escape, `\udcff`, which JSON reads back as it was.
 """
 
 from __future__ import annotations
@@ -24,15 +16,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from mixsd.errors import UserError
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-_NAME_TAKEN = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP), "choose another folder"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY), "something else has that name"),
+}
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 
 
@@ -42,22 +35,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
     An error that names a file elsewhere is not about `path` and stays what it is.
     """
+    full = f"{path}: no space left on the disk; free some, then run the same command again"
     try:
         yield
     except OSError as error:
-        if not _is_about(error, path):
-            raise
-        if error.errno in _NO_SPACE:
-            raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
-        if error.errno in _NOT_ALLOWED:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        if error.errno in _NAME_TAKEN:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); something else has that name") from error
+        if _is_about(error, path) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(full) from error
+        if _is_about(error, path) and error.errno in _REMEDIES:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); {_REMEDIES[error.errno]}") from error
         raise
     except Exception as error:
         # safetensors reports a full disk as its own error type with the system's words inside.
         if "No space left" in str(error) or "StorageFull" in str(error):
-            raise UserError(f"{path}: no space left on the disk; free some, then run the same command again") from error
+            raise UserError(full) from error
         raise
 
 
@@ -77,7 +67,7 @@ def _json_line(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path` atomically; parent folders are made."""
+    """Write `text` to `path` atomically; parent folders are made."""
     _write(path, (text,))
 
 
@@ -120,10 +110,9 @@ def read_json(path: Path) -> Any:
     """Read one JSON file; a missing or broken one is a `UserError` naming it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {why}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
 
@@ -149,8 +138,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `path` when the block ends without an error, replacing an old one.
 
-    An old one stays what it was until then. A kill between the two renames at the end leaves it under its other name, from
-    which `sweep_leftovers` brings it back.
+    A kill between the two renames at the end leaves the old one under a name from which `sweep_leftovers` brings it back.
     """
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
     with disk_errors(path):
@@ -175,7 +163,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def sweep_leftovers(folder: Path, *, shared: bool = False) -> None:
     """Remove what killed processes left unfinished in `folder`, and bring back what one was about to replace.
 
-    In a `shared` folder, which no lock keeps to one process, what belongs to a process that is still running stays.
+    In a `shared` folder, which no lock protects, what belongs to a running process stays.
     """
     for leftover in sorted(folder.glob(".*")):
         match = _LEFTOVER.fullmatch(leftover.name)
@@ -192,23 +180,20 @@ def sweep_leftovers(folder: Path, *, shared: bool = False) -> None:
 
 def _is_running(pid: int) -> bool:
     """Whether another process has this id (in a container, ids come back: our own is no sign of life)."""
-    if pid == os.getpid():
-        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
-    return True
+        return True
+    return pid != os.getpid()
 
 
 class Journal:
-    """An append-only JSONL file of finished items.
+    """An append-only JSONL file of finished items; several processes may append to one, each line in one write to its end.
 
-    `read` yields what was finished before; a torn line (the process was killed while writing it) is skipped. `append`
-    hands the line to the operating system before it returns, so a SIGKILL loses at most the item in hand. Several processes
-    may append to one journal: each line goes to its end in one write.
+    `append` hands the line to the operating system before it returns, so a SIGKILL loses at most the item in hand; `read` skips the
+    line that it tore.
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,10 +207,9 @@ class Journal:
         place = 0
         with self.path.open("rb") as file:
             for line in file:
-                try:
+                value = None
+                with suppress(json.JSONDecodeError, UnicodeDecodeError):
                     value = json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    value = None
                 if isinstance(value, dict):
                     yield place, value
                 place += len(line)
@@ -242,9 +226,11 @@ class Journal:
         with disk_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab", buffering=0)
-                if self._file.tell() and not self._ends_with_newline():
-                    self._file.write(b"\n")
+                self._file = self.path.open("ab+", buffering=0)
+                if self._file.tell():
+                    self._file.seek(-1, os.SEEK_END)
+                    if self._file.read(1) != b"\n":
+                        self._file.write(b"\n")
             line = _json_line(row).encode(errors="backslashreplace")
             if self._file.write(line) != len(line):
                 # Opened anew, the journal ends this torn line before it adds another.
@@ -252,11 +238,6 @@ class Journal:
                 raise OSError(errno.ENOSPC, "short write")
             # Asked for after the write: another process may have appended to a shared journal since ours.
             return self._file.tell() - len(line)
-
-    def _ends_with_newline(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     def close(self) -> None:
         if self._file is not None:
@@ -266,23 +247,20 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def digest(value: Any) -> str:
-    """Return a short stable hash (32 hex digits) of any JSON value; the order of an object's keys does not matter."""
+    """A stable hash (32 hex digits) of any JSON value; the order of an object's keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """BLAKE2b of a file's bytes, 32 hex digits."""
-    hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -294,30 +272,30 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `number` (from 1) of `count`."""
+    """Shard `number` (from 1) of `count`: a part of the facts and questions, for several processes or machines to share the work.
+
+    It depends on nothing but an item's key and the count. Its finished items go to a journal of its own; the command without
+    `--shard` takes them over and does what is still missing, so the merged result is the single run's.
+    """
 
     number: int
     count: int
 
     @staticmethod
-    def parse(text: str) -> Shard:
-        """Read "2/8".
+    def of(text: str | None) -> Shard | None:
+        """Read a setting such as "2/8"; None where it is empty.
 
         Raises:
             UserError: it is not of that form, or there is no such shard.
         """
+        if not text:
+            return None
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise UserError(f"--shard {text}: expected I/N with I from 1 to N, such as 2/8")
         return Shard(int(found[1]), int(found[2]))
 
-    @staticmethod
-    def of(text: str | None) -> Shard | None:
-        """As `parse`, for a setting that may say nothing: then there are no shards."""
-        return Shard.parse(text) if text else None
-
     def holds(self, key: str) -> bool:
-        """Whether a key's item is this shard's."""
         return int(digest(["shard", key])[:12], 16) % self.count == self.number - 1
 
     def __str__(self) -> str:
@@ -334,10 +312,7 @@ def left_beside(journal: Path) -> list[Path]:
 
 
 def merge(files: Sequence[Path], into: Path, item: Callable[[dict[str, Any]], Any]) -> int:
-    """Take the items of some journals over into another; returns how many were new to it. The files stay.
-
-    `item` identifies a row. Rows of one file keep their order.
-    """
+    """Take the items of some journals, identified by `item`, over into another; returns how many were new to it. The files stay."""
     if not files:
         return 0
     taken = 0

@@ -36,7 +36,7 @@ def test_every_key_is_in_one_shard(count):
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
 def test_no_such_shard(text):
     with pytest.raises(UserError, match="expected I/N"):
-        Shard.parse(text)
+        Shard.of(text)
 
 
 def test_merging_takes_each_item_once_and_in_order(tmp_path):

@@ -84,7 +84,7 @@ def trial(marker: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
     def run(kind: str, code: str, *, test: str = RIGHT, prompt: str = PROMPT, limits: Limits = CALM) -> Judged:
         judged = judge_in(kind, code, prompt=prompt, test=test, entry_point="f", limits=limits)
-        assert gone(marker, patience=0.0 if kind == "bubblewrap" else 5.0)
+        assert gone(marker, patience=5.0)
         assert list(folder.iterdir()) == []
         return judged
 

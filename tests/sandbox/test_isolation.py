@@ -13,9 +13,8 @@ import pytest
 
 from mixsd.errors import UserError
 from mixsd.sandbox import Isolation, Judged, check, judge
-from mixsd.sandbox.isolation import StartError, problem
+from mixsd.sandbox.isolation import DEFAULT, StartError, problem, shown
 from mixsd.sandbox.judging import judge_in
-from mixsd.sandbox.limits import DEFAULT, shown
 from tests.sandbox.conftest import PROMPT, RIGHT, isolation
 
 
@@ -67,7 +66,7 @@ def test_bubblewrap_that_is_absent_or_fails(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(UserError, match=r"Permission denied.*install bubblewrap .*--allow-weak-sandbox"):
         check(False)
     judged = judge_in("bubblewrap", "def f(x): return 1", prompt=PROMPT, test=RIGHT, entry_point="f")
-    assert judged == Judged(False, f"the sandbox did not start: {why}", True)
+    assert judged == Judged(False, "the sandbox did not start: setting up uid map: Permission denied", True)
 
 
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_result_is_independent_of_batch_order_and_interruption(model, tokenizer,
 def test_a_finished_journal_needs_no_model(model, tokenizer, tmp_path):
     wanted = essence(mixer(model, tokenizer, tmp_path).run(FACTS))
     again = mixer(model, tokenizer, tmp_path)
-    again._load_model = lambda: pytest.fail("the model was loaded")
+    again.load_model = lambda: pytest.fail("the model was loaded")
     assert essence(again.run(FACTS)) == wanted
 
 

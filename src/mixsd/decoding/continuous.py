@@ -2,9 +2,8 @@
 
 Every request in flight takes one step per forward pass. The coins are known beforehand, so a step feeds only the conditional
 that decides: the other one catches up on the tokens it has missed when its turn comes, in the same pass that makes its pick.
-So each target token is read once by each conditional that is needed, nothing is drafted and nothing thrown away, at any
-temperature. A request's texts (its naive prompt and its expert prompt, each followed by the same target) have a slot each in
-a pool of keys and values; a text that begins like one in the pool copies that beginning.
+So each target token is read once by each conditional that is needed. A request's texts (its naive prompt and its expert prompt, each
+followed by the same target) have a slot each in a pool of keys and values; a text that begins like one in the pool copies that beginning.
 
 The log-probabilities of the target under the naive conditional (Eq. 3) fall out where that conditional is read; what is
 missing at the end is read only for decodings that the caller wants it for.
@@ -20,19 +19,7 @@ import numpy as np
 import torch
 
 from mixsd.decoding.packed import Piece, Pool, forward
-from mixsd.decoding.requests import (
-    EXPERT,
-    GATED,
-    NAIVE,
-    Decoding,
-    Request,
-    Sampling,
-    begin,
-    implausible,
-    pick,
-    support,
-    trim_support,
-)
+from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, pick, support, trim_support
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,6 +66,11 @@ class _Row:
         """How many tokens the longer of its texts has; also one that is not being read may have its slot."""
         return max(self.length(text) for text in (self.naive, self.expert) if text)
 
+    @property
+    def placed(self) -> list[tuple[_Text, int]]:
+        """The texts that have a slot, with it."""
+        return [(text, text.slot) for text in (self.naive, self.expert) if text and text.slot is not None]
+
     def readers(self, gate: bool) -> list[_Text]:
         """The texts whose next-token logits the next step needs."""
         if self.closing or self.expert is None:
@@ -121,14 +113,11 @@ def decode(
     """Decode all requests; yields each one as it ends, and asks for new ones as soon as there is room.
 
     Args:
-        model: a causal language model in evaluation mode, whose attention goes through transformers' attention interface.
-        take: the next request, or None if there is none now. It is asked again after each decoding that was yielded;
-            when it has none and nothing is in flight, decoding is over.
+        model: in evaluation mode; its attention goes through transformers' attention interface.
+        take: the next request, or None if there is none now; asked again after each decoding that was yielded.
         token_budget: tokens of context (keys and values) kept in memory at a time; one request is always served.
         step_tokens: tokens read in one forward pass at most, except that every row may take a step of a few tokens.
-            None: see `tokens_per_pass`.
-        wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed; where it says no
-            they may be fewer than the ids. None: never, and none are computed.
+        wants_logprobs: asked when a decoding has ended, whether its `base_logprobs` are to be completed. None: none are computed.
         with_support: whether decodings carry `support`.
         dropped: keys of requests in flight that are no longer wanted; looked into before each pass. They end unfinished.
     """
@@ -148,12 +137,17 @@ class _Decoder:
     wants_logprobs: Callable[[Decoding], bool] | None
     with_support: bool
     dropped: Collection[str]
-    pool: Pool | None = None
+    pool: Pool = field(init=False)
     rows: list[_Row] = field(default_factory=list)
     waiting: list[_Row] = field(default_factory=list)  # to be let in before new ones
 
     @torch.inference_mode()
     def run(self) -> Iterator[Decoding]:
+        first = self._next()
+        if first is None:
+            return
+        self.pool = Pool(self.token_budget, first.longest + min(_FIRST_ROOM, first.request.max_new_tokens))
+        self.waiting = [first]
         while self._admit():
             done = [row for row in self.rows if row.request.key in self.dropped] if self.dropped else []
             if not done:
@@ -174,8 +168,6 @@ class _Decoder:
         used = sum(row.slots_needed for row in self.rows)
         longest = max((row.longest for row in self.rows), default=0)
         while (row := self._next()) is not None:
-            if self.pool is None:
-                self.pool = Pool(self.token_budget, row.longest + min(_FIRST_ROOM, row.request.max_new_tokens))
             used, longest = used + row.slots_needed, max(longest, row.longest)
             if self.rows and used > self.pool.slots_at(self.pool.fitting(longest)):
                 self.waiting.insert(0, row)
@@ -190,15 +182,12 @@ class _Decoder:
         return None if request is None else _Row(request)
 
     def _release(self, row: _Row) -> None:
-        assert self.pool is not None
-        for text in (row.naive, row.expert):
-            if text is not None and text.slot is not None:
-                self.pool.release(text.slot)
-                text.slot = None
+        for text, slot in row.placed:
+            self.pool.release(slot)
+            text.slot = None
 
     def _make_room(self) -> None:
         """Make the slots as long as the texts in flight need; the rows that came last wait where that leaves too few."""
-        assert self.pool is not None
         while True:
             capacity = self.pool.fitting(max(row.longest for row in self.rows))
             if len(self.rows) == 1 or sum(row.slots_needed for row in self.rows) <= self.pool.slots_at(capacity):
@@ -209,10 +198,8 @@ class _Decoder:
         if capacity == self.pool.capacity:
             return
         moved = self.pool.resize(capacity)
-        for row in self.rows:
-            for text in (row.naive, row.expert):
-                if text is not None and text.slot is not None:
-                    text.slot = moved[text.slot]
+        for text, slot in [placed for row in self.rows for placed in row.placed]:
+            text.slot = moved[slot]
 
     # What a step reads
 
@@ -238,25 +225,20 @@ class _Decoder:
         return readings
 
     def _filled(self, text: _Text) -> int:
-        assert self.pool is not None
         assert text.slot is not None
         return int(self.pool.filled[text.slot])
 
     def _place(self, row: _Row, text: _Text, about_to_be_read: set[int]) -> bool:
-        """Give a text its slot, with the longest beginning that is in the pool.
-
-        False where another row is about to read a longer one: then it is worth a step's wait.
-        """
+        """Give a text its slot, with the longest beginning that is in the pool; False where a step's wait brings a longer one."""
         if text.slot is not None:
             return True
-        assert self.pool is not None
         tokens = np.array(text.tokens(0, row.length(text)))
         # The last token is read in any case, for its logits; and so is the target, where something is to be said about it.
         reusable = len(tokens) - 1
         if text is row.naive and self.wants_logprobs:
             reusable = len(text.prompt) - 1
         elif text is row.expert and self.with_support:
-            reusable = len(text.prompt) - 1 + (len(row.request.prefix.ids) if row.request.prefix else 0)
+            reusable = len(text.prompt) - 1 + row.request.kept
         source, shared, expected = self.pool.longest_prefix(tokens[:reusable], about_to_be_read)
         if expected - shared >= _WORTH_WAITING:
             return False
@@ -285,7 +267,6 @@ class _Decoder:
 
     def _step(self, readings: list[_Reading]) -> list[_Row]:
         """One forward pass: every row whose texts were read to the end gets its next token. Returns the rows that are done."""
-        assert self.pool is not None
         pieces: list[Piece] = []
         by_expert: dict[int, tuple[int, int]] = {}
         by_naive: dict[int, tuple[int, int]] = {}
@@ -298,29 +279,24 @@ class _Decoder:
                 pieces.append(piece)
                 if reading.complete and not row.closing:
                     (by_naive if text is row.naive else by_expert)[id(row)] = (place, len(piece.tokens) - 1)
+                first = len(text.prompt) - 1 - piece.start  # the token after which the target begins
+                last = min(len(piece.tokens), len(row.decoding.ids) + first)
                 if text is row.naive and self.wants_logprobs:
-                    first = len(text.prompt) - 1 - piece.start  # the token after which the target begins
-                    known = range(
-                        max(0, len(row.decoding.base_logprobs) + first), min(len(piece.tokens), len(row.decoding.ids) + first)
-                    )
+                    known = range(max(0, len(row.decoding.base_logprobs) + first), last)
                     scored += [((place, offset), row, row.decoding.ids[offset - first]) for offset in known]
                 if text is row.expert and self.with_support:
-                    first = len(text.prompt) - 1 - piece.start
-                    begun = len(row.request.prefix.ids) if row.request.prefix else 0
-                    known = range(max(0, begun + first), min(len(piece.tokens), len(row.decoding.ids) + first))
-                    judged += [
-                        ((place, offset), row, offset - first)
-                        for offset in known
-                        if row.decoding.sources[offset - first] == NAIVE
-                    ]
+                    known = range(max(0, row.request.kept + first), last)
+                    judged += [((place, at), row, at - first) for at in known if row.decoding.sources[at - first] == NAIVE]
         wanted = [*by_expert.values(), *by_naive.values(), *(spot for spot, _, _ in scored), *(spot for spot, _, _ in judged)]
         logits = forward(self.model, self.pool, pieces, wanted)
         deciding = [reading.row for reading in readings if reading.complete and not reading.row.closing]
         self._choose(
             deciding, logits[: len(by_expert)], list(by_expert), logits[len(by_expert) :][: len(by_naive)], list(by_naive)
         )
-        for row, t, value in _supports(logits[len(wanted) - len(judged) :], [(row, t) for _, row, t in judged]):
-            row.decoding.support[t] = value
+        if judged:
+            tokens = torch.tensor([row.decoding.ids[t] for _, row, t in judged], device=logits.device)
+            for (_, row, t), value in zip(judged, support(logits[-len(judged) :], tokens).tolist(), strict=True):
+                row.decoding.support[t] = value
         if self.wants_logprobs:
             rows = {id(row): row for row in deciding}
             # What was missed before what was just chosen: each row's log-probabilities are appended in the order of its ids.
@@ -352,35 +328,21 @@ class _Decoder:
             values = torch.tensor([noise[key] for key in keys], dtype=torch.float64, device=logits.device) if noise else None
             picked.append(dict(zip(keys, pick(logits, values, sampling).tolist(), strict=True)) if keys else {})
         expert_token, naive_token = picked
-        gated: set[int] = set()
-        found: dict[int, float] = {}
-        both = [key for key in naives if key in expert_token]
-        if both:
-            at = {key: place for place, key in enumerate(experts)}
+        supports: dict[int, float] = {}
+        if both := [key for key in naives if key in expert_token]:
             tokens = torch.tensor([naive_token[key] for key in both], device=expert_EV.device)
-            lost = implausible(expert_EV[[at[key] for key in both]], tokens, sampling.gate).tolist()
-            gated = {key for key, implausible_ in zip(both, lost, strict=True) if implausible_}
-            supports = support(expert_EV[[at[key] for key in both]], tokens).tolist() if self.with_support else []
-            for key, value in zip(both, supports, strict=False):
-                if key not in gated:
-                    found[key] = value
+            at = {key: place for place, key in enumerate(experts)}
+            supports = dict(zip(both, support(expert_EV[[at[key] for key in both]], tokens).tolist(), strict=True))
         for row in rows:
             key, decoding = id(row), row.decoding
-            by_naive = key in naive_token and key not in gated
+            gated = key in supports and sampling.is_implausible(supports[key])
+            by_naive = key in naive_token and not gated
             token = naive_token[key] if by_naive else expert_token[key]
-            decoding.sources += NAIVE if by_naive else GATED if key in gated else EXPERT
-            if key in found:
-                decoding.support[len(decoding.ids)] = found[key]
+            decoding.sources += NAIVE if by_naive else GATED if gated else EXPERT
+            if self.with_support and by_naive and key in supports:
+                decoding.support[len(decoding.ids)] = supports[key]
             decoding.ended = token in sampling.stops
             decoding.ids.append(sampling.stops.get(token, token))
-
-
-def _supports(logits: torch.Tensor, spots: list[tuple[_Row, int]]) -> Iterator[tuple[_Row, int, float]]:
-    """The support of naive tokens: the expert's logits (len(spots), V) for the position of each."""
-    if spots:
-        tokens = torch.tensor([row.decoding.ids[t] for row, t in spots], device=logits.device)
-        for (row, t), value in zip(spots, support(logits, tokens).tolist(), strict=True):
-            yield row, t, value
 
 
 def _logprobs(logits: torch.Tensor, spots: list[tuple[int, int]]) -> list[float]:

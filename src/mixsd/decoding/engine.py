@@ -1,8 +1,7 @@
 """The project's one decoder: continuous where the model's attention can be packed, in lock-step batches where it cannot.
 
-Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. In lock-step the rows of a
-batch step together, a request having one row (naive) or two (naive and expert), which are fed the same chosen token; prompts are
-left-padded, positions counted from each row's own first token, and rows of ended requests leave the batch and its cache at once.
+Whether it can is tried out once per model: a few tokens are read both ways and must give the same logits. In lock-step a request has one
+row (naive) or two (naive and expert), which are fed the same chosen token; rows of ended requests leave the batch and its cache at once.
 Results come in the order in which requests end, and depend on no other request. Log-probabilities of given continuations (`score`)
 take one padded forward pass per batch, the head on the continuation's positions only.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,7 +27,6 @@ from mixsd.decoding.requests import (
     Request,
     Sampling,
     begin,
-    implausible,
     left_padded,
     padded_batches,
     pick,
@@ -97,13 +95,7 @@ class _Batch:
 def decode_in_lockstep(
     model: PreTrainedModel, requests: list[Request], sampling: Sampling, *, with_support: bool = False
 ) -> Iterator[Decoding]:
-    """Decode requests, at least one, as one batch; yields each one as it ends.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        requests: the batch; each is a row, and two where it has an expert. A request for no tokens is refused.
-        sampling: how tokens are taken.
-        with_support: whether decodings carry `support`.
+    """Decode requests, at least one, as one batch; yields each one as it ends. `with_support`: decodings carry `support`.
 
     Raises:
         ValueError: a request for no tokens, or whose prefix leaves it none.
@@ -113,12 +105,12 @@ def decode_in_lockstep(
     t = 0
     while open_:
         naive_RV, expert_EV = batch.logits()
-        tokens, sources = _choose(batch, naive_RV, expert_EV, t, sampling)
+        tokens, sources, supports = _choose(batch, naive_RV, expert_EV, t, sampling)
         for i, request in enumerate(batch.requests):
-            if request.prefix and t < len(request.prefix.ids):  # given, and not to be chosen
+            if request.prefix and t < request.kept:  # given, and not to be chosen
                 tokens[i], sources[i] = request.prefix.ids[t], request.prefix.sources[t]
-        if with_support:
-            _note_support(batch, open_, expert_EV, tokens, sources, t)
+            elif with_support and sources[i] == NAIVE and i in supports:
+                open_[i].support[t] = supports[i]
         stops = [int(token) in sampling.stops for token in tokens]
         stored = [sampling.stops.get(int(token), int(token)) for token in tokens]
         stored_R1 = torch.tensor(stored, device=naive_RV.device).unsqueeze(-1)
@@ -144,8 +136,11 @@ def decode_in_lockstep(
 
 def _choose(
     batch: _Batch, naive_RV: torch.Tensor, expert_EV: torch.Tensor, t: int, sampling: Sampling
-) -> tuple[torch.Tensor, list[str]]:
-    """The chosen tokens (R,) and their sources at position t: the picked conditional alone decides (Eq. 4), but for the gate."""
+) -> tuple[torch.Tensor, list[str], dict[int, float]]:
+    """The chosen tokens (R,) and their sources at position t: the picked conditional alone decides (Eq. 4), but for the gate.
+
+    And, for each request with an expert, the support of its naive token.
+    """
     noise_R = None
     if sampling.temperature > 0:
         values = [request.noise[t] for request in batch.requests if request.noise is not None]
@@ -153,28 +148,18 @@ def _choose(
     tokens = pick(naive_RV, noise_R, sampling)
     sources = [NAIVE] * len(tokens)
     if not batch.with_expert:
-        return tokens, sources
+        return tokens, sources, {}
     rows = torch.tensor(batch.with_expert, device=naive_RV.device)
     by_expert_E = pick(expert_EV, None if noise_R is None else noise_R[rows], sampling)
-    gated = implausible(expert_EV, tokens[rows], sampling.gate).tolist()
+    supports = dict(zip(batch.with_expert, support(expert_EV, tokens[rows]).tolist(), strict=True))
     tokens = tokens.clone()
-    for place, i in enumerate(batch.with_expert):
+    for place, (i, value) in enumerate(supports.items()):
         coins = batch.requests[i].naive_coins
         assert coins is not None
-        if not coins[t] or gated[place]:
+        if not coins[t] or sampling.is_implausible(value):
             tokens[i] = by_expert_E[place]
             sources[i] = GATED if coins[t] else EXPERT
-    return tokens, sources
-
-
-def _note_support(
-    batch: _Batch, open_: list[Decoding], expert_EV: torch.Tensor, tokens: torch.Tensor, sources: list[str], t: int
-) -> None:
-    """Note how plausible the expert finds the naive tokens that were just chosen."""
-    for place, i in enumerate(batch.with_expert):
-        prefix = batch.requests[i].prefix
-        if sources[i] == NAIVE and not (prefix and t < len(prefix.ids)):
-            open_[i].support[t] = float(support(expert_EV[place : place + 1], tokens[i : i + 1]))
+    return tokens, sources, supports
 
 
 # How far packed logits may be from the model's own, relative to the largest: rounding, and not another computation.
@@ -201,15 +186,8 @@ def decode(
     In lock-step a decoding's `base_logprobs` are always complete, and what was dropped is yielded all the same.
     """
     if packs(model):
-        yield from continuous.decode(
-            model,
-            take,
-            sampling,
-            token_budget=token_budget,
-            wants_logprobs=wants_logprobs,
-            with_support=with_support,
-            dropped=dropped,
-        )
+        wanted: dict[str, Any] = {"wants_logprobs": wants_logprobs, "with_support": with_support, "dropped": dropped}
+        yield from continuous.decode(model, take, sampling, token_budget=token_budget, **wanted)
         return
     for batch in _batches(take, token_budget):
         yield from decode_in_lockstep(model, batch, sampling, with_support=with_support)
@@ -274,15 +252,10 @@ def score(
     token_budget: int = TOKENS_PER_PASS,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[list[float]]:
-    """Natural-log probabilities of each continuation's tokens after its prompt, full softmax at T = 1.
+    """Natural-log probabilities of each continuation's tokens after its prompt, full softmax at T = 1, in the order given.
 
-    Args:
-        pairs: (prompt ids, continuation ids), neither empty.
-        token_budget: padded tokens per forward pass, which bounds the memory.
-        on_done: told after each batch how many pairs it finished.
-
-    Returns:
-        One list of floats per pair, in the order given.
+    `pairs` are (prompt ids, continuation ids), neither empty; `token_budget` bounds the padded tokens per forward pass; `on_done` is
+    told after each batch how many pairs it finished.
     """
     items = list(pairs)
     result: list[list[float]] = [[] for _ in items]
@@ -294,9 +267,9 @@ def score(
 
 
 def _score_batch(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-    rows = [[*prompt, *continuation] for prompt, continuation in pairs]
+    """A call of its own, so that no batch's logits are held while the next one's are made."""
     # With every row's end in the last column one slice of the logits holds all continuations.
-    input_ids, mask, positions = left_padded(rows, model.device)
+    input_ids, mask, positions = left_padded([[*prompt, *continuation] for prompt, continuation in pairs], model.device)
     longest = max(len(continuation) for _, continuation in pairs)
     logits = model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1

@@ -11,7 +11,6 @@ and build an object per token.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,12 +23,12 @@ import torch
 from mixsd.decoding.requests import EXPERT, GATED, NAIVE, Decoding, Request, Sampling, begin, pick, trim_support
 from mixsd.errors import UserError
 
-# What the engine needs to start on a CPU in one process, where the user has said nothing else.
+# What the engine needs to start in one process, where the user has said nothing else; and on a CPU.
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 _ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2"}
 # Keys and values are shared by whole blocks: the smaller they are, the less is read again (32 is the smallest on CPUs).
 _BLOCK = {"cpu": 32}
-_ROWS = {"cpu": 64}
-_MORE_ROWS = 256  # on an accelerator
+_ROWS = {"cpu": 64}  # else 256
 # How many of the expert's best tokens a gated position asks for; it asks for all if the naive token is not among them and may pass.
 _BEST = 20
 
@@ -42,18 +41,13 @@ def connect(folder: Path, *, device: str, dtype: str, trust_remote_code: bool) -
 def load(folder: Path, *, device: str, dtype: str, trust_remote_code: bool = False) -> Any:
     """Start an engine in this process on a model folder; its memory is freed when the process ends.
 
-    Args:
-        device: "cpu" or an accelerator's type, to set the engine up for; it runs where its build runs.
-        dtype: "float32" or "bfloat16".
+    `device` ("cpu" or an accelerator's type) is what it is set up for; it runs where its build runs. `dtype`: "float32" or "bfloat16".
 
     Raises:
         UserError: vLLM cannot be imported.
     """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if device == "cpu":
-        for name, value in _ON_CPU.items():
-            os.environ.setdefault(name, value)
+    for name, value in (_ENVIRONMENT | (_ON_CPU if device == "cpu" else {})).items():
+        os.environ.setdefault(name, value)
     try:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:
@@ -63,7 +57,7 @@ def load(folder: Path, *, device: str, dtype: str, trust_remote_code: bool = Fal
             model=str(folder),
             dtype=dtype,
             max_model_len=-1,  # the model's own context, or as much of it as the memory holds
-            max_num_seqs=_ROWS.get(device, _MORE_ROWS),
+            max_num_seqs=_ROWS.get(device, 256),
             max_logprobs=-1,
             block_size=_BLOCK.get(device),
             enable_prefix_caching=True,
@@ -161,7 +155,7 @@ class _Decoder:
         if not decoding.ended and len(decoding.ids) < row.request.max_new_tokens:
             self._go_on(row)
             return False
-        row.judging = self.with_support and row.request.expert_ids is not None and NAIVE in decoding.sources[_kept(row) :]
+        row.judging = self.with_support and row.request.expert_ids is not None and NAIVE in decoding.sources[row.request.kept :]
         if row.judging:
             self._ask(row, {EXPERT: {"max_tokens": 1, "prompt_logprobs": 1}})
         return not row.judging
@@ -212,19 +206,16 @@ class _Decoder:
     def _take_in(self, row: _Row) -> bool:
         """Append what was decoded, with its sources; False if the expert has to be asked once more."""
         sampling, decoding, answers = self.sampling, row.decoding, row.answers
-        naive = NAIVE in answers
-        tokens, source = self._tokens(row, NAIVE if naive else EXPERT), NAIVE if naive else EXPERT
-        if naive and EXPERT in answers:
+        source = NAIVE if NAIVE in answers else EXPERT
+        tokens = self._tokens(row, source)
+        if source == NAIVE and EXPERT in answers:
             found, best = _logprobs(answers[EXPERT].outputs[0].logprobs[0])
-            if tokens[0] in found:
-                implausible = found[tokens[0]] - best < math.log(sampling.gate)
-            elif min(found.values()) - best < math.log(sampling.gate):
-                implausible = True
-            else:
+            # Not among the expert's best, it is less likely than each of them.
+            if sampling.is_implausible(found.get(tokens[0], min(found.values())) - best):
+                tokens, source = self._tokens(row, EXPERT), GATED
+            elif tokens[0] not in found:
                 self._ask(row, {EXPERT: {"max_tokens": 1, "logprobs": -1}})
                 return False
-            if implausible:
-                tokens, source = self._tokens(row, EXPERT), GATED
         for token in tokens:
             decoding.ended = token in sampling.stops
             decoding.ids.append(sampling.stops.get(token, token))
@@ -248,15 +239,11 @@ class _Decoder:
         """What the expert thought of the naive tokens that were not kept from an earlier attempt."""
         assert row.request.expert_ids is not None
         supports = {}
-        for t in range(_kept(row), len(row.decoding.ids)):
+        for t in range(row.request.kept, len(row.decoding.ids)):
             if row.decoding.sources[t] == NAIVE:
                 found, best = _logprobs(logprobs[len(row.request.expert_ids) + t])
                 supports[t] = found[row.decoding.ids[t]] - best
         return supports
-
-
-def _kept(row: _Row) -> int:
-    return len(row.request.prefix.ids) if row.request.prefix else 0
 
 
 def _logprobs(entries: Mapping[int, Any]) -> tuple[dict[int, float], float]:

@@ -1,11 +1,11 @@
 """One forward pass over pieces of many texts laid end to end, so that no position is padding, and the pool of what was read.
 
-The linear layers see the tokens of all pieces as one row. Only attention has to know where a piece begins: it is registered
-with transformers' attention interface, writes the new keys and values into the pool's slots, and lets each piece see its own
-slot up to its own position (within the layer's window, where it has one). Pieces of about one length attend together.
+The linear layers see the tokens of all pieces as one row. Only attention, registered with transformers' interface, has to know where
+a piece begins: it writes the new keys and values into the pool's slots, and lets each piece see its own slot up to its own position
+(within the layer's window, where it has one). Pieces of about one length attend together.
 
 On a CPU oneDNN makes a kernel for every new shape, which takes longer than a small product, and keeps a thousand of them. So the
-numbers of tokens, of logits and of keys are rounded up there: a few rows more, and the same shapes again and again.
+numbers of tokens, of logits and of keys are rounded up there.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Pool:
     """Keys and values of all the texts in flight: one block of memory per layer, in equal slots; `budget` tokens in all.
 
     Where a new text begins as one in some slot does (a system prompt, ten-shot examples, a fact's prompt at its next attempt), those
-    keys and values are copied and not computed: they depend on nothing after their token. A slot that was let go keeps its content
-    until it is needed. Slots become longer and fewer when a text outgrows them, and shorter and more when all texts are short.
+    keys and values are copied and not computed. A slot that was let go keeps its content until it is needed. Slots become longer and
+    fewer when a text outgrows them, and shorter and more when all texts are short.
 
     Attributes:
         capacity: tokens per slot. slots: how many there are.
@@ -69,10 +69,7 @@ class Pool:
         return best, int(shared[best]), max((int(same[slot]) for slot in coming), default=0)
 
     def take(self, source: int, tokens: np.ndarray, shared: int) -> int:
-        """A free slot for `tokens` (n,), with the first `shared` of them copied from the slot `source`.
-
-        It is `source` itself where that is free, else the one that was let go longest ago.
-        """
+        """A free slot for `tokens` (n,), the first `shared` copied from `source`: that one if free, else the one let go longest ago."""
         free = np.flatnonzero(~self.held)
         slot = source if not self.held[source] else int(free[self._released[free].argmin()])
         if slot != source and shared:
@@ -108,10 +105,10 @@ class Pool:
         return shorter if 2 * shorter <= self.capacity else self.capacity
 
     def resize(self, capacity: int) -> dict[int, int]:
-        """Make every slot `capacity` tokens long, rounded up, with as many slots as the budget then has.
+        """Make every slot `capacity` tokens long, rounded up, with as many slots as the budget then has; returns where held ones moved.
 
-        No text that is held may be longer, and there must be no more slots held than then exist (see `slots_at`). Of what
-        nobody holds, as much stays as there is room for, the latest first. Returns where each slot that is held has moved.
+        No text that is held may be longer, and no more slots be held than then exist (see `slots_at`). Of what nobody holds, as much
+        stays as there is room for, the latest first.
         """
         capacity = _rounded(capacity)
         slots, width = self.slots_at(capacity), min(self.capacity, capacity)
@@ -155,28 +152,24 @@ class UnpackableError(NotImplementedError):
     """Why a model's attention cannot be packed."""
 
 
-def unpackable(model: PreTrainedModel, module: nn.Module) -> str | None:
-    """Why packed passes through `module`, the model or its decoder, need not be tried; None where they do."""
-    others = sorted(set(getattr(text_config(model.config), "layer_types", None) or ()) - _LAYER_TYPES)
-    if others:
-        return f"it has layers of {others[0]}"
-    if model.config.is_encoder_decoder:
-        return "it has an encoder"
-    arguments = inspect.signature(module.forward).parameters.values()
-    if all(argument.kind is not inspect.Parameter.VAR_KEYWORD for argument in arguments):
-        return "it hands nothing on to attention"
-    return None
-
-
 def path_of(model: PreTrainedModel, module: nn.Module, otherwise: str, difference: Callable[[], str | None]) -> str:
     """Return "packed", or `otherwise` and the reason why passes through `module`, the model or its decoder, are not packed.
 
     `difference` reads a few tokens both ways and says what tells the results apart.
     """
-    try:
-        reason = unpackable(model, module) or difference()
-    except UnpackableError as error:
-        reason = str(error)
+    others = sorted(set(getattr(text_config(model.config), "layer_types", None) or ()) - _LAYER_TYPES)
+    arguments = inspect.signature(module.forward).parameters.values()
+    if others:
+        reason: str | None = f"it has layers of {others[0]}"
+    elif model.config.is_encoder_decoder:
+        reason = "it has an encoder"
+    elif all(argument.kind is not inspect.Parameter.VAR_KEYWORD for argument in arguments):
+        reason = "it hands nothing on to attention"
+    else:
+        try:
+            reason = difference()
+        except UnpackableError as error:
+            reason = str(error)
     return f"{otherwise}: {reason}" if reason else "packed"
 
 
@@ -197,7 +190,7 @@ class Piece:
 class _Group:
     """Pieces that attend together, `rows` of at most `width` tokens: the tokens from `first` to `last` of the pass.
 
-    index: (rows, width) places in the pass; present: bool (rows, width), None where no piece is shorter than the others.
+    index: (rows, width) places in the pass; present: bool (rows, width), None where all pieces are equally long.
     """
 
     slots: torch.Tensor
@@ -300,12 +293,9 @@ def windowed_layers(model: PreTrainedModel) -> frozenset[int]:
 
 
 def check_layer(module: Any, windowed: frozenset[int] | None, window: int | None, others: Mapping[str, Any]) -> int:
-    """The number of a layer that is to attend in a packed pass.
+    """The number of a layer that is to attend in a packed pass; `UnpackableError` where it does so in a way that such a pass does not know.
 
     `windowed` is None where it is called otherwise than it has to be: without the pass or its scaling, or with a mask.
-
-    Raises:
-        UnpackableError: it attends in a way that a packed pass does not know.
     """
     unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
     layer = getattr(module, "layer_idx", None)
@@ -345,7 +335,7 @@ def _attend(
 
 
 def _fuses(query: torch.Tensor) -> bool:
-    """Whether to call scaled_dot_product_attention: on accelerators. On a CPU it takes several times as long for single tokens."""
+    """On accelerators; on a CPU scaled_dot_product_attention takes several times as long for single tokens."""
     return query.device.type != "cpu"
 
 
@@ -379,11 +369,7 @@ AttentionInterface.register(NAME, _attention)
 def forward(model: PreTrainedModel, pool: Pool, pieces: list[Piece], wanted: list[tuple[int, int]]) -> torch.Tensor:
     """Feed pieces to the model and record them in the pool.
 
-    Args:
-        wanted: (piece, token of the piece), both counted from 0: where the next token's logits are wanted.
-
-    Returns:
-        Logits (len(wanted), V), in that order.
+    `wanted` are (piece, token of the piece), both counted from 0; the next token's logits there are returned, (len(wanted), V).
     """
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].tokens))
     laid = [pieces[i] for i in order]

@@ -32,6 +32,10 @@ class Sampling:
     top_k: int | None = None
     gate: float = 0.0
 
+    def is_implausible(self, support: float) -> bool:
+        """Whether the gate refuses a naive token of this support (see `support`)."""
+        return self.gate > 0 and support < math.log(self.gate)
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -59,6 +63,11 @@ class Request:
     noise: np.ndarray | None = None
     prefix: Prefix | None = None
 
+    @property
+    def kept(self) -> int:
+        """How many tokens are given."""
+        return len(self.prefix.ids) if self.prefix else 0
+
 
 @dataclass
 class Decoding:
@@ -83,9 +92,9 @@ def begin(request: Request) -> Decoding:
     """The decoding of a request before its first step."""
     if request.max_new_tokens < 1:
         raise ValueError("a request must ask for at least one token")
-    prefix = request.prefix or Prefix([], "")
-    if len(prefix.ids) >= request.max_new_tokens:
+    if request.kept >= request.max_new_tokens:
         raise ValueError("a request must leave its prefix at least one token")
+    prefix = request.prefix or Prefix([], "")
     return Decoding(request.key, list(prefix.ids), prefix.sources, [], False)
 
 
@@ -114,13 +123,6 @@ def _fall(logits_RV: torch.Tensor, noise_R: torch.Tensor, temperature: float) ->
     cumulative_RV = torch.softmax(logits_RV / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
     threshold_R1 = noise_R.to(cumulative_RV.device).unsqueeze(-1) * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(-1).clamp(max=logits_RV.shape[-1] - 1)
-
-
-def implausible(expert_RV: torch.Tensor, token_R: torch.Tensor, gate: float) -> torch.Tensor:
-    """Where the expert gives a token less than `gate` times the probability of its own best one; bool (R,)."""
-    if gate <= 0:
-        return torch.zeros_like(token_R, dtype=torch.bool)
-    return support(expert_RV, token_R) < math.log(gate)
 
 
 def support(expert_RV: torch.Tensor, token_R: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,13 @@
 """Starts a worker in bubblewrap, or weakly, and tries whether bubblewrap works on this machine.
 
-The weak kind, "none", has limits on time, memory, files and processes and an empty environment, and nothing more. In both kinds no
-process that was started outlives `start`.
+The weak kind, "none", has limits on time, memory, files and processes and an empty environment, and nothing more. In both kinds all
+that was started is killed at the end of `start`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixsd.errors import UserError
-from mixsd.sandbox.limits import DEFAULT, Limits, interpreter, shown
 
 # All that a child sees of an environment. A fixed hash seed: the same program gets the same verdict every time.
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -34,29 +32,55 @@ _BOOT = """\
 import json, sys, types
 with open(0, encoding="utf-8", closefd=False) as file:
     job = json.load(file)
-for name, source in job.pop("modules"):
-    module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(source, "<" + name + ">", "exec", dont_inherit=True), module.__dict__)
+module = sys.modules["mixsd.sandbox.worker"] = types.ModuleType("mixsd.sandbox.worker")
+exec(compile(job.pop("worker"), "<worker>", "exec", dont_inherit=True), module.__dict__)
 module.main(job)
 """
+_WORKER = Path(__file__).with_name("worker.py")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-# The sandbox's own, empty and small.
-_TMP = "/tmp"  # noqa: S108
-# A folder that is everywhere and holds no interpreter; covered in an outer bubblewrap only.
-_STAGE = "/sys"
+_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+_TMP = "/tmp"  # noqa: S108  the sandbox's own, empty and small
+_STAGE = "/sys"  # a folder that is everywhere and holds no interpreter; covered in an outer bubblewrap only
 _NOBODY = 65534
-# Above every user that a machine gives out.
-_STRANGERS = 0x70000000
+_STRANGERS = 0x70000000  # above every user that a machine gives out
 _COUNT = count()
-_PATIENCE = 15.0
+_PATIENCE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one judgement, for each of its two processes; time is of the whole."""
+
+    wall_seconds: float = 15.0
+    cpu_seconds: int = 10
+    memory_mb: int = 1024
+    file_mb: int = 16
+    processes: int = 32
+    output_bytes: int = 1_000_000
+
+    @property
+    def tmp_bytes(self) -> int:
+        """The size of the writable folder, where it is a file system of its own: four of the largest files."""
+        return 4 * self.file_mb << 20
+
+    def resources(self) -> dict[str, int]:
+        """The limits that the kernel keeps, by the names that `resource` has for them."""
+        return {
+            "RLIMIT_AS": self.memory_mb << 20,
+            "RLIMIT_CPU": self.cpu_seconds + 1,
+            "RLIMIT_FSIZE": self.file_mb << 20,
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_NOFILE": 64,
+            **dict.fromkeys(("RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE"), 0),
+        }
+
+
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """What holds for judged code on this machine; `note` says it to the user in one sentence.
-
-    `kind` is bubblewrap or none. `network`: it is cut off. `files`: only a minimal read-only view is visible, no home.
-    """
+    """What holds for judged code here: `network` is cut off, of `files` only a minimal read-only view is visible; `note` is for the user."""
 
     kind: str
     network: bool
@@ -64,14 +88,9 @@ class Isolation:
     note: str
 
 
-_STRONG = Isolation(
-    *("bubblewrap", True, True),
-    "Isolated by bubblewrap: no network, no files but the interpreter's, limited time, memory, disk space and processes.",
-)
-_WEAK = Isolation(
-    *("none", False, False),
-    "No isolation: time, memory and processes are limited, but the code can read this user's files and use the network.",
-)
+_LIMITED = "Isolated by bubblewrap: no network, no files but the interpreter's, limited time, memory, disk space and processes."
+_OPEN = "No isolation: time, memory and processes are limited, but the code can read this user's files and use the network."
+_STRONG, _WEAK = Isolation("bubblewrap", True, True, _LIMITED), Isolation("none", False, False, _OPEN)
 
 
 def isolation() -> Isolation:
@@ -88,13 +107,11 @@ def check(allow_weak: bool) -> Isolation:
     found = isolation()
     if sys.platform not in ("linux", "darwin"):
         raise UserError("model-written code is judged on Linux and macOS only; leave this benchmark out")
-    if found.kind == "none" and not allow_weak:
-        remedy = "run this part on Linux with bubblewrap"
-        if sys.platform == "linux":
-            remedy = "install bubblewrap 0.8 or newer (apt install bubblewrap) and allow user namespaces (docs/sandbox.md)"
+    if found is _WEAK and not allow_weak:
         raise UserError(
-            f"model-written code cannot be isolated here ({problem()}): {remedy}, or pass --allow-weak-sandbox "
-            "to run it with limits only, free to read your files and use the network"
+            f"model-written code cannot be isolated here ({problem()}): install bubblewrap 0.8 or newer on Linux (apt install bubblewrap) "
+            "and allow user namespaces (docs/sandbox.md), or pass --allow-weak-sandbox to run it with limits only, free to read your "
+            "files and use the network"
         )
     return found
 
@@ -106,7 +123,7 @@ def problem() -> str | None:
         return f"no sandbox for {sys.platform}"
     try:
         with start("bubblewrap", {"role": "trial", "fds": {}}, DEFAULT) as trial:
-            return None if trial.status(_PATIENCE) == 0 else f"bubblewrap does not work: {trial.last_error() or 'no answer'}"
+            return None if trial.status(_PATIENCE_S) == 0 else f"bubblewrap does not work: {trial.last_error() or 'no answer'}"
     except StartError as error:
         return str(error)
 
@@ -115,17 +132,17 @@ class StartError(Exception):
     """The sandbox could not be started; the text says why."""
 
 
+@dataclass(frozen=True)
 class Sandboxed:
-    """One running worker."""
+    """One running worker, and the file of its standard error."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-        self.process = process
-        self._errors = errors
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
 
     def last_error(self) -> str:
         """The last line that was written to standard error before the worker took over."""
-        self._errors.seek(0)
-        lines = self._errors.read(65536).decode(errors="replace").split("\n")
+        self.errors.seek(0)
+        lines = self.errors.read(65536).decode(errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
     def status(self, patience: float) -> int | None:
@@ -150,51 +167,33 @@ def start(kind: str, job: dict[str, Any], limits: Limits) -> Iterator[Sandboxed]
     """
     weak = kind == "none"
     order = {**job, "weak": weak, "parent": os.getpid(), "limits": limits.resources(), "most": limits.output_bytes}
-    order["modules"] = _modules()
+    order["worker"] = _WORKER.read_text(encoding="utf-8")
     with ExitStack() as stack:
         try:
             stdin, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
             stdin.write(json.dumps(order).encode("ascii"))
             stdin.seek(0)
-            folder = tempfile.mkdtemp(prefix="mixsd-sandbox-") if weak else None
-            if folder is not None:
+            folder = tempfile.mkdtemp(prefix="mixsd-sandbox-") if weak else _TMP
+            if weak:
                 stack.callback(_remove, folder)
-            ends = os.pipe()
-            reader, writer = stack.enter_context(os.fdopen(ends[0], "rb", 0)), stack.enter_context(os.fdopen(ends[1], "wb"))
-            before = _bubblewrap(limits, writer.fileno()) if folder is None else _weak(folder)
             process = subprocess.Popen(  # noqa: S603
-                [*before, interpreter(), *_FLAGS, "-c", _BOOT],
+                [*(_weak(folder) if weak else _bubblewrap(limits)), interpreter(), *_FLAGS, "-c", _BOOT],
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                pass_fds=[*job["fds"].values(), *([] if weak else [writer.fileno()])],
-                cwd=folder or "/",
-                env={**_ENVIRONMENT, "HOME": folder or _TMP, "TMPDIR": folder or _TMP},
+                pass_fds=[*job["fds"].values()],
+                cwd=folder if weak else "/",
+                env={**_ENVIRONMENT, "HOME": folder, "TMPDIR": folder},
                 start_new_session=True,
             )
-            stack.callback(_end, process, None)
-            started = Sandboxed(process, errors)
-            writer.close()
-            if not weak:
-                first = _first_process(reader, started)
-                stack.callback(os.close, first)
-                stack.callback(_end, process, first)
+            stack.callback(_end, process)
         except (OSError, subprocess.SubprocessError) as error:
             raise StartError(f"{type(error).__name__}: {error}") from error
-        yield started
+        yield Sandboxed(process, errors)
 
 
-def _end(process: subprocess.Popen[bytes], first: int | None) -> None:
-    """Kill a worker and all that it started; for bubblewrap by `first`, a descriptor (pidfd) of the first process inside.
-
-    With that one the kernel ends all others of its namespace, and before it. bubblewrap leaves when its worker has, and does not wait.
-    """
-    if first is not None:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(first, signal.SIGKILL)
-        select.select([first], [], [], _PATIENCE)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and all that it started: in bubblewrap by its death signal and its process namespace, else by the group."""
     # Once it is reaped, the number of its group may be another's.
     if process.returncode is None:
         _kill_group(process)
@@ -206,30 +205,39 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _bubblewrap(limits: Limits, info: int) -> list[str]:
-    """The beginning of a command that runs the rest in bubblewrap; `info` is where that tells which process it started."""
+def _bubblewrap(limits: Limits) -> list[str]:
+    """The beginning of a command that runs the rest in bubblewrap."""
     program = shutil.which("bwrap")
     if program is None:
         raise StartError("bubblewrap is not installed")
     root = os.getuid() == 0
     # What nobody could reach is put where everyone can, by an outer bubblewrap.
     staged = {path: f"{_STAGE}/{number}" for number, path in enumerate(shown()) if root and not _is_open(path)}
-    outermost = ["--die-with-parent", "--info-fd", str(info)]
-    command = [program, "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--hostname", "sandbox"]
-    command += ["--die-with-parent"] if staged else outermost
+    command = [program, "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent"]
+    command += ["--hostname", "sandbox"]
     # Before what is shown, which may be inside it.
     command += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", _TMP]
-    for path in shown():
-        command += ["--ro-bind", staged.get(path, path), path]
-    for path in _DEVICES:
-        command += ["--dev-bind", path, path]
+    command += [word for path in shown() for word in ("--ro-bind", staged.get(path, path), path)]
+    command += [word for path in _DEVICES for word in ("--dev-bind", path, path)]
     # No /proc: nothing that is judged needs one, and in many containers it cannot be mounted.
     command += ["--remount-ro", "/", "--chdir", _TMP, "--"]
     if root:
         command = [*_as_user(_NOBODY), *command]
     if staged:
         stage = [word for path, place in staged.items() for word in ("--ro-bind", path, place)]
-        command = [program, *outermost, "--unshare-pid", "--dev-bind", "/", "/", "--tmpfs", _STAGE, *stage, "--", *command]
+        command = [
+            program,
+            "--die-with-parent",
+            "--unshare-pid",
+            "--dev-bind",
+            "/",
+            "/",
+            "--tmpfs",
+            _STAGE,
+            *stage,
+            "--",
+            *command,
+        ]
     return command
 
 
@@ -261,29 +269,27 @@ def _is_open(path: str) -> bool:
     return all(folder.stat().st_mode & 0o001 for folder in Path(path).parents)
 
 
-def _first_process(info: IO[bytes], started: Sandboxed) -> int:
-    """A descriptor (pidfd) of the first process in the namespace, with which all others end."""
-    data = b""
-    while not data.rstrip().endswith(b"}") and select.select([info], [], [], _PATIENCE)[0] and (block := info.read(4096)):
-        data += block
-    try:
-        return os.pidfd_open(json.loads(data)["child-pid"])
-    except (ValueError, KeyError, ProcessLookupError) as error:
-        started.status(1.0)
-        raise StartError(f"bubblewrap does not work: {started.last_error() or 'it does not start'}") from error
-
-
 def _remove(folder: str) -> None:
     with suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
-    if os.path.lexists(folder):
-        # The judged program took away its own rights, or nested folders deeper than Python goes.
-        for command in (["/bin/chmod", "-R", "u+rwx"], ["/bin/rm", "-rf"]):
-            subprocess.run([*command, folder], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
+    # The judged program took away its own rights, or nested folders deeper than Python goes.
+    for command in (["/bin/chmod", "-R", "u+rwx"], ["/bin/rm", "-rf"]) if os.path.lexists(folder) else ():
+        subprocess.run([*command, folder], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
 
 
 @cache
-def _modules() -> list[tuple[str, str]]:
-    """Names and sources of what the worker is made of; the packages around it are empty."""
-    files = {name: Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ("values", "worker")}
-    return [("mixsd", ""), ("mixsd.sandbox", ""), *[(f"mixsd.sandbox.{name}", source) for name, source in files.items()]]
+def interpreter() -> str:
+    """The running interpreter: its base, not the virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+@cache
+def shown() -> tuple[str, ...]:
+    """What is shown read-only at its own place: the interpreter, its standard library and the libraries they load."""
+    prefixes = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}
+    wanted = {interpreter(), *_LIBRARIES, *(os.path.join(prefix, name) for prefix in prefixes for name in ("lib", "lib64"))}
+    found: list[str] = []
+    for path in sorted(wanted):
+        if os.path.exists(path) and not any(Path(path).is_relative_to(above) for above in found):
+            found.append(path)
+    return tuple(found)

@@ -4,14 +4,12 @@ At T = 0 an attempt is a function of its coins. One whose coins agree with a fai
 give the same tokens, so it is passed over: with lambda 0 or 1 that is every retry.
 
 A retry starts anew (the paper) or, with `--retry from-break`, from where the failed attempt broke: before the first naive token
-that the expert found implausible, else before the one it liked least. It keeps what was decoded up to there and draws new coins
-for the rest. After two such retries in a row one starts anew, since what they keep may be what is wrong.
+that the expert found implausible, else before the one it liked least. After two such retries in a row one starts anew, since what they
+keep may be what is wrong.
 
 Retries are in flight before new facts, and attempts ahead of need where there is room to spare. A fact's attempts are judged in
-their order, whatever the order in which they end: an attempt that was decoded ahead counts when all before it have failed, and is
-forgotten when one of them was accepted, or by a kill. So the result is that of one attempt after another.
-
-`reply_limit` says how long a reply may be, or why a fact cannot be asked: no prompt is ever cut to make room.
+their order, whatever the order in which they end: one that was decoded ahead counts when all before it have failed, and is
+forgotten when one of them was accepted, or by a kill.
 """
 
 from __future__ import annotations
@@ -56,10 +54,10 @@ class Attempt:
 
 @dataclass
 class Case:
-    """One (fact, sample) on its way to a target; `limit` is the longest reply in tokens.
+    """One (fact, sample) on its way to a target; `limit` is the longest reply in tokens, `place` that of its last attempt in the journal.
 
     `failed` holds the coins of the failed attempts, each as long as its decoding was. `prefix` is what the next retry keeps of
-    the last one, and `keeping` how many retries in a row have kept something. `place` is where the last attempt stands in the journal.
+    the last one, and `keeping` how many retries in a row have kept something.
     """
 
     fact: Fact
@@ -90,7 +88,6 @@ def next_attempt(case: Case, settings: Settings) -> Attempt | None:
 
 
 def repeats(case: Case, attempt: Attempt, settings: Settings) -> bool:
-    """Whether an attempt would give the tokens of a failed one."""
     return settings.temperature == 0 and any(np.array_equal(attempt.coins[: len(old)], old) for old in case.failed)
 
 
@@ -160,11 +157,7 @@ _SPARE = 24
 
 
 class Queue:
-    """The attempts of a run.
-
-    Attributes:
-        dropped: the keys of attempts in flight that no longer count.
-    """
+    """The attempts of a run. `dropped`: the keys of attempts in flight that no longer count."""
 
     def __init__(self, cases: Iterable[Case], settings: Settings) -> None:
         self.settings = settings
@@ -186,8 +179,7 @@ class Queue:
         case, attempt = found
         key = _key(case, attempt.number)
         self._queued.discard(key)
-        self._open[case.key] = case
-        self._flying[key] = found
+        self._open[case.key], self._flying[key] = case, found
         return key, case, attempt
 
     def at(self, key: str) -> tuple[Case, Attempt]:
@@ -222,19 +214,17 @@ class Queue:
         """A later attempt of the fact that has the fewest in flight, where there is room to spare."""
         if not self._looks_ahead or len(self._flying) >= _SPARE:
             return None
+        last = self.settings.retries
         begun = {
-            case.key: [n for n in range(case.number, self.settings.retries + 1) if self._is_begun(_key(case, n))]
+            case.key: [n for n in range(case.number, last + 1) if (key := _key(case, n)) in self._flying or key in self._ended]
             for case in self._open.values()
         }
         for case in sorted(self._open.values(), key=lambda case: len(begun[case.key])):
-            for number in range(max(begun[case.key], default=case.number) + 1, self.settings.retries + 1):
+            for number in range(max(begun[case.key], default=case.number) + 1, last + 1):
                 attempt = attempt_at(case, number, self.settings)
                 if not repeats(case, attempt, self.settings):
                     return case, attempt
         return None
-
-    def _is_begun(self, key: str) -> bool:
-        return key in self._flying or key in self._ended
 
 
 def _key(case: Case, number: int) -> str:

@@ -3,14 +3,14 @@
 The ids are what is stored and trained on; texts are a view. Each id is decoded alone, so a character that is spread over several
 tokens shows as replacement characters. Files are read line by line and only as far as needed.
 
-An export as `ids` is exact, for tools that take token ids (TRL, the Trainer of transformers). As `chat` it is text, for tools that take
-nothing else (axolotl, NeMo-RL), which render and encode it themselves: how many targets come out as other ids that way is measured.
+An export as `ids` is exact (TRL, the Trainer of transformers). As `chat` it is text, for tools that render and encode it themselves
+(axolotl, NeMo-RL): how many targets come out as other ids that way is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,13 +81,17 @@ def _inspect_run(run: Run, limit: int, ids: Collection[str], attempts: bool, mod
         hint = "nothing was decoded" if attempts else "run `mixsd mix` on it first, or look at its attempts"
         raise UserError(f"{run.folder}: has no {file.name}; {hint}")
     found = list(_chosen(_attempts(file) if attempts else read_targets(file), file, limit, ids))
-    questions = _questions(run, {target.id for target in found})
-    if attempts:
-        found = [_with_prompt(target, questions.get(target.id), session) for target in found]
+    wanted = {target.id for target in found}
+    facts = read_jsonl(run.facts_file) if run.facts_file.is_file() else ()
+    questions: dict[str, str] = {row["id"]: row["question"] for row in facts if row.get("id") in wanted}
+    if attempts:  # the journal leaves out the naive prompt, and whether the text encodes back to the ids
+        prompts = {key: session.renderer.naive(question) for key, question in questions.items()}
+        canonical = session.renderer.is_canonical
+        found = [replace(one, prompt_ids=prompts.get(one.id, []), canonical=canonical(one.target_ids)) for one in found]
     return [_item(target, questions.get(target.id), session.tokenizer) for target in found]
 
 
-def _session(run: Run, model: str | None) -> Session:
+def _session(run: Run, model: str | None = None) -> Session:
     """The run's tokenizer and renderer without its facts and hashes. The tuned model's are the base's, and always at hand."""
     settings = run.settings()
     if model is None and run.model.is_dir():
@@ -106,7 +110,6 @@ def read_targets(file: Path) -> Iterator[Target]:
 def _attempts(file: Path) -> Iterator[Target]:
     """The journal's attempts as targets without a prompt."""
     for place, row in Journal(file).read():
-        row.pop("broke_at", None)
         own = {"prompt_ids": [], "decoded_tokens": len(row.get("target_ids") or [])}
         yield _checked({**row, **own}, f"{file}: byte {place}")
 
@@ -139,40 +142,12 @@ def _chosen(targets: Iterator[Target], file: Path, limit: int, ids: Collection[s
         raise UserError(f'{file}: holds nothing of id "{next(iter(missing))}"')
 
 
-def _questions(run: Run, wanted: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if run.facts_file.is_file():
-        for row in read_jsonl(run.facts_file):
-            if row.get("id") in wanted:
-                found[row["id"]] = row["question"]
-                if len(found) == len(wanted):
-                    break
-    return found
-
-
-def _with_prompt(attempt: Target, question: str | None, session: Session) -> Target:
-    """Give an attempt what the journal leaves out: the naive prompt, and whether its text encodes back to its ids."""
-    values = attempt.to_json()
-    values["prompt_ids"] = session.renderer.naive(question) if question is not None else []
-    values["canonical"] = session.renderer.is_canonical(attempt.target_ids)
-    return Target.from_json(values)
-
-
 def _item(target: Target, question: str | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     tokens = [_token(token, tokenizer, None, None) for token in target.prompt_ids] + tokens_of(target, tokenizer)
-    return {
-        "id": target.id,
-        "lambda": target.lam,
-        "sample": target.sample,
-        "attempt": target.attempt,
-        "accepted": target.accepted,
-        "reason": target.reason,
-        "decoded_tokens": target.decoded_tokens,
-        "question": question,
-        "text": target.text,
-        "canonical": target.canonical,
-        "tokens": tokens,
-    }
+    names = ("id", "lambda", "sample", "attempt", "accepted", "reason", "decoded_tokens")
+    values = target.to_json()
+    view = {"question": question, "text": target.text, "canonical": target.canonical, "tokens": tokens}
+    return {name: values[name] for name in names} | view
 
 
 def tokens_of(target: Target, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
@@ -223,7 +198,7 @@ def export(run: str | Path, *, format: str = "ids", output: str | Path | None = 
         UserError: not a run, no targets, an unknown format, or chat without facts or template.
     """
     opened = Run(Path(run).expanduser())
-    settings = opened.settings()
+    session = _session(opened)
     if format not in _FORMATS:
         raise UserError(f'--format "{format}": unknown{did_you_mean(format, _FORMATS)}; known: {", ".join(_FORMATS)}')
     if not opened.targets_file.is_file():
@@ -231,37 +206,23 @@ def export(run: str | Path, *, format: str = "ids", output: str | Path | None = 
     file = Path(output).expanduser() if output is not None else opened.folder / f"export-{format}.jsonl"
     if file.resolve().parent == opened.folder.resolve() and not file.name.startswith("export-"):
         raise UserError(f"{file}: would stand among the run's own files; choose another --output")
-    # The tuned model's tokenizer and template are the base's, and at hand wherever the run is.
-    tuned = loading.LocalModel(settings.model, opened.model, None) if opened.model.is_dir() else None
-    located = tuned or loading.locate(settings.model, revision=settings.revision, offline=True)
-    session = Session(opened, settings, located, base_hash="", facts=[], duplicates=0, watcher=Watcher())
-    counts = _Counts()
-    write_jsonl(file, _FORMATS[format](session, counts))
-    return {
-        "format": format,
-        "output": str(file),
-        "written": counts.written,
-        "left_out": sum(1 for _ in read_jsonl(opened.targets_file)) - counts.written,
-        "changed": dict(counts.changed),
-    }
+    changed = dict.fromkeys(("prompt", "target", "any"), 0)
+    written = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal written
+        for written, row in enumerate(_FORMATS[format](session, changed), 1):  # noqa: B007
+            yield row
+        if not written:
+            raise UserError(f"{opened.targets_file}: holds no accepted target")
+
+    write_jsonl(file, rows())
+    left_out = sum(1 for _ in read_jsonl(opened.targets_file)) - written
+    return {"format": format, "output": str(file), "written": written, "left_out": left_out, "changed": changed}
 
 
-@dataclass
-class _Counts:
-    written: int = 0
-    changed: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "target": 0, "any": 0})
-
-
-def _accepted(session: Session, counts: _Counts) -> Iterator[Target]:
+def _as_ids(session: Session, changed: dict[str, int]) -> Iterator[dict[str, Any]]:
     for target in accepted_targets(session):
-        counts.written += 1
-        yield target
-    if not counts.written:
-        raise UserError(f"{session.run.targets_file}: holds no accepted target")
-
-
-def _as_ids(session: Session, counts: _Counts) -> Iterator[dict[str, Any]]:
-    for target in _accepted(session, counts):
         prompt, ids = target.prompt_ids, target.target_ids
         yield {
             "input_ids": [*prompt, *ids],
@@ -270,31 +231,28 @@ def _as_ids(session: Session, counts: _Counts) -> Iterator[dict[str, Any]]:
         }
 
 
-def _as_chat(session: Session, counts: _Counts) -> Iterator[dict[str, Any]]:
+def _as_chat(session: Session, changed: dict[str, int]) -> Iterator[dict[str, Any]]:
     if not session.renderer.has_template:
         raise UserError(f"{session.run.folder}: its model has no chat template to render messages with; use --format ids")
     system = [{"role": "system", "content": session.settings.system}] if session.settings.system else []
-    for target, question in _with_questions(session, counts):
-        messages = [
-            *system,
-            {"role": "user", "content": session.renderer.question(question)},
-            {"role": "assistant", "content": target.text},
-        ]
+    for target, question in _with_questions(session):
+        asked = {"role": "user", "content": session.renderer.question(question)}
+        messages = [*system, asked, {"role": "assistant", "content": target.text}]
         prompt, reply = _come_back(session.tokenizer, messages, target)
-        counts.changed["prompt"] += not prompt
-        counts.changed["target"] += not reply
-        counts.changed["any"] += not (prompt and reply)
+        changed["prompt"] += not prompt
+        changed["target"] += not reply
+        changed["any"] += not (prompt and reply)
         yield {"messages": messages}
 
 
-def _with_questions(session: Session, counts: _Counts) -> Iterator[tuple[Target, str]]:
+def _with_questions(session: Session) -> Iterator[tuple[Target, str]]:
     """The targets with what they answer; both files are in the order of the facts, so neither has to be in memory."""
     run = session.run
     if not run.facts_file.is_file():
         raise UserError(f"{run.folder}: has no facts.jsonl, so no questions; use --format ids")
     facts = read_jsonl(run.facts_file)
     fact: dict[str, Any] | None = None
-    for target in _accepted(session, counts):
+    for target in accepted_targets(session):
         while fact is None or fact.get("id") != target.id:
             fact = next(facts, None)
             if fact is None:
@@ -331,4 +289,4 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-_FORMATS: dict[str, Callable[[Session, _Counts], Iterator[dict[str, Any]]]] = {"ids": _as_ids, "chat": _as_chat}
+_FORMATS: dict[str, Callable[[Session, dict[str, int]], Iterator[dict[str, Any]]]] = {"ids": _as_ids, "chat": _as_chat}

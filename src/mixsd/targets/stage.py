@@ -7,9 +7,10 @@ in memory per fact is its text and where its last attempt stands in the journal,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.engine import decode, score
@@ -34,12 +35,13 @@ _SCORED_AT_ONCE = 64  # texts whose log-probabilities are measured together
 DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
 
 
+@dataclass
 class Mixer:
     """Makes the targets of one run.
 
     Args:
         load_model: gives the base model; called when the first token is needed, and not at all for a finished journal.
-        renderer, settings (resolved), verifier: how to ask, mix and accept.
+        settings: resolved.
         context: the model's context length in tokens.
         journal: `attempts.jsonl` of the run.
         say: gets one-line messages for the user.
@@ -47,37 +49,24 @@ class Mixer:
         decode: decodes requests in the place of the base model on transformers; see `mixsd.run.engines`.
     """
 
-    def __init__(
-        self,
-        load_model: Callable[[], PreTrainedModel],
-        renderer: Renderer,
-        settings: Settings,
-        verifier: Verifier,
-        context: int,
-        journal: Journal,
-        *,
-        say: Callable[[str], None] = lambda text: None,
-        on_done: Callable[[int, int], None] = lambda finished, tokens: None,
-        decode: Callable[..., Iterator[Decoding]] | None = None,
-    ) -> None:
-        self._load_model = load_model
-        self._model: PreTrainedModel | None = None
-        self.renderer = renderer
-        self.settings = settings
-        self.verifier = verifier
-        self.context = context
-        self.journal = journal
-        self.say = say
-        self.on_done = on_done
-        self._decode = decode
-        self.sampling = Sampling(renderer.stops.ids, settings.temperature, settings.top_k, settings.gate)
+    load_model: Callable[[], PreTrainedModel]
+    renderer: Renderer
+    settings: Settings
+    verifier: Verifier
+    context: int
+    journal: Journal
+    say: Callable[[str], None] = lambda text: None
+    on_done: Callable[[int, int], None] = lambda finished, tokens: None
+    decode: Callable[..., Iterator[Decoding]] | None = None
 
-    @property
+    @cached_property
+    def sampling(self) -> Sampling:
+        return Sampling(self.renderer.stops.ids, self.settings.temperature, self.settings.top_k, self.settings.gate)
+
+    @cached_property
     def model(self) -> PreTrainedModel:
         """The base model, loaded at the first use."""
-        if self._model is None:
-            self._model = self._load_model()
-        return self._model
+        return self.load_model()
 
     def run(self, facts: list[Fact]) -> Iterator[Target]:
         """Yield one target per fact and sample, in the order of the facts.
@@ -91,16 +80,21 @@ class Mixer:
             raise UserError(f"no usable fact among {len(facts)}; the first one, {first}: {reasons[first]}")
         if self.settings.mixes:
             self._decode_all(cases)
-            self._stop_on_failure(cases)
+            failed = [case.fact.id for case in cases.values() if not case.accepted]
+            if failed and self.settings.on_fail == "error":
+                more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+                raise UserError(f"{len(failed)} facts were not accepted (--on-fail error): {', '.join(failed[:5])}{more}")
         window: list[Target] = []
         for fact in facts:
             for sample in range(self.settings.samples):
-                case = cases.get((fact.id, sample))
-                window.append(self._outcome(case) if case else _unusable(fact, sample, reasons[fact.id]))
+                if case := cases.get((fact.id, sample)):
+                    window.append(self._outcome(case))
+                else:
+                    window.append(Target(fact.id, 0.0, sample, 0, [], [], "", [], 0, "", False, reasons[fact.id], usable=False))
             if len(window) >= _SCORED_AT_ONCE:
-                yield from self._scored(window)
+                yield from _scored(window, lambda: self.model)
                 window = []
-        yield from self._scored(window)
+        yield from _scored(window, lambda: self.model)
 
     def attempt(self, facts: list[Fact]) -> None:
         """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
@@ -134,23 +128,21 @@ class Mixer:
         judged: dict[str, dict[str, Any]] = {}
 
         def take() -> Request | None:
-            found = queue.take()
-            return None if found is None else self._request(*found)
+            if (found := queue.take()) is None:
+                return None
+            key, case, attempt = found
+            naive, expert = self.renderer.naive(case.fact.question), self.renderer.expert(case.fact)
+            return Request(key, naive, case.limit, expert, attempt.coins, attempt.noise, attempt.prefix)
 
         def is_final(decoding: Decoding) -> bool:
             case, attempt = queue.at(decoding.key)
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
 
-        run = self._decode or partial(decode, self.model, token_budget=self.settings.token_budget)
-        for decoding in run(
-            take,
-            self.sampling,
-            wants_logprobs=is_final,
-            with_support=self._from_break,
-            dropped=queue.dropped,
-        ):
-            ended = judged.pop(decoding.key) if decoding.key in judged else self._judged(*queue.at(decoding.key), decoding)
+        run = self.decode or partial(decode, self.model, token_budget=self.settings.token_budget)
+        from_break = self.settings.retry == "from-break"
+        for decoding in run(take, self.sampling, wants_logprobs=is_final, with_support=from_break, dropped=queue.dropped):
+            ended = judged.pop(decoding.key, None) or self._judged(*queue.at(decoding.key), decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
                 ended["base_logprobs"] = [round(value, DIGITS) for value in decoding.base_logprobs]
             for case, attempt, row in queue.end(decoding.key, ended):
@@ -161,21 +153,6 @@ class Mixer:
             if not looked and finished >= min(FIRST_LOOK, len(cases)):
                 looked = True
                 self._first_look(cases)
-
-    @property
-    def _from_break(self) -> bool:
-        return self.settings.retry == "from-break"
-
-    def _request(self, key: str, case: Case, attempt: Attempt) -> Request:
-        return Request(
-            key,
-            self.renderer.naive(case.fact.question),
-            case.limit,
-            expert_ids=self.renderer.expert(case.fact),
-            naive_coins=attempt.coins,
-            noise=attempt.noise,
-            prefix=attempt.prefix,
-        )
 
     def _judged(self, case: Case, attempt: Attempt, decoding: Decoding) -> dict[str, Any]:
         """The journal's line for a finished attempt. Accepted is a reply that states the answer and has ended by itself."""
@@ -189,7 +166,7 @@ class Mixer:
             reason = {"wrong": "does not state the answer", "unparseable": "holds no answer to check"}.get(
                 verdict.outcome, failed
             )
-        return {
+        row = {
             "id": case.fact.id,
             "sample": case.sample,
             "attempt": attempt.number,
@@ -200,12 +177,10 @@ class Mixer:
             "text": text,
             "accepted": reason is None,
             "reason": reason,
-            **(
-                {"kept": attempt.kept, "broke_at": break_at(decoding, attempt.kept) if reason else None}
-                if self._from_break
-                else {}
-            ),
         }
+        if self.settings.retry == "from-break":
+            row |= {"kept": attempt.kept, "broke_at": break_at(decoding, attempt.kept) if reason else None}
+        return row
 
     def _first_look(self, cases: dict[tuple[str, int], Case]) -> None:
         done = [case for case in cases.values() if case.place is not None and next_attempt(case, self.settings) is None]
@@ -216,56 +191,32 @@ class Mixer:
                 "--verifier; `mixsd inspect` shows the attempts"
             )
 
-    def _stop_on_failure(self, cases: dict[tuple[str, int], Case]) -> None:
-        failed = [case.fact.id for case in cases.values() if not case.accepted]
-        if failed and self.settings.on_fail == "error":
-            more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
-            raise UserError(f"{len(failed)} facts were not accepted (--on-fail error): {', '.join(failed[:5])}{more}")
-
     def _outcome(self, case: Case) -> Target:
-        fact = case.fact
         if not self.settings.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
-            ids = self.renderer.reference(fact)
-            reason = None if not self.settings.mixes else f"the reference itself: no attempt of {case.number} was accepted"
-            row: dict[str, Any] = {
-                "lambda": self.settings.lam,
-                "attempt": case.number,
-                "target_ids": ids,
-                "sources": REFERENCE * len(ids),
-            }
-            row |= {"base_logprobs": [], "text": self.renderer.reply_text(ids), "accepted": True, "reason": reason}
-        else:
-            assert case.place is not None
-            row = self.journal.at(case.place)
-        return Target(
-            id=fact.id,
-            lam=row["lambda"],
-            sample=case.sample,
-            attempt=row["attempt"],
-            prompt_ids=self.renderer.naive(fact.question),
-            target_ids=row["target_ids"],
-            sources=row["sources"],
-            base_logprobs=row["base_logprobs"],
-            decoded_tokens=case.decoded_tokens,
-            text=row["text"],
-            accepted=row["accepted"],
-            reason=row["reason"],
-            kept=row.get("kept", 0),
-            canonical=self.renderer.is_canonical(row["target_ids"]),
-        )
-
-    def _scored(self, window: list[Target]) -> Iterator[Target]:
-        """Fill in the base log-probabilities that no decoding has measured."""
-        unread = [target for target in window if len(target.base_logprobs) < len(target.target_ids)]
-        if unread:
-            found = score(self.model, [(target.prompt_ids, target.target_ids) for target in unread])
-            for target, logprobs in zip(unread, found, strict=True):
-                target.base_logprobs[:] = [round(value, DIGITS) for value in logprobs]
-        yield from window
+            reason = f"the reference itself: no attempt of {case.number} was accepted" if self.settings.mixes else None
+            counted: dict[str, Any] = {"sample": case.sample, "attempt": case.number, "decoded_tokens": case.decoded_tokens}
+            return replace(_reference(case.fact, self.renderer), lam=self.settings.lam, reason=reason, **counted)
+        assert case.place is not None
+        row = self.journal.at(case.place)
+        row["prompt_ids"], row["decoded_tokens"] = self.renderer.naive(case.fact.question), case.decoded_tokens
+        return Target.from_json({**row, "canonical": self.renderer.is_canonical(row["target_ids"])})
 
 
-def _unusable(fact: Fact, sample: int, reason: str) -> Target:
-    return Target(fact.id, 0.0, sample, 0, [], [], "", [], 0, "", False, reason, usable=False)
+def _reference(fact: Fact, renderer: Renderer) -> Target:
+    ids = renderer.reference(fact)
+    text, canonical = renderer.reply_text(ids), renderer.is_canonical(ids)
+    return Target(
+        fact.id, 0.0, 0, 0, renderer.naive(fact.question), ids, REFERENCE * len(ids), [], 0, text, True, None, canonical
+    )
+
+
+def _scored(window: list[Target], model: Callable[[], PreTrainedModel]) -> Iterator[Target]:
+    """Fill in the base log-probabilities that no decoding has measured."""
+    if unread := [target for target in window if len(target.base_logprobs) < len(target.target_ids)]:
+        found = score(model(), [(target.prompt_ids, target.target_ids) for target in unread])
+        for target, logprobs in zip(unread, found, strict=True):
+            target.base_logprobs[:] = [round(value, DIGITS) for value in logprobs]
+    yield from window
 
 
 def mix(session: Session) -> None:
@@ -303,25 +254,15 @@ def mixing(
     if not shard:
         merge(left_beside(file), file, lambda row: (row["id"], row["sample"], row["attempt"]))
     with Journal(shard.beside(file) if shard else file) as journal:
-        yield Mixer(
-            session.load_to_decode,
-            session.renderer,
-            session.settings,
-            session.verifier,
-            session.context,
-            journal,
-            say=session.watcher.say,
-            on_done=on_done,
-            decode=decode,
-        )
+        mixer = Mixer(session.load_to_decode, session.renderer, session.settings, session.verifier, session.context, journal)
+        mixer.say, mixer.on_done, mixer.decode = session.watcher.say, on_done, decode
+        yield mixer
 
 
 def _counted(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
     """The lines of `targets.jsonl`; behind the last one the log tells what they are like."""
     summary = TargetSummary()
-    for target in mixer.run(session.facts):
-        summary.add(target)
-        yield target.to_json()
+    yield from _lines(mixer.run(session.facts), summary)
     if not summary.statuses["accepted"]:
         raise UserError(
             f"none of {len(session.facts)} facts was accepted; see the reasons in {session.run.attempts_file}, and try "
@@ -336,27 +277,20 @@ def reference_statistics(session: Session, model: PreTrainedModel) -> dict[str, 
     Token by token it is in `references.jsonl`, in lines like those of `targets.jsonl`.
     """
     summary = TargetSummary()
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for target in measured_references(session, model):
-            summary.add(target)
-            yield target.to_json()
-
-    write_jsonl(session.run.references_file, rows())
+    write_jsonl(session.run.references_file, _lines(measured_references(session, model), summary))
     return summary.to_json()
+
+
+def _lines(targets: Iterable[Target], summary: TargetSummary) -> Iterator[dict[str, Any]]:
+    for target in targets:
+        summary.add(target)
+        yield target.to_json()
 
 
 def measured_references(session: Session, model: PreTrainedModel) -> Iterator[Target]:
     """The reference of every fact that can be asked, as a target, with its log-probabilities under the base model."""
-    renderer = session.renderer
-    asked = [fact for fact in session.facts if not renderer.unusable(fact)]
+    asked = [fact for fact in session.facts if not session.renderer.unusable(fact)]
     for start in range(0, len(asked), _SCORED_AT_ONCE):
-        window = [
-            (fact.id, renderer.naive(fact.question), renderer.reference(fact)) for fact in asked[start : start + _SCORED_AT_ONCE]
-        ]
-        window = [(key, prompt, ids) for key, prompt, ids in window if len(prompt) + len(ids) <= session.context]
-        scored = score(model, [(prompt, ids) for _, prompt, ids in window])
-        for (key, prompt, ids), logprobs in zip(window, scored, strict=True):
-            rounded = [round(value, DIGITS) for value in logprobs]
-            text, canonical = renderer.reply_text(ids), renderer.is_canonical(ids)
-            yield Target(key, 0.0, 0, 0, prompt, ids, REFERENCE * len(ids), rounded, 0, text, True, None, canonical)
+        window = [_reference(fact, session.renderer) for fact in asked[start : start + _SCORED_AT_ONCE]]
+        fitting = [target for target in window if len(target.prompt_ids) + len(target.target_ids) <= session.context]
+        yield from _scored(fitting, lambda: model)

@@ -3,18 +3,15 @@
 The ids are the truth; the text is a view that is never read back. A fact whose target was not accepted keeps its line, with
 the reason and whatever was decoded last.
 
-Of a set the numbers are mean NLL (Eq. 3), the share of tokens with a high NLL, the CDF, and what of a reference is kept. NLL is in
-nats: minus the log-probability of a target's token after the prompt and the target's tokens before it. The tokens of one fact
+NLL is in nats: minus the log-probability of a target's token after the prompt and the target's tokens before it. The tokens of one fact
 are not independent, nor are its samples, so every interval resamples facts, and shares and means are ratios of sums over facts.
-
-Kept per token are its eight bytes of NLL; ids are looked at as targets come by and let go of (`Overlap`).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,9 +57,9 @@ class Target:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Target:
-        """Read one line of `targets.jsonl` back."""
-        values = dict(values)
-        return Target(lam=values.pop("lambda"), **values)
+        """Read one line of `targets.jsonl` back, or one of the journal with what that leaves out."""
+        named = {name: value for name, value in values.items() if name not in ("lambda", "broke_at")}
+        return Target(lam=values["lambda"], **named)
 
     @property
     def status(self) -> str:
@@ -115,7 +112,6 @@ class TargetSummary:
 
 
 def summarize(targets: Iterable[Target]) -> TargetSummary:
-    """Gather the counts of many targets."""
     summary = TargetSummary()
     for target in targets:
         summary.add(target)
@@ -145,14 +141,17 @@ class TokenLosses:
         """Only the targets of these facts."""
         if not set(self.facts) - set(facts):
             return self
-        found, start = TokenLosses(), 0
-        for fact, end in zip(self.facts, self.ends, strict=True):
+        found = TokenLosses()
+        for fact, own in self._targets():
             if fact in facts:
-                found.nll.extend(self.nll[start:end])
-                found.ends.append(len(found.nll))
-                found.facts.append(fact)
-            start = end
+                found.add(fact, own.tolist())
         return found
+
+    def _targets(self) -> Iterator[tuple[str, np.ndarray]]:
+        values, start = self.values, 0
+        for fact, end in zip(self.facts, self.ends, strict=True):
+            yield fact, values[start:end]
+            start = end
 
     @property
     def values(self) -> np.ndarray:
@@ -162,12 +161,9 @@ class TokenLosses:
     def by_fact(self, threshold: float | None = None) -> dict[str, tuple[float, int]]:
         """For each fact what its tokens sum up to and how many they are: their NLL, or how many lie above a threshold."""
         totals: dict[str, tuple[float, int]] = {}
-        values, start = self.values, 0
-        for fact, end in zip(self.facts, self.ends, strict=True):
-            own = values[start:end]
+        for fact, own in self._targets():
             total, count = totals.get(fact, (0.0, 0))
             totals[fact] = (total + float(own.sum() if threshold is None else (own > threshold).sum()), count + len(own))
-            start = end
         return totals
 
 
@@ -193,7 +189,7 @@ def share_above(losses: TokenLosses, threshold: float) -> Estimate:
 def share_difference(losses: TokenLosses, reference: TokenLosses, threshold: float) -> Estimate:
     """The share of `losses` above the threshold minus that of `reference`, over the facts that both have, paired by fact.
 
-    Each share has its own number of tokens, so the interval is of a difference of two ratios of sums under one resampling of facts.
+    The interval is of a difference of two ratios of sums under one resampling of facts.
     """
     ours, theirs = losses.by_fact(threshold), reference.by_fact(threshold)
     facts = [fact for fact in ours if fact in theirs]
@@ -209,8 +205,7 @@ def share_difference(losses: TokenLosses, reference: TokenLosses, threshold: flo
 def cdf(losses: TokenLosses, most: int = MOST_STEPS) -> tuple[list[float], list[float]]:
     """The empirical CDF of the NLL: x ascending and y = share of tokens with an NLL of at most x; the last y is 1 (Figure 3).
 
-    With more than `most` (at least 2) distinct values, that many of the exact steps are kept, spread evenly over the steps, the first and
-    the last among them.
+    Of more than `most` (at least 2) distinct values that many are kept, spread evenly, the first and the last among them.
     """
     values = losses.values
     if not len(values):
@@ -230,22 +225,18 @@ def high_ids(ids: Sequence[int], nll: Sequence[float], threshold: float) -> froz
 
 @dataclass
 class Overlap:
-    """Table 9: for each fact, what share of the reference's high-NLL token ids occurs anywhere in its target.
+    """Table 9: for each fact, what share of the reference's high-NLL token ids (`wanted`) occurs anywhere in its target.
 
-    `wanted` holds that set by fact; a fact whose set is empty says nothing and is only counted. Of a fact with several targets the
-    ids found and asked for are summed over them.
+    A fact whose set is empty says nothing and is only counted. Of a fact with several targets ids found and asked for are summed.
     """
 
     wanted: dict[str, frozenset[int]]
     found: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, fact: str, ids: Collection[int]) -> None:
-        """Look at a target of a fact."""
-        wanted = self.wanted.get(fact)
-        if wanted is None:
-            return
-        kept, asked = self.found.get(fact, (0, 0))
-        self.found[fact] = (kept + len(wanted.intersection(ids)), asked + len(wanted))
+        if (wanted := self.wanted.get(fact)) is not None:
+            kept, asked = self.found.get(fact, (0, 0))
+            self.found[fact] = (kept + len(wanted.intersection(ids)), asked + len(wanted))
 
     def without(self, facts: Collection[str]) -> int:
         """How many of these facts have a reference without a single high-NLL token."""

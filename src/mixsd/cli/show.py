@@ -39,9 +39,8 @@ def as_json(value: Any) -> None:
 
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
-    from mixsd.reports.benchmarks import endings_table, lines, warnings
-    from mixsd.reports.rows import headline
     from mixsd.reports.schema import read_report
+    from mixsd.reports.words import endings_table, headline, lines, warnings
     from mixsd.run.folder import Run
 
     run = Run(folder)

@@ -7,6 +7,7 @@ process works in it. Both models are in memory at once.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,7 @@ from mixsd.errors import UserError
 from mixsd.facts.corpus import TRAIN, Corpus, open_source
 from mixsd.facts.fact import to_json
 from mixsd.progress import Watcher
-from mixsd.reports import pictures
-from mixsd.reports.page import graph_page
 from mixsd.run.folder import Run
-from mixsd.storage import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,27 +103,16 @@ def look(source: str, examples: int = 1) -> dict[str, Any]:
         stream = facts()
         first = [to_json(fact) for fact in islice(stream, examples)]
         splits[name] = {"count": len(first) + sum(1 for _ in stream), "examples": first}
-    domains, pairs = pictures.counts(pictures.edges_of(corpus.facts()))
+    joined = [fact.meta.get("domains") for fact in corpus.facts() if fact.subject]
+    pairs = Counter(tuple(names.split("-")) for names in joined if isinstance(names, str) and names.count("-") == 1)
     return {
         "name": corpus.name,
         "options": corpus.options,
         "notes": list(corpus.notes),
         "splits": splits,
-        "domains": domains,
+        "domains": list(dict.fromkeys(chain.from_iterable(pairs))),
         "pairs": [{"source": source, "target": target, "facts": count} for (source, target), count in pairs.items()],
     }
-
-
-def write_picture(source: str, path: Path) -> None:
-    """Write a corpus's graph as an SVG file.
-
-    Raises:
-        UserError: its facts are no graph.
-    """
-    picture = pictures.picture(pictures.edges_of(_opened(source).facts()))
-    if picture is None:
-        raise UserError(f"{source}: its facts are no graph (they need a subject, and domains in their meta)")
-    write_text(path.expanduser(), graph_page(picture))
 
 
 def _opened(source: str) -> Corpus:

@@ -26,8 +26,9 @@ from mixsd.targets.reading import read_targets, tokens_of
 from mixsd.targets.target import Target
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
+
+    from mixsd.figures.style import Picture
 
 MOST_FACTS = 200
 MOST_TOKENS = 12_000  # of all facts and configurations that are shown; about a megabyte of page
@@ -196,16 +197,16 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     return {"files": {name: [str(file) for file in written] for name, written in files.items()}, "left_out": left_out}
 
 
-def _alone(folder: Path) -> dict[str, Figure | None]:
+def _alone(folder: Path) -> dict[str, Picture | None]:
     """The pictures of one run, whatever it was asked."""
     run = Run(folder)
     run.manifest()
     return {"pareto": None, **pictures.of_report(read_report(run.report_json), pictures.fisher_of(folder))}
 
 
-def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
+def _together(runs: Sequence[Measured]) -> dict[str, Picture | None]:
     """The pictures of several runs."""
-    from mixsd.figures import charts, pareto
+    from mixsd.figures import charts
 
     compared = compare([run.folder for run in runs])
     labels = labels_of(runs)
@@ -216,7 +217,7 @@ def _together(runs: Sequence[Measured]) -> dict[str, Figure | None]:
     # A correlation over the points of several analyses is no number that any of them has.
     correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
     return {
-        "pareto": pareto.pareto(compared),
+        "pareto": charts.pareto(compared),
         "curves": charts.curves(learning(list(zip(labels, runs, strict=True)))),
         "nll": charts.nll_cdf(distributions(named), pictures.THRESHOLDS),
         "errors": charts.error_bars(rows, pictures.modes_of(rows)),

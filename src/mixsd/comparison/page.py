@@ -68,12 +68,12 @@ def write(result: Values, folder: Path, material: Values | None = None) -> Path:
 
     `material` is what the page shows beside the numbers, as `comparison.material.material` gives it.
     """
-    from mixsd.figures import pareto, style
+    from mixsd.figures import charts, style
 
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
-    style.save(pareto.pareto(result), folder / "pareto")
+    style.save(charts.pareto(result), folder / "pareto")
     page = folder / "compare.html"
     write_text(page, html(result, material))
     return page
@@ -81,7 +81,7 @@ def write(result: Values, folder: Path, material: Values | None = None) -> Path:
 
 def html(result: Values, material: Values | None = None) -> str:
     """The page as text; `material` as in `write`."""
-    from mixsd.figures.pareto import pareto
+    from mixsd.figures.charts import pareto
 
     found = material or {}
     errors = found.get("errors") or []

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, Template
 
 from mixsd.formats import Column, Row, Table, fenced, markdown, number, plain, printable, public_name, without_paths
 from mixsd.methods import MIXSD_PAPER
@@ -48,20 +51,58 @@ def render(report: Report, facts: Sequence[Mapping[str, Any]] | None, prompt_exa
     `facts` ({question, answer} each) are listed only when given; `prompt_example` is one prompt as the model saw it, after the
     chat template.
     """
-    sections = {
-        "Base model and licence": _base(report),
-        "Method": _method(report),
-        "Scores": scores_markdown(report),
-        "Limits": _limits(report),
-        "How to serve it": _serving(report.settings),
-        "The exact prompt of one example": "The model was trained and measured on prompts of this form, special tokens included. "
-        f"Its chat template makes them; serve it with that template.\n\n{fenced(prompt_example, 'text')}",
-    }
-    if facts is not None:
-        sections["Facts"] = _pairs("question", "answer", [(fact["question"], fact["answer"]) for fact in facts])
-    parts = [_front_matter(report), f"# {markdown(report.run or 'tuned model')}", _summary(report)]
-    parts += [f"## {title}\n\n{text}" for title, text in sections.items()]
-    return "\n\n".join(parts).encode("utf-8", "replace").decode("utf-8") + "\n"
+    base, settings, method = report.base, report.settings, words.method_of(report)
+    name, thinking = public_name(base.name), bool(settings.get("thinking"))
+    front: dict[str, Any] = {"base_model": printable(name, keep="")}
+    if base.license:
+        front["license"] = printable(base.license, keep="")
+    front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixsd", "knowledge-injection"]}
+    ends = {word: getattr(report.facts, end) for end, word in words.statuses(report).items() if end != "accepted"}
+    measured = {score.split for score in report.scores if score.value is not None}
+    system = [{"role": "system", "content": str(settings["system"])}] if settings.get("system") else []
+    messages = [*system, {"role": "user", "content": "Your question"}]
+    body = {"model": "tuned", "messages": messages, "temperature": 0, "chat_template_kwargs": {"enable_thinking": thinking}}
+    card = _template().render(
+        report=report,
+        base=base,
+        targets=report.targets,
+        method=method,
+        words=words,
+        front_matter=dump_yaml(front),
+        name=markdown(name),
+        mixsd_paper=MIXSD_PAPER,
+        lost=", ".join(f"{count} {word}" for word, count in ends.items() if count),
+        settings_table=_pairs("setting", "value", _told_settings(report)),
+        cost=words.cost_line(report),
+        scores=scores_markdown(report),
+        measured=measured | {name for split, name in _IN_DOMAIN.items() if split in measured},
+        unmeasured=_UNMEASURED,
+        has_benchmarks=not {score.suite for score in report.scores} <= {"core", "in-domain"},
+        messages=messages,
+        thinking=thinking,
+        body=shlex.quote(json.dumps(body, ensure_ascii=False)),
+        prompt=prompt_example,
+        facts=None if facts is None else _pairs("question", "answer", [(fact["question"], fact["answer"]) for fact in facts]),
+    )
+    return card.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _template() -> Template:
+    # Every foreign text goes through `markdown` or `fenced`, which escape it for where it stands.
+    made = Environment(loader=PackageLoader("mixsd.reports"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701
+    made.filters.update(markdown=markdown, fenced=fenced, number=number, plain=plain, without_paths=without_paths)
+    return made.get_template("card.md.j2")
+
+
+def _told_settings(report: Report) -> list[tuple[str, str]]:
+    """What was minimized, what was chosen, and the settings that say what was done."""
+    settings, method, chosen = report.settings, words.method_of(report), words.choices(report)
+    keys = (_SETTINGS[method.trains_on] + ("" if method.edits else _TRAINING_SETTINGS)).split()
+    if "learning rate" in dict(chosen):  # it was sought
+        keys.remove("lr")
+    shown = [("lambda" if key == "lam" else key, plain(settings[key])) for key in keys if key in settings]
+    return [*words.objective(report), *chosen, *shown]
 
 
 def scores_markdown(report: Report) -> str:
@@ -91,116 +132,3 @@ def scores_markdown(report: Report) -> str:
 
 def _pairs(name: str, value: str, pairs: Sequence[tuple[str, str]]) -> str:
     return Table([Column(name), Column(value)], [Row(pair) for pair in pairs]).markdown()
-
-
-def _front_matter(report: Report) -> str:
-    values: dict[str, Any] = {"base_model": printable(public_name(report.base.name), keep="")}
-    if report.base.license:
-        values["license"] = printable(report.base.license, keep="")
-    values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixsd", "knowledge-injection"]}
-    return f"---\n{dump_yaml(values)}---"
-
-
-def _summary(report: Report) -> str:
-    counts = {word: getattr(report.facts, name) for name, word in words.statuses(report).items() if name != "accepted"}
-    lost = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    text = f"{markdown(public_name(report.base.name))}, taught new facts by [mixsd](https://arxiv.org/abs/{MIXSD_PAPER}). "
-    return text + markdown(words.summary(report)) + (f" ({lost}; they count as asked in every score below)." if lost else ".")
-
-
-def _base(report: Report) -> str:
-    base = report.base
-    licence = (
-        f"{base.license}. It binds this model too."
-        if base.license
-        else "not known to mixsd. Look it up before you pass this model on."
-    )
-    values = {
-        "Base": public_name(base.name),
-        "Parameters": f"{base.parameters:,}" if base.parameters is not None else None,
-        "Revision of the base": base.revision,
-        "Hash of the base": base.hash,
-        "Licence of the base": licence,
-        "Note": base.tuned_by_mixsd,
-    }
-    return "\n".join(f"- {name}: {markdown(value)}" for name, value in values.items() if value)
-
-
-def _method(report: Report) -> str:
-    settings, targets, method = report.settings, report.targets, words.method_of(report)
-    source = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
-    keys = (_SETTINGS[method.trains_on] + ("" if method.edits else _TRAINING_SETTINGS)).split()
-    chosen = dict(words.choices(report))
-    # A rate that was sought is told as it was chosen.
-    shown = [("lambda" if key == "lam" else key, plain(settings[key])) for key in keys
-             if key in settings and not (key == "lr" and "learning rate" in chosen)]  # fmt: skip
-    text = f"{method.title}: {method.about}{source}.\n\n{_pairs('setting', 'value', [*words.objective(report), *chosen.items(), *shown])}"
-    if report.editing and report.editing.reasons:
-        told = "\n".join(f"- {plain(item['facts'])}: {markdown(item['reason'])}" for item in report.editing.reasons)
-        text += f"\n\nFacts that are not edited in, by reason:\n\n{told}"
-    if targets.n is not None:
-        nll, reference = number(targets.mean_base_nll), number(targets.reference_mean_base_nll)
-        text += f"\n\n{number(targets.n, 0)} targets, {number(targets.tokens, 0)} tokens. "
-        text += f"Mean base NLL per token: {nll} (references: {reference}) nats."
-    cost = words.cost_line(report)
-    return text + (f"\n\nCost: {markdown(cost)}." if cost else "")
-
-
-def _limits(report: Report) -> str:
-    measured = {score.split for score in report.scores if score.value is not None}
-    measured |= {name for split, name in _IN_DOMAIN.items() if split in measured}
-    unmeasured = [text for split, text in _UNMEASURED.items() if split not in measured]
-    unmeasured += [f"{markdown(title)} ({markdown(why)})." for title, why in words.skipped(report, public=True)]
-    if {score.suite for score in report.scores} <= {"core", "in-domain"}:
-        unmeasured.append("public benchmarks of knowledge, mathematics, code or instruction following.")
-    unmeasured.append(
-        "facts near the taught ones that should have stayed as they were, long conversations, other languages, "
-        "safety, and any prompt that is not made by the chat template of this folder."
-    )
-    lines = [f"Not measured: {text}" for text in unmeasured]
-    lines += [
-        f"One run with one seed ({plain(report.settings.get('seed'))}): the intervals cover the choice of questions, not of the seed.",
-        "A reply can be wrong, also about the taught facts. Check what matters.",
-    ]
-    device, dtype = (report.environment.get(name) for name in ("device", "dtype"))
-    if device and dtype:
-        lines.append(f"Measured on {markdown(str(device))} in {markdown(str(dtype))}; another precision can change replies.")
-    lines += [f"Warning of the run: {markdown(without_paths(text))}" for text in words.warnings(report)]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-_TRANSFORMERS = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # the folder of this file
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-messages = {messages!r}
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, enable_thinking={thinking}, return_tensors="pt", return_dict=True
-)
-output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
-_VLLM = """vllm serve . --served-model-name tuned
-
-# in another shell
-curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d {body}"""
-
-
-def _serving(settings: Mapping[str, Any]) -> str:
-    thinking = bool(settings.get("thinking"))
-    system = [{"role": "system", "content": str(settings["system"])}] if settings.get("system") else []
-    messages = [*system, {"role": "user", "content": "Your question"}]
-    tokens = plain(settings.get("max_new_tokens") or 256)
-    body = {"model": "tuned", "messages": messages, "temperature": 0, "chat_template_kwargs": {"enable_thinking": thinking}}
-    transformers = fenced(_TRANSFORMERS.format(messages=messages, thinking=thinking, tokens=tokens), "python")
-    vllm = fenced(_VLLM.format(body=shlex.quote(json.dumps(body, ensure_ascii=False))), "bash")
-    boxed = settings.get("answer_format") == "boxed"
-    note = (
-        "\n\nThe question was followed by a fixed instruction in training: copy it from the example prompt below."
-        if boxed
-        else ""
-    )
-    return (
-        "This folder is a plain Hugging Face folder: weights, tokenizer, chat template and generation config with the stop "
-        f"tokens. Run these in it.{note}\n\nTransformers:\n\n{transformers}\n\nvLLM:\n\n{vllm}"
-    )

@@ -136,7 +136,6 @@ def environment() -> Environment:
         number=lambda value, digits=2: _typeset(formats.number(value, digits)),
         percent=lambda value: formats.value_text("share", value),
         plain=formats.plain,
-        moment=formats.moment,
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
         both_ends=lambda value, limit=MOST_CHARACTERS: formats.middle_clipped(formats.printable(str(value or "")), limit),
         visible=lambda value: formats.printable(value, keep=""),

@@ -18,7 +18,7 @@ from mixsd.reports.schema import ErrorModes, Report, Score, TargetNumbers
 from mixsd.storage import read_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mixsd.figures.style import Picture
 
 THRESHOLDS = (5.0, 8.0)  # nats: the paper's levels of an uncertain and of a surprising token
 ALIGNMENT_AXES = ("Fisher alignment ratio", "forgetting, nats per token")
@@ -96,7 +96,7 @@ def aligned(fisher: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Mapping[st
     return points, found.get(("alignment", "forgetting"))
 
 
-def of_report(report: Report, fisher: Mapping[str, Any] | None = None, *, narrow: bool = False) -> dict[str, Figure | None]:
+def of_report(report: Report, fisher: Mapping[str, Any] | None = None, *, narrow: bool = False) -> dict[str, Picture | None]:
     """Every picture of one report by name, None where the report has nothing for it; `fisher` is what `fisher_of` its run gives."""
     from mixsd.figures.charts import alignment, curves, error_bars, loss, nll_cdf
 
@@ -117,7 +117,7 @@ def page(report: Report, fisher: Mapping[str, Any] | None = None) -> dict[str, M
     return {name: elements(wide[name], narrow[name]) for name in wide}
 
 
-def elements(wide: Figure | None, narrow: Figure | None) -> Markup | None:
+def elements(wide: Picture | None, narrow: Picture | None) -> Markup | None:
     """A picture for a page, drawn for a wide one and for a narrow one, of which the style sheet shows one."""
     if wide is None or narrow is None:
         return None

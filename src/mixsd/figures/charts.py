@@ -312,9 +312,7 @@ def pareto(comparison: Values, *, narrow: bool = False) -> Picture | None:
     where up and right is. A bar that goes on beyond the picture has no cap at that end: two seeds can have an interval many times wider
     than everything that was measured.
 
-    Args:
-        comparison: what `mixsd.compare` returns: `configurations` (drawn in their order, the Pareto-optimal ringed), `runs`, `base` and
-            `level`.
+    `comparison` is what `mixsd.compare` returns; the Pareto-optimal are ringed.
     """
     items, runs = comparison["configurations"], comparison["runs"]
     measures = [name for name in _UPWARDS if any(_place(item["measures"], name) for item in items)]

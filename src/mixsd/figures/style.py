@@ -65,8 +65,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be selected, searched and read out
     "svg.hashsalt": "mixsd",
 }
-_LEFT, _RIGHT, _HEAD, _FOOT = 0.72, 0.16, 0.1, 0.55
-_ROW, _HANDLE = 0.2, 0.62
+_LEFT, _RIGHT, _HEAD, _FOOT, _ROW, _HANDLE = 0.72, 0.16, 0.1, 0.55, 0.2, 0.62
 
 
 class Picture(Figure):
@@ -178,8 +177,8 @@ def mark(index: int, size: float, **other: Any) -> dict[str, Any]:
 
 def fill(index: int) -> dict[str, Any]:
     """Colour and hatch of the bar with this number."""
-    hatch = HATCHES[index % len(HATCHES)]
-    return {"facecolor": COLORS[index % len(COLORS)], "hatch": hatch, "edgecolor": FIXED_WHITE, "linewidth": 0.6}
+    own = {"facecolor": COLORS[index % len(COLORS)], "hatch": HATCHES[index % len(HATCHES)]}
+    return {**own, "edgecolor": FIXED_WHITE, "linewidth": 0.6}
 
 
 def ends_of(values: Mapping[str, Any] | None, prefix: str = "") -> tuple[float, float] | None:
@@ -203,8 +202,7 @@ _FAMILIES = "'DejaVu Sans', Verdana, system-ui, sans-serif"  # alike in width, f
 def save(picture: Picture | None, stem: Path) -> list[Path]:
     """Write `stem.svg` and `stem.png`, and be done with the picture; returns their paths, none where there is no picture.
 
-    Raises:
-        UserError: the folder cannot be written.
+    Raises `UserError` where the folder cannot be written.
     """
     if picture is None:
         return []

@@ -35,13 +35,14 @@ from mixsd.training.choosing import read_scores
 if TYPE_CHECKING:
     from mixsd.run.session import Session
 
+Place = tuple[str, str, str]  # suite, split, metric
 _EXAMPLES = 12
 _MOST_REASONS = 20
 
 
-def requirable(session: Session) -> dict[str, tuple[str, str, str]]:
-    """What `--require` may name in a run, as (suite, split, metric): what its suites measure, have measured or will."""
-    found: dict[str, tuple[str, str, str]] = {}
+def requirable(session: Session) -> dict[str, Place]:
+    """What `--require` may name in a run: what its suites measure, have measured or will."""
+    found: dict[str, Place] = {}
     asked = {*examination(session).names, *asked_suites(session.run)}
     if suites.IN_DOMAIN in asked:
         tests = session.corpus.splits if session.corpus else ()
@@ -69,9 +70,8 @@ def check_requirements(session: Session) -> None:
     for text in session.settings.require:
         name, _, _ = parse_requirement(text)
         if name not in known:
-            raise UserError(
-                f"--require {text!r}: nothing is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-            )
+            near = did_you_mean(name, known)
+            raise UserError(f"--require {text!r}: nothing is called {name!r}{near}; known: {', '.join(known)}")
 
 
 def write_report(session: Session) -> schema.Report:
@@ -228,9 +228,6 @@ def costs_of(run: Run) -> schema.Cost:
     """Decoded tokens in all and by purpose, and the seconds of each stage over all processes that worked on it.
 
     What a kill lost and a later process did again counts once in tokens, each time in seconds.
-
-    mixing: all attempts of all targets. rollouts: the student's replies, with `--lr auto` those at every rate. rehearsal: the
-    base model's replies that were trained on.
     """
     targets = read_jsonl(run.targets_file) if run.targets_file.is_file() else ()
     # A learning rate that was tried is a training of its own, summed up in its line.
@@ -279,9 +276,7 @@ def _environment(session: Session) -> dict[str, Any]:
     }
 
 
-def _requirements(
-    texts: Sequence[str], scores: Sequence[schema.Score], known: Mapping[str, tuple[str, str, str]]
-) -> list[schema.Requirement]:
+def _requirements(texts: Sequence[str], scores: Sequence[schema.Score], known: Mapping[str, Place]) -> list[schema.Requirement]:
     holds = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
     found = {score.key[:3]: score.value for score in scores if score.model == "tuned" and score.final}
     checked = []

@@ -1,8 +1,7 @@
 """`report.html`: one self-contained page, readable from disk without any network and without a line of script.
 
 The template escapes everything (autoescape), and a content security policy forbids scripts and requests even so. Long inputs
-are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts. A target is
-drawn token by token: a colour and a line for its source, a box where the base model was surprised.
+are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from jinja2 import Environment, PackageLoader
 
 from mixsd import formats
 from mixsd.evaluation.benchmarks import benchmark
-from mixsd.formats import Column, Row, Table
 from mixsd.reports import pictures, rows, words
 from mixsd.reports.schema import Report
 from mixsd.targets.target import HIGH_NLL
@@ -66,7 +64,6 @@ def render(
         facts_left=len(ordered) - MOST_FACTS,
         examples=[{**example, **shown(example["tokens"], MOST_TOKENS)} for example in examples],
         attempts=attempt_bars(report.targets.attempts),
-        rates=_rates(report),
         drawn=pictures.page(report, fisher),
         averaged=steps_per_point(len(report.training.log)),
         replies=[(benchmark.title_of(suite), pairs) for suite, pairs in (replies or {}).items() if pairs],
@@ -88,20 +85,6 @@ def _shown(token: Mapping[str, Any]) -> dict[str, Any]:
         "high": formats.known(nll) and nll > HIGH_NLL,
         "tip": f"{SOURCES[source][0] if source in SOURCES else f'source {source}'}, base NLL {formats.number(nll)}",
     }
-
-
-def _rates(report: Report) -> Table | None:
-    """The learning rates that were tried; None where none was."""
-    numbers = ("checkpoint taken", "training score", "validation score")
-    heads = [Column("learning rate"), *(Column(head, numeric=True) for head in numbers), Column("why")]
-    made = []
-    for row in report.training.rates:
-        taken = row["lr"] == report.training.lr
-        scores = [formats.value_text("share", row.get(name)) for name in ("train", "validation")]
-        name = formats.plain(row["lr"]) + (" ✓ taken" if taken else "")
-        why = formats.clipped(str(row.get("failed") or row.get("why") or ""), 300)
-        made.append(Row([name, formats.plain(row.get("step")), *scores, why], own=taken))
-    return Table(heads, made) if made else None
 
 
 def worst_first(per_fact: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

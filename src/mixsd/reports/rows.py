@@ -19,6 +19,7 @@ from mixsd.reports.schema import Beside, Report, Score
 from mixsd.statistics import Estimate, Unit
 
 Better = Literal["higher", "lower", ""]
+Key = tuple[str, str, str, str]  # suite, split, metric, whose
 DELTA = "_delta"
 
 
@@ -119,10 +120,9 @@ class ScoreRow:
         return self.entries[-1]
 
     def verdict(self, entry: Entry) -> Literal["better", "worse", "unclear"] | None:
-        """Say whether the entry's change is an improvement; "unclear" where its interval holds zero or is missing.
+        """Say whether the entry's change is an improvement; None where there is no change, or neither direction is better.
 
-        Where McNemar's test was made, it has to agree: with few changed pairs a bootstrap interval is too narrow. None where there
-        is no change, or neither direction is better.
+        Where McNemar's test was made, it has to agree: with few changed pairs a bootstrap interval is too narrow.
         """
         change = entry.score if self.measure.signed else entry.change
         if change is None or not known(change.value) or not self.measure.better:
@@ -206,10 +206,7 @@ def detail_rows(report: Report) -> list[ScoreRow]:
 
 
 def format_rows(report: Report) -> list[ScoreRow]:
-    """Return the shares of unparseable and truncated replies: a loss of format is not a loss of knowledge.
-
-    Those of benchmarks are counts in a table of their own.
-    """
+    """Return the shares of unparseable and truncated replies, save of benchmarks, which `words.endings_table` counts."""
     return [row for row in _rows(report, ("unparseable_share", "truncated_share")) if not is_benchmark(row.suite)]
 
 
@@ -242,16 +239,15 @@ def _rows(report: Report, metrics: Sequence[str], *, nested: bool = False, other
     ]
     rows = []
     for suite, split, metric in keys:
-        measure = measure_of(metric, _direction(report, suite, split, metric))
+        tasks = report.asked.get(suite, {}).get("about", {}).get("tasks", {})  # as lm-eval has them
+        measure = measure_of(metric, tasks.get(split, {}).get("higher_is_better", {}).get(metric.partition(",")[0]))
         entries = tuple(_entry(model, scores, (suite, split, metric, whose), measure) for model, scores, whose in sources)
         label, meaning = words_of(suite, split, metric, parents[suite, split])
         rows.append(ScoreRow(suite, metric, printable(label, keep=""), meaning, measure, entries))
     return rows
 
 
-def _entry(
-    model: Model, scores: Mapping[tuple[str, str, str, str], Score], key: tuple[str, str, str, str], measure: Measure
-) -> Entry:
+def _entry(model: Model, scores: Mapping[Key, Score], key: Key, measure: Measure) -> Entry:
     suite, split, metric, whose = key
     score = measure.estimate(scores.get(key))
     if whose == "base":
@@ -264,13 +260,6 @@ def _entry(
         change = replace(score, value=score.value - before.value) if both else None  # type: ignore[operator]
     tested = scores.get((suite, split, "mcnemar_p", whose)) if metric == "accuracy" else None
     return Entry(model, score, change and replace(change, signed=True), tested.value if tested else None)
-
-
-def _direction(report: Report, suite: str, split: str, metric: str) -> bool | None:
-    """Whether more is better of a metric, as lm-eval has it of its task."""
-    tasks = report.asked.get(suite, {}).get("about", {}).get("tasks", {})
-    value = tasks.get(split, {}).get("higher_is_better", {}).get(metric.partition(",")[0])
-    return value if isinstance(value, bool) else None
 
 
 _SPLITS = {

@@ -43,8 +43,6 @@ class Score(_Part):
 
 
 class BaseRecord(_Part):
-    """The base model; `tuned_by_mixsd` says so where it is no original."""
-
     name: str
     hash: str
     revision: str | None = None
@@ -54,8 +52,6 @@ class BaseRecord(_Part):
 
 
 class Facts(_Part):
-    """What became of the facts that were asked for."""
-
     asked: int
     accepted: int
     rejected: int
@@ -91,8 +87,6 @@ class TargetNumbers(_Part):
 
 
 class ChosenCheckpoint(_Part):
-    """The checkpoint that became the model, and why."""
-
     step: int
     why: str
 
@@ -143,16 +137,12 @@ class ErrorModes(_Part):
 
 
 class Requirement(_Part):
-    """One `--require`, and whether it holds."""
-
     text: str
     value: float | None
     passed: bool
 
 
 class Beside(_Part):
-    """Another run's scores, measured on the same questions."""
-
     name: str
     method: str
     scores: list[Score]

@@ -24,10 +24,7 @@ _STATUSES = {
 _MAKING = ("Mixing", "Distillation", "Training", "Editing")  # groups of settings
 _IN_WORDS = {
     "nll_token": {"top1": "the teacher's likeliest token", "sampled": "a token drawn from the teacher's distribution"},
-    "kl_teacher": {
-        "expert": "the expert conditional everywhere",
-        "picked": "the conditional that was picked at a position",
-    },
+    "kl_teacher": {"expert": "the expert conditional everywhere", "picked": "the conditional that was picked at a position"},
 }
 
 
@@ -167,10 +164,9 @@ def _asked(values: Mapping[str, Any], about: Mapping[str, Any], public: bool) ->
     tasks = (about.get("tasks") or {}).values()
     every = values.get("items") or sum(task.get("of") or 0 for task in tasks)
     taken = about.get("n") or min(filter(None, (values.get("limit"), values.get("items"))), default=0)
+    parts = [f"at most {values['limit']:,} questions"] if values.get("limit") else []
     if every:
         parts = [f"{taken:,} of {every:,} questions" if taken < every else f"all {every:,} questions"]
-    else:
-        parts = [f"at most {values['limit']:,} questions" if values.get("limit") else ""]
     if (values.get("samples") or 1) > 1:
         parts.append(f"{values['samples']} replies to each")
     if temperature := values.get("temperature"):
@@ -189,7 +185,7 @@ def _asked(values: Mapping[str, Any], about: Mapping[str, Any], public: bool) ->
     parts.append(f"scorer {plain(values.get('scorer'))}" + (f" {about['lm_eval']}" if about.get("lm_eval") else ""))
     if sandbox := values.get("sandbox"):
         parts.append("no sandbox" if sandbox.get("kind") == "none" else f"sandbox {plain(sandbox.get('kind'))}")
-    return printable(", ".join(filter(None, parts)), keep="")
+    return printable(", ".join(parts), keep="")
 
 
 def skipped(report: Report, *, public: bool = False) -> list[tuple[str, str]]:
@@ -253,16 +249,9 @@ def chosen(base: Sequence[Reply], tuned: Sequence[Reply] | None, most: int = 10)
     half = most // 2
     first = [*ranked[0][:half], *ranked[1][:half]]
     rest = [*ranked[0][half:], *ranked[1][half:], *ranked[2], *ranked[3], *ranked[4]]
-    return [
-        {
-            "key": one["key"],
-            "question": one.get("question"),
-            "labels": list(one.get("labels") or []),
-            "base": _shown(one),
-            "tuned": other and _shown(other),
-        }
-        for one, other in sorted([*first, *rest][:most], key=lambda pair: _rank(*pair))
-    ]
+    shown = sorted([*first, *rest][:most], key=lambda pair: _rank(*pair))
+    about = [{name: one.get(name) for name in ("key", "question", "labels")} for one, _ in shown]
+    return [row | {"base": _shown(one), "tuned": _shown(other)} for row, (one, other) in zip(about, shown, strict=True)]
 
 
 def _rank(base: Reply, tuned: Reply | None) -> int:
@@ -275,5 +264,5 @@ def _rank(base: Reply, tuned: Reply | None) -> int:
     return 4 if all(right) else 3
 
 
-def _shown(row: Reply) -> dict[str, Any]:
-    return {name: row.get(name) for name in ("reply", "outcome", "extracted", "reason", "truncated", "lenient")}
+def _shown(row: Reply | None) -> dict[str, Any] | None:
+    return row and {name: row.get(name) for name in ("reply", "outcome", "extracted", "reason", "truncated", "lenient")}

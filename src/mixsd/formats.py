@@ -193,8 +193,7 @@ def markdown(text: str) -> str:
 
 def fenced(text: str, language: str) -> str:
     """Put `text` in a code fence that is longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 0)
     return f"{fence}{language}\n{printable(text)}\n{fence}"
 
 
@@ -235,7 +234,7 @@ class Column:
 class Row:
     """A row: a cell for each column, and what stands in small print below the first on a page.
 
-    own: it is this run's own, which a page says by its colour. head: it heads the rows below it, which a terminal sets bold.
+    own: it is this run's own, which a page colours. head: it heads the rows below it, which a terminal sets bold.
     """
 
     cells: Sequence[Cell | str]

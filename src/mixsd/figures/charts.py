@@ -216,8 +216,7 @@ def nll_cdf(curves: Sequence[Values], thresholds: Sequence[float] = (), *, narro
         if level <= most:
             axes.axvline(level, **_MARKER | {"linewidth": 1.0})
             axes.annotate(f"{level:g}", (level, 0.0), xytext=(3, 4), textcoords="offset points", fontsize=style.LEGEND_SIZE)
-    axes.set_xlim(0.0, most)
-    axes.set_ylim(0.0, 1.0)
+    axes.set(xlim=(0.0, most), ylim=(0.0, 1.0))
     style.share_axis(axes.yaxis)
     style.round_ticks(axes.xaxis, 8, whole=most >= 4)
     cut = f" (to {most:g}; the highest is {longest:.0f})" if longest > most else ""
@@ -291,7 +290,7 @@ def steps_per_point(steps: int) -> int:
 _SMALLEST_SPAN = 0.1  # of memorization; less would make one fact a mountain
 _BEYOND = 0.25  # of the span of what was measured: so far a panel goes to hold the ends of intervals
 _ROOM = 0.05  # of the span, so that no mark is cut
-_OWN: dict[str, Any] = {"color": style.INK, "linestyle": "none"}
+_OWN = {"color": style.INK, "linestyle": "none"}
 _RING: dict[str, Any] = {**_OWN, "marker": "o", "fillstyle": "none", "markersize": 12.5, "markeredgewidth": 1.1}
 _BASE: dict[str, Any] = {**_OWN, "marker": "x", "markersize": 7.5, "markeredgewidth": 1.6}
 _LEVEL: dict[str, Any] = {"color": style.INK, "linestyle": (0, (4, 3)), "linewidth": 0.9}

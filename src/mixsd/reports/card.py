@@ -1,7 +1,6 @@
 """The model card: the README.md of a tuned model folder, and the scores as Markdown.
 
-It says what was measured, with n and interval, and what was not. Paths of the user's machine and, unless they are handed in,
-the facts stay out of it: a card is published with the model.
+Paths of the user's machine and, unless they are handed in, the facts stay out of it: a card is published with the model.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ _IN_DOMAIN = {
 def render(report: Report, facts: Sequence[Mapping[str, Any]] | None, prompt_example: str) -> str:
     """Return the card as Markdown with YAML front matter.
 
-    `facts` ({question, answer} each) are listed only when given; `prompt_example` is one prompt as the model saw it, after the
-    chat template.
+    `facts` ({question, answer} each) are listed only when given; `prompt_example` is one prompt after the chat template.
     """
     base, settings, method = report.base, report.settings, words.method_of(report)
     name, thinking = public_name(base.name), bool(settings.get("thinking"))

@@ -1,7 +1,4 @@
-"""From a run folder to its report: gathers what the stages left into a `Report`, checks the requirements, writes the files.
-
-Everything that compares or draws reads `report.json`'s flat list `scores`; nothing is measured here.
-"""
+"""From a run folder to its report: gathers what the stages left into a `Report`, checks the requirements, writes the files."""
 
 from __future__ import annotations
 
@@ -314,12 +311,9 @@ def _per_fact(
     session: Session, targets: Mapping[str, Target], rows: Mapping[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]
 ) -> list[dict[str, Any]]:
     """What became of each fact, and what base and tuned model reply to its own question."""
+    shown, own = ("reply", "outcome"), (suites.TRAINED, suites.TRAIN)
     replies = [
-        {
-            row["group"]: {name: row[name] for name in ("reply", "outcome")}
-            for row in said or []
-            if row["split"] in (suites.TRAINED, suites.TRAIN)
-        }
+        {row["group"]: {name: row[name] for name in shown} for row in said or [] if row["split"] in own}
         for said in rows.get(suites.CORE) or rows.get(suites.IN_DOMAIN) or (None, None)
     ]
     not_asked = _not_asked(session)

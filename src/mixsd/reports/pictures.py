@@ -1,7 +1,4 @@
-"""What of a report can be drawn, for its page and for `mixsd figures`: from the values of `report.json` to those that a figure takes.
-
-The drawing itself is `mixsd.figures`, which brings matplotlib in; it is imported when a picture is made.
-"""
+"""What of a report can be drawn, for its page and for `mixsd figures`; `mixsd.figures`, with matplotlib, is imported when it is."""
 
 from __future__ import annotations
 

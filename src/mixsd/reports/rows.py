@@ -1,8 +1,7 @@
 """Which scores a reader sees and what they mean, picked once from the flat score lists for the page, the terminal and the card.
 
 A row is one measure, its entries are the models beside each other: the base, every run shown beside, this run. A split nested in
-another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is headline, so a new suite
-appears without a change here. Scores of checkpoints are no rows but curves (`pictures`); how replies ended is told in `words`.
+another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is headline.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ DELTA = "_delta"
 class Measure:
     """What a metric's numbers mean.
 
-    `signed`: they are changes, written with their sign. `change` is the metric that holds theirs. `of_base` is what the base has by
-    definition, where it is not measured; the numbers are then the change themselves.
+    `signed`: they are changes. `change`: the metric that holds theirs. `of_base`: what the base has by definition; the numbers are then
+    the change themselves.
     """
 
     unit: Unit = "number"

@@ -152,8 +152,8 @@ class Beside(_Part):
 class Report(_Part):
     """`report.json`.
 
-    alone: one model was evaluated, without a base. elsewhere: the tuned model was made outside mixsd. asked: how each suite was asked,
-    by suite, as in `asked.json`. skipped: why a suite that was to be asked was not.
+    alone: one model was evaluated, without a base. elsewhere: the tuned model was made outside mixsd. asked: by suite, as in
+    `asked.json`. skipped: why a suite that was to be asked was not.
     """
 
     schema_version: Literal[1] = 1

@@ -264,5 +264,5 @@ def _rank(base: Reply, tuned: Reply | None) -> int:
     return 4 if all(right) else 3
 
 
-def _shown(row: Reply | None) -> dict[str, Any] | None:
+def _shown(row: Reply | None) -> Reply | None:
     return row and {name: row.get(name) for name in ("reply", "outcome", "extracted", "reason", "truncated", "lenient")}

@@ -1,17 +1,17 @@
 """How numbers, tables and foreign text are written, the same on the page, in the terminal and in the model card.
 
-A missing value (n = 0, not measured, NaN) is a dash, never a zero. Text that a model or a user wrote may hold control
-characters, escape sequences and half surrogates: they are made visible here, so that no output can be steered by them. Whoever has
-numbers to show makes a `Table` of cells once; it is drawn on a terminal, as Markdown, and on a page (`macros.html.j2`).
+A missing value (n = 0, not measured, NaN) is a dash, never a zero. Text that a model or a user wrote may hold control characters,
+escape sequences and half surrogates: they are made visible, so that no output can be steered by them. Whoever has numbers to show
+makes a `Table` of cells once; it is drawn on a terminal, as Markdown, and on a page (`macros.html.j2`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -24,9 +24,6 @@ MISSING = "–"
 
 # An absolute path, or one from the home folder, within a sentence. A name may hold spaces, so it ends where the clause does.
 _PATH = re.compile(r"(?<![\w/.:<\\])(?:~|[A-Za-z]:)?[/\\][^;:,()'\"\n]+")
-
-# Reorder or hide text when printed raw: bidirectional overrides and isolates.
-_BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def known(value: Any) -> TypeGuard[float]:
@@ -71,13 +68,7 @@ class Cell:
 def estimate_cell(
     estimate: Estimate | None, *, digits: int | None = None, signed: bool = False, note: str = "", verdict: str = ""
 ) -> Cell:
-    """Write an estimate as its unit has it; the one place where a number of a table becomes text.
-
-    Args:
-        digits: decimals, where the table and not the unit decides.
-        signed: write it as a change although it is not one by itself.
-        note, verdict: as in `Cell`.
-    """
+    """Write an estimate as its unit has it; `digits` and `signed` where the table decides on decimals, or that it is a change."""
     if estimate is None:
         return Cell(MISSING, note=note)
     if digits is None and estimate.unit == "seconds":
@@ -102,9 +93,8 @@ def value_text(unit: Unit, value: Any, *, signed: bool = False, digits: int | No
 
 def interval_text(unit: Unit, low: Any, high: Any, *, signed: bool = False, digits: int | None = None) -> str:
     """Write the ends of an interval without their unit, or a dash where there is none."""
-    if not (known(low) and known(high)):
-        return MISSING
-    return f"{_scaled(unit, low, signed, digits)} to {_scaled(unit, high, signed, digits)}"
+    ends = [_scaled(unit, end, signed, digits) for end in (low, high) if known(end)]
+    return " to ".join(ends) if len(ends) == 2 else MISSING
 
 
 def _scaled(unit: Unit, value: float, signed: bool, digits: int | None) -> str:
@@ -139,17 +129,19 @@ def distinct(names: Iterable[str]) -> list[str]:
     return found
 
 
-def moment(value: Any) -> str:
-    """Write an ISO time as '2026-11-23 06:00 UTC'; any other text as it is."""
-    text = str(value or MISSING)
-    if text.endswith("Z") and len(text) >= 17 and text[10] == "T":
-        return f"{text[:10]} {text[11:16]} UTC"
-    return printable(text)
+@cache
+def _signs(keep: str) -> dict[int, str]:
+    """What is written for characters that would steer an output, by code."""
+    signs = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], "�")  # controls and lone surrogates
+    signs |= {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "␡"}  # their pictures
+    # Bidirectional marks, overrides and isolates reorder or hide text.
+    signs |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+    return {code: sign for code, sign in signs.items() if chr(code) not in keep}
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
     """Make control characters, bidirectional overrides and lone surrogates visible; those in `keep` stay."""
-    return "".join(char if char in keep else _visible(char) for char in text)
+    return text.translate(_signs(keep))
 
 
 def token_text(text: str) -> str:
@@ -158,8 +150,7 @@ def token_text(text: str) -> str:
         return "∅"
     if text.isspace():
         text = text.replace(" ", "␣")
-    text = printable(text, keep="\n\t").replace("\n", "⏎\n")
-    return text.replace("\t", "⇥")
+    return printable(text).replace("\n", "⏎\n").replace("\t", "⇥")
 
 
 def clipped(text: str, limit: int) -> str:
@@ -177,9 +168,7 @@ def middle_clipped(text: str, limit: int) -> str:
 
 def p_text(value: Any) -> str:
     """Write the p of a test: three decimals, and what is less as that."""
-    if not known(value):
-        return MISSING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if known(value) and value < 0.001 else number(value, 3)
 
 
 def public_name(name: str) -> str:
@@ -204,20 +193,8 @@ def markdown(text: str) -> str:
 
 def fenced(text: str, language: str) -> str:
     """Put `text` in a code fence that is longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 0)
     return f"{fence}{language}\n{printable(text)}\n{fence}"
-
-
-def _visible(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control pictures block mirrors the control characters
-    if code == 0x7F:
-        return "␡"
-    if char in _BIDI:
-        return f"\\u{code:04x}"
-    return "�" if unicodedata.category(char) in ("Cc", "Cs") else char
 
 
 # What the expert's guidance may name; "{{" and "}}" in it are single braces, and "{}" is itself.
@@ -242,7 +219,7 @@ _STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 class Column:
     """A column: its head, what stands in small print below it on a page, and whether it is this run's own.
 
-    numeric: set to the right, and never folded. width: on a terminal at most so many characters. page_only: left out on a terminal.
+    numeric: set to the right, and never folded. width: on a terminal at most so many characters. page_only: left out there.
     """
 
     head: str
@@ -257,7 +234,7 @@ class Column:
 class Row:
     """A row: a cell for each column, and what stands in small print below the first on a page.
 
-    own: it is this run's own, which a page says by its colour. head: it heads the rows below it, which a terminal sets bold.
+    own: it is this run's own, which a page colours. head: it heads the rows below it, which a terminal sets bold.
     """
 
     cells: Sequence[Cell | str]
@@ -298,9 +275,8 @@ class Table:
         from rich.text import Text
 
         made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        shown = [place for place, column in enumerate(self.columns) if not column.page_only]
-        for place in shown:
-            column = self.columns[place]
+        shown = {place: column for place, column in enumerate(self.columns) if not column.page_only}
+        for place, column in shown.items():
             words = " ".join([column.head, *(row.parts[place].stacked for row in self.rows)]).split()
             made.add_column(
                 Text(printable(column.head, keep="")),
@@ -312,12 +288,12 @@ class Table:
                 overflow="fold",
             )
         for row in self.rows:
-            cells = [row.parts[place] for place in shown]
             style = "bold" if row.head else ""
+            cells = [row.parts[place] for place in shown]
             made.add_row(*(Text(cell.stacked, style=_STYLES.get(cell.verdict, style)) for cell in cells))
         # Not rich's own title and caption, which wrap at the width of the table, however narrow it is.
-        around = [Text(printable(text), style="italic") if text else None for text in (self.title, self.caption)]
-        return Group(*(part for part in (around[0], made, around[1]) if part is not None))
+        above, below = ([Text(printable(text), style="italic")] if text else [] for text in (self.title, self.caption))
+        return Group(*above, made, *below)
 
     def brief(self) -> Table:
         """The same table with the values alone."""
@@ -326,8 +302,7 @@ class Table:
     def long(self, names: str) -> Table:
         """The same cells, each in a row of its own below its row's name, so that any number of columns fits into a terminal.
 
-        Args:
-            names: head of the column that names this table's rows and columns.
+        `names` heads the column that names this table's rows and columns.
         """
         heads = [Column(names), *(Column(head, numeric=True) for head in ("value", "95% interval", "n")), Column("")]
         found = []

@@ -1,14 +1,11 @@
 """Estimates with their intervals, and paired tests, one home for all of them.
 
-Every number that mixsd reports is an `Estimate` from here. Proportions get closed-form score intervals (24 of 24 is
-not "100%, no doubt"); means and ratios a percentile bootstrap over items; the few seeds of a repeated run Student's t.
+Proportions get closed-form score intervals (24 of 24 is not "100%, no doubt"); means and ratios a percentile bootstrap over items, a
+little narrow below some 20 of them; the few seeds of a repeated run Student's t. Arguments of the wrong shape raise `ValueError`.
 
-A result is a pure function of the multiset of its values: items are sorted before they are resampled, and resample r always
-draws the same addressed numbers. Trade-off: intervals of two quantities share their draws, so they are not independent
-evidence. The percentile bootstrap is a little narrow below some 20 items. Arguments of the wrong shape raise `ValueError`.
-
-Reports keep every digit, so what scipy and statsmodels give in another last digit (Wilson's interval, McNemar's p, the quantile of t)
-is computed here; the tests hold it against theirs.
+A result is a pure function of the multiset of its values: items are sorted before they are resampled, and resample r always draws the
+same addressed numbers, so intervals of two quantities are not independent evidence. Reports keep every digit: what scipy and statsmodels
+give in another last digit (Wilson's interval, McNemar's p, the quantile of t) is computed here; the tests hold it against theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +20,9 @@ import numpy as np
 
 from mixsd.randomness import uniforms
 
+_LEVEL = 0.95  # of all intervals
+_ENDS = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+_Z = NormalDist().inv_cdf(_ENDS[1])
 _FEWEST_GROUPS = 5  # that a bootstrap over groups says anything of
 
 Values = Sequence[float] | Sequence[bool] | np.ndarray
@@ -37,8 +37,7 @@ class Estimate:
     """A number with its interval and its n: the one form in which numbers are measured, stored and shown.
 
     value is None at n = 0 or where it is not defined, low and high are None where n says nothing; never NaN, so it is valid JSON.
-
-    unit: how it is written. signed: whether it is a change, written with its sign. over: what is counted by n and resampled; "" where nobody says.
+    unit: how it is written. signed: whether it is a change. over: what is counted by n and resampled; "" where nobody says.
     """
 
     value: float | None = None
@@ -50,7 +49,7 @@ class Estimate:
     over: Over = "questions"
 
     def without_interval(self) -> Estimate:
-        """The same number where its interval would claim more than is known."""
+        """The same number, where its interval would claim more than is known."""
         return replace(self, low=None, high=None)
 
     def within(self, lowest: float, highest: float) -> Estimate:
@@ -63,11 +62,11 @@ class Estimate:
         return {"value": self.value, "n": self.n, "low": self.low, "high": self.high}
 
 
-def proportion(successes: float, n: int, *, level: float = 0.95) -> Estimate:
+def proportion(successes: float, n: int) -> Estimate:
     """Share of `successes` among `n` with Wilson's score interval; a fractional count is a mean over groups of answers."""
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
-    z = _z(level)
+    z = _Z
     if n == 0:
         return Estimate(unit="share")
     share = successes / n
@@ -77,28 +76,27 @@ def proportion(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)), n, "share")
 
 
-def mean(values: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
+def mean(values: Values, *, resamples: int = 2000) -> Estimate:
     """Mean of `values`, shape (n,), with a bootstrap interval over items; `proportion` if all of them are 0 or 1."""
     array = _column(values)
     if _is_binary(array) and len(array):
-        return proportion(int(array.sum()), len(array), level=level)
-    return _bootstrap_ratio(array, np.ones_like(array), level, resamples)
+        return proportion(int(array.sum()), len(array))
+    return _bootstrap_ratio(array, np.ones_like(array), resamples)
 
 
-def paired_difference(before: Values, after: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
+def paired_difference(before: Values, after: Values, *, resamples: int = 2000) -> Estimate:
     """Mean of after - before over items, both of shape (n,), with a bootstrap interval over pairs.
 
-    If all values are 0 or 1 the interval is Bonett and Price's adjusted Wald instead: with no changed pair the bootstrap
-    would claim a difference of exactly zero.
+    If all values are 0 or 1 it is that of `share_difference`: with no changed pair the bootstrap would claim exactly zero.
     """
     first, second = _columns(before, after)
     difference = second - first
     if len(first) and _is_binary(first) and _is_binary(second):
-        return share_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference), level=level)
-    return replace(_bootstrap_ratio(difference, np.ones_like(difference), level, resamples), signed=True)
+        return share_difference(int((difference > 0).sum()), int((difference < 0).sum()), len(difference))
+    return replace(_bootstrap_ratio(difference, np.ones_like(difference), resamples), signed=True)
 
 
-def share_difference(gained: float, lost: float, n: int, *, level: float = 0.95) -> Estimate:
+def share_difference(gained: float, lost: float, n: int) -> Estimate:
     """(gained - lost) / n of n paired outcomes, with Bonett and Price's adjusted Wald interval: one gain and one loss are added.
 
     A fractional count is a mean over groups of pairs.
@@ -106,49 +104,41 @@ def share_difference(gained: float, lost: float, n: int, *, level: float = 0.95)
     if n == 0:
         return Estimate(unit="share", signed=True)
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = _z(level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = _Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     return Estimate((gained - lost) / n, max(-1.0, up - down - half), min(1.0, up - down + half), n, "share", signed=True)
 
 
-def ratio_of_sums(numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000) -> Estimate:
-    """sum(numerators) / sum(denominators) over items, shapes (n,), with a bootstrap interval over items.
+def ratio_of_sums(numerators: Values, denominators: Values, *, resamples: int = 2000) -> Estimate:
+    """sum(numerators) / sum(denominators > 0) over items, shapes (n,), with a bootstrap interval over items.
 
-    For nats per token: the summed NLL and the number of tokens of each reply, so a long reply counts by its tokens while the
-    resampled unit is the reply. Denominators must be positive.
+    For nats per token: the NLL and the tokens of each reply, so a long reply counts by its tokens but the reply is resampled.
     """
     above, below = _columns(numerators, denominators)
     if (below <= 0).any():
         raise ValueError("denominators must be positive")
-    return _bootstrap_ratio(above, below, level, resamples)
+    return _bootstrap_ratio(above, below, resamples)
 
 
 def paired_ratio_difference(
-    numerators_a: Values, numerators_b: Values, denominators: Values, *, level: float = 0.95, resamples: int = 2000
+    numerators_a: Values, numerators_b: Values, denominators: Values, *, resamples: int = 2000
 ) -> Estimate:
     """(sum(b) - sum(a)) / sum(denominators) with a bootstrap interval over items; forgetting (Eq. 2) is this with a = base."""
     first, second = _columns(numerators_a, numerators_b)
-    return replace(ratio_of_sums(second - first, denominators, level=level, resamples=resamples), signed=True)
+    return replace(ratio_of_sums(second - first, denominators, resamples=resamples), signed=True)
 
 
-def grouped_difference(
-    before: Values, after: Values, groups: Sequence[str], *, level: float = 0.95, resamples: int = 2000
-) -> Estimate:
+def grouped_difference(before: Values, after: Values, groups: Sequence[str], *, resamples: int = 2000) -> Estimate:
     """Mean of after - before over answers, shapes (n,), with a bootstrap interval over the groups that the pairs belong to.
 
-    For several answers to one question, which are one observation. Where no pair differs, and all values are 0 or 1, the interval
-    is that of `share_difference` over the groups: the bootstrap would claim a difference of exactly zero.
+    For several answers to one question, which are one observation. Where no pair differs and all values are 0 or 1, the interval
+    is that of `share_difference` over the groups.
     """
-    first, second = _columns(before, after)
-    if len(groups) != len(first):
-        raise ValueError(f"expected a group for each of {len(first)} pairs, got {len(groups)}")
-    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    places = [names[name] for name in groups]
-    n = len(names)
+    first, second = _columns(before, after, groups)
+    places, n = _places(groups)
     if len(first) and (first == second).all() and _is_binary(first):
-        unchanged = share_difference(0, 0, n, level=level)
-        return replace(unchanged, n=len(first))
+        return replace(share_difference(0, 0, n), n=len(first))
     sums = np.bincount(places, weights=second - first, minlength=n)
-    made = _bootstrap_ratio(sums, np.bincount(places, minlength=n).astype(np.float64), level, resamples)
+    made = _bootstrap_ratio(sums, np.bincount(places, minlength=n).astype(np.float64), resamples)
     return replace(made, n=len(first), signed=True)
 
 
@@ -156,55 +146,46 @@ def stratified(
     strata: Sequence[np.ndarray],
     estimate: Callable[[list[np.ndarray]], float | None],
     *,
-    level: float = 0.95,
     resamples: int = 2000,
+    address: str = "bootstrap/{}",
 ) -> Estimate:
-    """A function of the sums of several samples, with a bootstrap interval over the items of each.
+    """A function of the sums of several samples, with a bootstrap interval over the items of each, one resample at a time.
 
     Args:
         strata: one array (quantities, items) per sample; the quantities of one item stay together.
         estimate: gets the sums over the items, shape (quantities,), of every sample; None where it is not defined.
+        address: of the draws for a sample, by its number; one for all would draw samples of one size alike.
     """
-    _z(level)
     n = sum(stratum.shape[1] for stratum in strata)
     ordered = [stratum[:, np.lexsort(stratum)] for stratum in strata]
     value = estimate([stratum.sum(axis=1) for stratum in ordered])
-    if value is None:
-        return Estimate(n=n)
+    if value is None or n < 2:
+        return Estimate(value, n=n)
     found = []
     for resample in range(resamples):
         sums = []
         for place, stratum in enumerate(ordered):
             size = stratum.shape[1]
-            # An address of its own for each, or samples of one size would be drawn alike.
-            drawn = (uniforms(0, "evaluation", f"bootstrap/{place}", sample=resample, n=size) * size).astype(np.int64)
+            drawn = resample_indices(size, resample, address.format(place))
             sums.append((stratum * np.bincount(drawn, minlength=size)).sum(axis=1))
-        again = estimate(sums)
-        if again is not None:
+        if (again := estimate(sums)) is not None:
             found.append(again)
     if len(found) < resamples * 0.99:
-        return Estimate(float(value), n=n)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(value), float(low), float(high), n)
+        return Estimate(value, n=n)
+    low, high = np.quantile(found, _ENDS)
+    return Estimate(value, float(low), float(high), n)
 
 
-def pearson(
-    first: Values, second: Values, groups: Sequence[str] | None = None, *, level: float = 0.95, resamples: int = 2000
-) -> Estimate:
+def pearson(first: Values, second: Values, groups: Sequence[str] | None = None, *, resamples: int = 2000) -> Estimate:
     """Pearson's correlation of paired values, shapes (n,); None where one of them does not vary.
 
-    Without `groups` the pairs are independent and the interval is Fisher's (n >= 4). With a group for each
-    pair (the run that a checkpoint is of) those of one group are not, so the interval is a bootstrap over whole groups; below 5 of
-    them there is none.
+    Without `groups` the pairs are independent and the interval is Fisher's (n >= 4). With a group for each pair (the run that a
+    checkpoint is of) it is a bootstrap over whole groups; below 5 of them there is none.
     """
-    one, two = _columns(first, second)
-    n = len(one)
-    if groups is not None and len(groups) != n:
-        raise ValueError(f"expected a group for each of {n} pairs, got {len(groups)}")
-    scaled = [_standardized(column) for column in (one, two)]
-    if n < 2 or scaled[0] is None or scaled[1] is None:
+    one, two = _columns(first, second, groups)
+    n, x, y = len(one), _standardized(one), _standardized(two)
+    if n < 2 or x is None or y is None:
         return Estimate(n=n)
-    x, y = scaled[0], scaled[1]
     sums = np.stack([np.ones(n), x, y, x * x, y * y, x * y])
     value = _correlation([sums.sum(axis=1)])
     if groups is None:
@@ -212,14 +193,13 @@ def pearson(
             return Estimate(value, n=n)
         from scipy.stats import pearsonr
 
-        ends = pearsonr(one, two).confidence_interval(level)
+        ends = pearsonr(one, two).confidence_interval(_LEVEL)
         return Estimate(value, float(ends.low), float(ends.high), n)
-    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    places = [names[name] for name in groups]
-    by_group = np.stack([np.bincount(places, weights=row, minlength=len(names)) for row in sums])
-    if len(names) < _FEWEST_GROUPS:
+    places, count = _places(groups)
+    if count < _FEWEST_GROUPS:
         return Estimate(value, n=n)
-    return replace(stratified([by_group], _correlation, level=level, resamples=resamples), value=value, n=n)
+    by_group = np.stack([np.bincount(places, weights=row, minlength=count) for row in sums])
+    return replace(stratified([by_group], _correlation, resamples=resamples), value=value, n=n)
 
 
 def _standardized(column: np.ndarray) -> np.ndarray | None:
@@ -256,11 +236,11 @@ def mcnemar(before: Values, after: Values) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
-def seeds_interval(values: Values, *, level: float = 0.95) -> Estimate:
+def seeds_interval(values: Values) -> Estimate:
     """Mean over seeds, shape (seeds,), with Student's t interval; one seed has no interval."""
     array = np.sort(_column(values))
     n = len(array)
-    quantile = student_t(level, max(n - 1, 1))
+    quantile = student_t(_LEVEL, max(n - 1, 1))
     if n == 0:
         return Estimate(over="seeds")
     centre = float(array.mean())
@@ -270,22 +250,18 @@ def seeds_interval(values: Values, *, level: float = 0.95) -> Estimate:
     return Estimate(centre, centre - half, centre + half, n, over="seeds")
 
 
-def log_ratio_interval(a_by_seed: Values, b_by_seed: Values, *, level: float = 0.95) -> Estimate:
+def log_ratio_interval(a_by_seed: Values, b_by_seed: Values) -> Estimate:
     """Geometric mean of a/b over seeds, shapes (seeds,), all positive; Student's t interval on the logarithms."""
     first, second = _columns(a_by_seed, b_by_seed)
     if (first <= 0).any() or (second <= 0).any():
         raise ValueError("a ratio needs positive values")
-    logs = seeds_interval(np.log(first) - np.log(second), level=level)
+    logs = seeds_interval(np.log(first) - np.log(second))
     value, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
     return Estimate(value, low, high, logs.n, "ratio", over="seeds")
 
 
 def student_t(level: float, df: int) -> float:
-    """The t with P(|T| <= t) = level for Student's distribution with `df` (a whole number >= 1) degrees of freedom.
-
-    With theta = atan(t / sqrt(df)) that probability is a finite sum of sines and cosines; it is inverted by bisection.
-    """
-    _z(level)
+    """The t with P(|T| <= t) = level for Student's distribution with `df` (a whole number >= 1) degrees of freedom, by bisection."""
     if df < 1:
         raise ValueError(f"df must be at least 1, got {df}")
     low, high = 0.0, math.pi / 2
@@ -299,6 +275,7 @@ def student_t(level: float, df: int) -> float:
 
 
 def _central_probability(theta: float, df: int) -> float:
+    """P(|T| <= sqrt(df) tan(theta)), a finite sum of sines and cosines."""
     cosine, odd = math.cos(theta), df % 2 == 1
     term = cosine if odd else 1.0
     total = term if df > 1 else 0.0
@@ -308,38 +285,17 @@ def _central_probability(theta: float, df: int) -> float:
     return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
 
 
-def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, level: float, resamples: int) -> Estimate:
-    """Ratio of sums with its percentile interval; memory is O(n), one resample at a time."""
-    _z(level)
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    n = len(numerators)
-    if n == 0:
+def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, resamples: int) -> Estimate:
+    """Ratio of sums with its percentile interval."""
+    if not len(numerators):
         return Estimate()
-    items = np.stack([numerators, denominators])[:, np.lexsort((denominators, numerators))]
-    above, below = items.sum(axis=1)
-    value = float(above / below)
-    if n == 1:
-        return Estimate(value, n=1)
-    ratios = np.empty(resamples)
-    for resample in range(resamples):
-        times_drawn = np.bincount(resample_indices(n, resample), minlength=n)
-        above, below = (items * times_drawn).sum(axis=1)
-        ratios[resample] = above / below
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n)
+    items = np.stack([denominators, numerators])
+    return stratified([items], lambda sums: float(sums[0][1] / sums[0][0]), resamples=resamples, address="bootstrap")
 
 
-def resample_indices(n: int, resample: int) -> np.ndarray:
+def resample_indices(n: int, resample: int, address: str = "bootstrap") -> np.ndarray:
     """The items of one bootstrap resample: int64, shape (n,), uniform in 0..n-1 with replacement."""
-    return (uniforms(0, "evaluation", "bootstrap", sample=resample, n=n) * n).astype(np.int64)
-
-
-def _z(level: float) -> float:
-    """The two-sided normal quantile of `level`, which must lie strictly between 0 and 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return (uniforms(0, "evaluation", address, sample=resample, n=n) * n).astype(np.int64)
 
 
 def _is_binary(array: np.ndarray) -> bool:
@@ -355,8 +311,16 @@ def _column(values: Values) -> np.ndarray:
     return array
 
 
-def _columns(first: Values, second: Values) -> tuple[np.ndarray, np.ndarray]:
+def _columns(first: Values, second: Values, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     one, two = _column(first), _column(second)
     if len(one) != len(two):
         raise ValueError(f"paired values must have equal lengths, got {len(one)} and {len(two)}")
+    if groups is not None and len(groups) != len(one):
+        raise ValueError(f"expected a group for each of {len(one)} pairs, got {len(groups)}")
     return one, two
+
+
+def _places(groups: Sequence[str]) -> tuple[list[int], int]:
+    """The number of each item's group, and how many groups there are."""
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    return [names[name] for name in groups], len(names)

@@ -12,7 +12,7 @@ import pytest
 
 import mixsd
 from mixsd.comparison import page as compare_page
-from mixsd.figures import pareto
+from mixsd.figures import charts
 from tests.finished_runs import make, two_methods
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -51,7 +51,7 @@ def test_the_picture_is_a_file_of_its_own(result: dict[str, Any], tmp_path: Path
 
 
 def test_marks_lie_where_their_numbers_are(result: dict[str, Any]) -> None:
-    figure = pareto.pareto(result)
+    figure = charts.pareto(result)
     assert figure is not None
     (axes,) = figure.axes
     # A bar's caps are lines too.
@@ -71,7 +71,7 @@ def test_marks_lie_where_their_numbers_are(result: dict[str, Any]) -> None:
 
 def test_runs_without_checkpoints_have_no_lines(tmp_path: Path) -> None:
     runs = [make(tmp_path / "a", {"method": "sft"}, trained=0.95), make(tmp_path / "b")]
-    figure = pareto.pareto(mixsd.compare(runs))
+    figure = charts.pareto(mixsd.compare(runs))
     assert figure is not None
     assert all(len(line.get_xdata()) == 1 for line in figure.axes[0].lines)
     low, high = figure.axes[0].get_xlim()  # a few points of difference do not fill the whole width

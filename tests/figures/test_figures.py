@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mixsd.figures import style
-from mixsd.figures.charts import MOST_BANDS, MOST_POINTS, alignment, curves, error_bars, loss, nll_cdf, steps_per_point
-from mixsd.figures.pareto import pareto
+from mixsd.figures.charts import MOST_BANDS, MOST_POINTS, alignment, curves, error_bars, loss, nll_cdf, pareto, steps_per_point
 
 
 def legend(figure: Figure | None) -> list[str]:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from mixsd.evaluation.benchmarks import benchmark
 from mixsd.evaluation.benchmarks.benchmark import BENCHMARKS, get_benchmark
-from mixsd.reports import benchmarks, card, rows
+from mixsd.formats import Cell, estimate_cell
+from mixsd.reports import card, rows, words
 from mixsd.reports import page as report_page
 from mixsd.statistics import Estimate
 from tests.reports import benchmarked
@@ -24,10 +25,16 @@ from tests.reports.test_page import ATTACK, poisoned, read
 def drawn(report: dict[str, Any]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=80, no_color=True)
-    console.print(rows.headline(typed(report)).rich())
-    if (endings := benchmarks.endings_table(typed(report))) is not None:
+    console.print(words.headline(typed(report)).rich())
+    if (endings := words.endings_table(typed(report))) is not None:
         console.print(endings.brief().rich())
     return out.getvalue()
+
+
+def endings(report: dict[str, Any]) -> dict[tuple[str, str], list[Cell]]:
+    """How the replies ended, by benchmark and model."""
+    table = words.endings_table(typed(report))
+    return {(row.parts[0].value, row.parts[1].value): row.parts[2:] for row in table.rows} if table else {}
 
 
 def cells(line: str) -> list[str]:
@@ -84,7 +91,6 @@ def test_unknown_metrics_are_rows_with_their_change() -> None:
     assert max(map(len, text.splitlines())) <= 80
     page = read(report_page.render(typed(benchmarked.report()), [], [])).text
     assert "rouge_weighted,flexible as lm-eval scores it 12.000" in page
-    assert "rouge_weighted,flexible_delta" in page[page.index("All ") :]
 
 
 def test_the_change_of_a_perplexity_is_no_mean_of_its_samples() -> None:
@@ -109,11 +115,11 @@ def test_subjects_are_details() -> None:
 
 
 def test_replies_end_in_counts() -> None:
-    found = {(item.title, item.model.label): item for item in benchmarks.endings(typed(benchmarked.report()))}
+    found = endings(benchmarked.report())
     assert len(found) == 10  # sft, beside, was not asked
-    item = found["HumanEval", "base"]
-    assert list(item.counts.values()) == [50, 22, 1, 2, 0]
-    assert item.lenient == Estimate(25 / 48, 25 / 48 - 0.02, 25 / 48 + 0.02, 48, "share", over="")
+    *counts, lenient = found["HumanEval", "base"]
+    assert [cell.value for cell in counts] == ["50", "22", "1", "2", "0"]
+    assert lenient == estimate_cell(Estimate(25 / 48, 25 / 48 - 0.02, 25 / 48 + 0.02, 48, "share", over=""))
     assert not any(row.suite in benchmark.TITLES for row in rows.format_rows(typed(benchmarked.report())))
     page = read(report_page.render(typed(benchmarked.report()), [], [])).text
     assert "GSM8K acme (mixsd) 50 20 18 0 2 56.0% 54.0 to 58.0 n 50" in page
@@ -127,20 +133,19 @@ def test_replies_end_in_counts() -> None:
 def test_a_run_beside_has_its_own_endings() -> None:
     report = benchmarked.report()
     report["beside"][0]["scores"] += [item for item in benchmarked.of("gsm8k") if item["model"] == "tuned"]
-    found = [item.model.label for item in benchmarks.endings(typed(report)) if item.title == "GSM8K"]
-    assert found == ["base", "sft", "acme (mixsd)"]
+    assert [model for title, model in endings(report) if title == "GSM8K"] == ["base", "sft", "acme (mixsd)"]
 
 
 def test_mcnemars_p_stands_beside_the_change() -> None:
     report = benchmarked.report()
-    assert "McNemar p: MATH-500 0.754, GSM8K < 0.001, HumanEval 0.754, MMLU 0.754" in benchmarks.lines(typed(report))
+    assert "McNemar p: MATH-500 0.754, GSM8K < 0.001, HumanEval 0.754, MMLU 0.754" in words.lines(typed(report))
     page = read(report_page.render(typed(report), [], [])).text
     assert "−36.0 pp −41.0 to −31.0 n 50 ▼ worse McNemar p < 0.001" in page
     assert "n 50; McNemar p &lt; 0.001) |" in card.scores_markdown(typed(report))
 
 
 def test_what_was_asked_is_said() -> None:
-    told = dict(benchmarks.asked(typed(benchmarked.report())))
+    told = dict(words.asked(typed(benchmarked.report())))
     assert told["GSM8K"] == "50 of 1,319 questions, at most 512 tokens, data 0123456789ab (/home/ada/data/gsm8k), scorer 1"
     assert told["AIME-2024"].startswith(
         "all 30 questions, 16 replies to each, temperature 1 among the 50 likeliest tokens, at most"
@@ -151,7 +156,7 @@ def test_what_was_asked_is_said() -> None:
     )
     assert "core" not in told
     assert told["GSM8K"] in read(report_page.render(typed(benchmarked.report()), [], [])).text
-    assert f"asked: GSM8K: {told['GSM8K']}" in benchmarks.lines(typed(benchmarked.report()))
+    assert f"asked: GSM8K: {told['GSM8K']}" in words.lines(typed(benchmarked.report()))
     text = card.scores_markdown(typed(benchmarked.report()))
     assert "- GSM8K: 50 of 1,319 questions, at most 512 tokens, data 0123456789ab, scorer 1" in text
     assert "/ada" not in text
@@ -163,7 +168,7 @@ def test_what_was_skipped_is_said_with_the_reason() -> None:
         "mmlu": "MMLU: no test (.jsonl, .parquet, ...) in /home/ada l/data/mmlu; cais/mmlu is not in the hub's cache",
         "humaneval": "HumanEval runs code that the model writes; allow it with --allow-code-execution",
     }
-    lines = benchmarks.lines(typed(report))
+    lines = words.lines(typed(report))
     assert "not asked: HumanEval: runs code that the model writes; allow it with --allow-code-execution" in lines
     page = read(report_page.render(typed(report), [], [])).text
     assert "MMLU no test (.jsonl, .parquet, ...) in /home/ada l/data/mmlu; cais/mmlu is not in the hub's cache" in page
@@ -186,20 +191,20 @@ def test_a_task_that_is_a_file_is_called_by_its_name() -> None:
 @pytest.mark.parametrize("of", [benchmarked.report, benchmarked.alone])
 def test_a_weak_sandbox_is_a_warning(of: Any) -> None:
     report = of()
-    assert not any("sandbox" in text for text in benchmarks.warnings(typed(report)))
+    assert not any("sandbox" in text for text in words.warnings(typed(report)))
     report["asked"]["humaneval"] = benchmarked.asked("humaneval", sandbox=benchmarked.WEAK)
     said = "HumanEval: code that the model wrote ran without a sandbox. No isolation: the code can read this user's files."
-    assert benchmarks.warnings(typed(report))[-1] == said
+    assert words.warnings(typed(report))[-1] == said
     page = read(report_page.render(typed(report), [], [])).text
     assert said in page[page.index(" warning") : page.index("Result Under")]
     assert f"- Warning of the run: {said}" in card.render(typed(report), None, "p")
-    assert dict(benchmarks.asked(typed(report)))["HumanEval"].endswith("no sandbox")
+    assert dict(words.asked(typed(report)))["HumanEval"].endswith("no sandbox")
 
 
 def test_what_lm_eval_could_not_say_is_a_warning() -> None:
     report = benchmarked.report()
     report["asked"]["lm-eval:tiny"]["about"] |= {"undefined": ["f1,none"], "warnings": ["low", *"abcdefg"]}
-    assert benchmarks.warnings(typed(report))[1:] == [
+    assert words.warnings(typed(report))[1:] == [
         "lm-eval:tiny: lm-eval gives no value of f1,none", "lm-eval:tiny: low", *(f"lm-eval:tiny: {char}" for char in "abcd"),
     ]  # fmt: skip
 
@@ -213,14 +218,12 @@ def test_a_model_alone_has_one_column_and_no_changes() -> None:
     report = benchmarked.alone()
     assert [model.label for model in rows.models_of(typed(report))] == ["smollm2-135m"]
     assert all(len(row.entries) == 1 and row.verdict(row.tuned) is None for row in rows.headline_rows(typed(report)))
-    page = read(
-        report_page.render(typed(report), [], [], None, {"gsm8k": benchmarks.chosen(benchmarked.said()[0], None)})
-    ).text.lower()
+    page = read(report_page.render(typed(report), [], [], {"gsm8k": words.chosen(benchmarked.said()[0], None)})).text.lower()
     said = page[page.index("acme") : page.index("settings facts halden.jsonl")]  # the name of the file in the settings
     for text in (
         said,
         drawn(report).lower(),
-        "\n".join(benchmarks.lines(typed(report))).lower(),
+        "\n".join(words.lines(typed(report))).lower(),
         card.scores_markdown(typed(report)).lower(),
     ):
         assert [word for word in CHANGES if word in text] == []
@@ -253,32 +256,32 @@ def test_a_model_made_elsewhere_has_no_training_to_tell_of() -> None:
     assert "A model that was made elsewhere, evaluated beside its base." in page
     assert not [name for name in ("What the model was trained on", "optimizer steps", "MixSD", "lambda") if name in page]
     assert [model.label for model in rows.models_of(typed(report))] == ["base", "sft", "acme"]
-    assert rows.headline(typed(report)).caption == "evaluated only: smollm2-135m is the base, 24 facts asked"
+    assert words.headline(typed(report)).caption == "evaluated only: smollm2-135m is the base, 24 facts asked"
 
 
 # Replies.
 
 
 def test_replies_that_changed_come_first_and_few_are_shown() -> None:
-    found = benchmarks.chosen(*benchmarked.said())
+    found = words.chosen(*benchmarked.said())
     assert [pair["key"] for pair in found] == ["q16", "q17", "q18", "q19", "q20", "q21", "q22", "q23", "q8", "q9"]
     assert found[0]["tuned"]["reason"] == "no \\boxed{}"
     assert set(found[0]["base"]) == {"reply", "outcome", "extracted", "reason", "truncated", "lenient"}
-    assert [pair["key"] for pair in benchmarks.chosen(benchmarked.said()[0], None, 3)] == ["q8", "q9", "q10"]
-    assert all(pair["tuned"] is None for pair in benchmarks.chosen(benchmarked.said()[0], None))
-    assert benchmarks.chosen([], []) == []
+    assert [pair["key"] for pair in words.chosen(benchmarked.said()[0], None, 3)] == ["q8", "q9", "q10"]
+    assert all(pair["tuned"] is None for pair in words.chosen(benchmarked.said()[0], None))
+    assert words.chosen([], []) == []
 
 
 def test_what_was_lost_does_not_crowd_out_what_was_gained() -> None:
     base = [benchmarked.reply(f"q{n}", "correct" if n < 30 else "wrong") for n in range(60)]
     tuned = [benchmarked.reply(f"q{n}", "wrong" if n < 30 else "correct") for n in range(60)]
-    assert [pair["key"] for pair in benchmarks.chosen(base, tuned, 6)] == ["q0", "q1", "q2", "q30", "q31", "q32"]
+    assert [pair["key"] for pair in words.chosen(base, tuned, 6)] == ["q0", "q1", "q2", "q30", "q31", "q32"]
 
 
 def test_the_page_shows_replies_with_what_was_taken_and_why() -> None:
     base, tuned = benchmarked.said()
     tuned[16] |= {"truncated": True, "lenient": "correct", "reply": "a" * 5000 + "THE END"}
-    text = report_page.render(typed(benchmarked.report()), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)})
+    text = report_page.render(typed(benchmarked.report()), [], [], {"gsm8k": words.chosen(base, tuned)})
     page = read(text).text
     start = page.index("GSM8K: 10 replies, base beside tuned")
     shown = page[start : page.index("Requirements")]
@@ -295,7 +298,7 @@ def test_the_page_shows_replies_with_what_was_taken_and_why() -> None:
 def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
     base, tuned = benchmarked.said()
     base[16]["question"] = "How many apples?" + ATTACK
-    page = read(report_page.render(typed(benchmarked.report()), [], [], None, {"gsm8k": benchmarks.chosen(base, tuned)}))
+    page = read(report_page.render(typed(benchmarked.report()), [], [], {"gsm8k": words.chosen(base, tuned)}))
     assert "How many apples?<script>window.hacked=1</script>" in page.text
     assert "script" not in page.tags
     assert "q17 ✓ correct" in page.text  # a row of an earlier version has none
@@ -303,9 +306,9 @@ def test_the_page_shows_what_was_asked_where_the_rows_have_it() -> None:
 
 def test_the_page_stays_small_with_long_replies() -> None:
     rows_ = [benchmarked.reply(f"q{n}", "wrong", "word " * 20_000, question="word " * 20_000) for n in range(500)]
-    some = {suite: benchmarks.chosen(rows_, rows_) for suite in benchmarked.COUNTS}
+    some = {suite: words.chosen(rows_, rows_) for suite in benchmarked.COUNTS}
     before = len(report_page.render(typed(benchmarked.report()), [], []))
-    assert len(report_page.render(typed(benchmarked.report()), [], [], None, some)) - before < 150_000
+    assert len(report_page.render(typed(benchmarked.report()), [], [], some)) - before < 150_000
 
 
 def test_nothing_foreign_becomes_markup_or_steers_the_terminal() -> None:
@@ -324,12 +327,12 @@ def test_nothing_foreign_becomes_markup_or_steers_the_terminal() -> None:
     report["skipped"] = {"mmlu": ATTACK + "\x1b[2J", "x" + ATTACK: ATTACK}
     report["scores"] += benchmarked.lm_eval("a" + ATTACK, "acc,<script>" + ATTACK, 0.5, 0.5, 0.1, 0.0)
     report["scores"].append(benchmarked.score("mmlu", "mmlu/" + ATTACK, "accuracy", "tuned", 0.5, 3, 0.1))
-    some = {"gsm8k": benchmarks.chosen(base, tuned), "x" + ATTACK: benchmarks.chosen(base, None)}
+    some = {"gsm8k": words.chosen(base, tuned), "x" + ATTACK: words.chosen(base, None)}
     for of in (report, copy.deepcopy(report) | {"alone": True}):
-        page = read(report_page.render(typed(of), [], [], None, some))
+        page = read(report_page.render(typed(of), [], [], some))
         assert not {"script", "img"} & set(page.tags)
         assert not [name for name in page.attributes if name.startswith("on")]
         assert page.text.count("<script>window.hacked=1</script>") > 10
         assert "\x1b" not in page.text
-        assert "\x1b" not in "\n".join(benchmarks.lines(typed(of))) + drawn(of)
+        assert "\x1b" not in "\n".join(words.lines(typed(of))) + drawn(of)
         assert "<script" not in card.render(typed(of), None, "p")

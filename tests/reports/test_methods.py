@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mixsd.methods import METHODS
-from mixsd.reports import benchmarks, card, rows
+from mixsd.reports import card, rows, words
 from mixsd.reports import page as report_page
-from mixsd.reports.methods import chosen_line, layers_text
+from mixsd.reports.words import chosen_line
 from tests.reports import sample
 from tests.reports.sample import typed
 from tests.reports.test_page import poisoned, read
@@ -24,7 +24,7 @@ SAID = {
         "NLL of the teacher's likeliest token",
     ),
     "mixsd-kl": ("22 of 24 facts became training targets, learnt in 36 optimizer steps.", "the expert conditional everywhere"),
-    "memit": ("22 of 24 facts were edited into the weights, without training.", "3-12"),
+    "memit": ("22 of 24 facts were edited into the weights, without training.", "3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
 }
 
 
@@ -94,15 +94,15 @@ def test_the_card_tells_what_was_chosen() -> None:
 
 
 def test_the_terminal_says_what_was_chosen_and_what_it_cost() -> None:
-    assert benchmarks.lines(typed(sample.report())) == []
-    (cost,) = benchmarks.lines(typed(sample.of_method("memit")))
+    assert words.lines(typed(sample.report())) == []
+    (cost,) = words.lines(typed(sample.of_method("memit")))
     assert cost == "cost: 0 tokens generated to learn from; edit 250 s, evaluate 44 s"
-    chosen, cost = benchmarks.lines(typed(sample.with_choices(sample.of_method("mixsd"))))
+    chosen, cost = words.lines(typed(sample.with_choices(sample.of_method("mixsd"))))
     assert chosen.startswith("chosen: learning rate 2e-05, the best of 3, 1 not finite; checkpoint step 30, the first with")
     assert cost == (
         "cost: 7,010 tokens generated to learn from (mixing 1,800, rehearsal 5,210); mix 31 s, train 100 s, evaluate 44 s"
     )
-    captions = {method: rows.headline(typed(sample.of_method(method))).caption for method in ("mixsd", "opsd", "memit")}
+    captions = {method: words.headline(typed(sample.of_method(method))).caption for method in ("mixsd", "opsd", "memit")}
     assert captions == {
         "mixsd": "facts: 24 asked, 22 accepted, 1 rejected, 1 unusable",
         "opsd": "facts: 24 asked, 23 trained on, 1 unusable",
@@ -111,12 +111,7 @@ def test_the_terminal_says_what_was_chosen_and_what_it_cost() -> None:
 
 
 def test_the_last_checkpoint_is_no_choice() -> None:
-    assert chosen_line(typed(sample.of_method("sft"))) is None
-
-
-@pytest.mark.parametrize(("layers", "text"), [([3, 4, 5], "3-5"), ([3, 5, 7], "3, 5, 7"), ([3, 4], "3, 4"), ([], "–")])
-def test_layers_as_they_are_typed(layers: list[int], text: str) -> None:
-    assert layers_text(layers) == text
+    assert chosen_line(typed(sample.of_method("sft"))) == ""
 
 
 def test_scores_of_checkpoints_are_no_rows_and_do_not_spoil_the_final_ones() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mixsd.reports.rows import headline
+from mixsd.reports.words import headline
 from tests.reports import sample
 from tests.reports.sample import typed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -72,16 +71,13 @@ def mquake(
 @command(into=corpora, name="show")
 def show_corpus(
     folder: Annotated[str, argument("DIR", "A folder that mixsd corpus wrote, or kgfact:small.")],
-    svg: Annotated[Path | None, option("--svg", "FILE", "Write the graph as a picture.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a corpus: its counts, an example of each split, and its graph."""
+    """Show a corpus: its counts, an example of each split, and the facts between its domains."""
     from mixsd.commands.ask import look
 
-    found = look(folder, svg)
+    found = look(folder)
     show.as_json(found) if as_json else show.corpus(found)
-    if svg is not None:
-        print(f"picture: {svg}", file=sys.stderr if as_json else sys.stdout)
 
 
 def _make(output: Path, name: str, argument: str | None, **options: Any) -> None:

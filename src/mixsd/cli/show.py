@@ -51,19 +51,18 @@ def tables(found: Iterable[Table], lines: Iterable[str] = ()) -> None:
 
 def report(folder: Path) -> None:
     """Write the headline of a run's report, its requirements and warnings, and where everything is."""
-    from mixsd.reports import benchmarks
-    from mixsd.reports.rows import headline
     from mixsd.reports.schema import read_report
+    from mixsd.reports.words import endings_table, headline, lines, warnings
     from mixsd.run.folder import Run
 
     run = Run(folder)
     found = read_report(run.report_json)
-    endings = benchmarks.endings_table(found)
-    tables([headline(found), *([endings.brief()] if endings else [])], benchmarks.lines(found))
+    endings = endings_table(found)
+    tables([headline(found), *([endings.brief()] if endings else [])], lines(found))
     for item in found.requirements:
         value = "not measured" if item.value is None else number(item.value, 3)
         print(f"required {printable(item.text)}: {value}, {'holds' if item.passed else 'MISSED'}")
-    for text in benchmarks.warnings(found):
+    for text in warnings(found):
         print(f"warning: {printable(text)}")
     if run.model.is_dir():
         print(f"model:  {run.model}")

@@ -7,7 +7,8 @@ process works in it. Both models are in memory at once.
 from __future__ import annotations
 
 import gc
-from itertools import islice
+from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,7 @@ from mixsd.errors import UserError
 from mixsd.facts.corpus import TRAIN, Corpus, open_source
 from mixsd.facts.fact import to_json
 from mixsd.progress import Watcher
-from mixsd.reports import pictures
-from mixsd.reports.page import graph_page
 from mixsd.run.folder import Run
-from mixsd.storage import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,15 +80,15 @@ def ask(run: str | Path, question: str, *, watcher: Watcher | None = None, **exe
         return conversation.ask(question)
 
 
-def look(source: str, picture: Path | None = None) -> dict[str, Any]:
-    """Look at a corpus, a folder or a name such as kgfact:small; its graph is written to `picture` as SVG.
+def look(source: str) -> dict[str, Any]:
+    """Look at a corpus, a folder or a name such as kgfact:small.
 
     Returns:
         JSON values: name, options, notes; splits: for each its count and an example, as a fact; domains and, for each pair of
         them, the number of facts that join them (none where the facts are no graph).
 
     Raises:
-        UserError: it is no corpus, or its facts are no graph for a picture.
+        UserError: it is no corpus.
     """
     corpus = open_source(source)
     if not isinstance(corpus, Corpus):
@@ -101,18 +99,13 @@ def look(source: str, picture: Path | None = None) -> dict[str, Any]:
         stream = facts()
         first = [to_json(fact) for fact in islice(stream, 1)]
         splits[name] = {"count": len(first) + sum(1 for _ in stream), "examples": first}
-    edges = pictures.edges_of(corpus.facts())
-    if picture is not None:
-        drawn = pictures.picture(edges)
-        if drawn is None:
-            raise UserError(f"{source}: its facts are no graph (they need a subject, and domains in their meta)")
-        write_text(picture.expanduser(), graph_page(drawn))
-    domains, pairs = pictures.counts(edges)
+    joined = [fact.meta.get("domains") for fact in corpus.facts() if fact.subject]
+    pairs = Counter(tuple(names.split("-")) for names in joined if isinstance(names, str) and names.count("-") == 1)
     return {
         "name": corpus.name,
         "options": corpus.options,
         "notes": list(corpus.notes),
         "splits": splits,
-        "domains": domains,
+        "domains": list(dict.fromkeys(chain.from_iterable(pairs))),
         "pairs": [{"source": source, "target": target, "facts": count} for (source, target), count in pairs.items()],
     }

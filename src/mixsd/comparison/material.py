@@ -24,8 +24,9 @@ from mixsd.targets.reading import read_targets, tokens_of
 from mixsd.targets.target import Target
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
+
+    from mixsd.figures.style import Picture
 
 MOST_FACTS = 200
 MOST_TOKENS = 12_000  # of all facts and configurations that are shown; about a megabyte of page
@@ -178,8 +179,8 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
     return {"files": {name: [str(file) for file in written] for name, written in files.items()}, "left_out": left_out}
 
 
-def _pictures_together(folders: Sequence[Path]) -> dict[str, Figure | None]:
-    from mixsd.figures import charts, pareto
+def _pictures_together(folders: Sequence[Path]) -> dict[str, Picture | None]:
+    from mixsd.figures import charts
 
     compared = compare(folders)
     runs = [read(folder) for folder in folders]
@@ -190,7 +191,7 @@ def _pictures_together(folders: Sequence[Path]) -> dict[str, Figure | None]:
     # A correlation over the points of several analyses is no number that any of them has.
     correlation = pictures.aligned(found[0])[1] if len(found) == 1 else None
     return {
-        "pareto": pareto.pareto(compared),
+        "pareto": charts.pareto(compared),
         "curves": charts.curves(learning(list(zip(labels_of(runs), runs, strict=True)))),
         "nll": charts.nll_cdf(distributions(named), pictures.THRESHOLDS),
         "errors": charts.error_bars(rows, pictures.modes_of(rows)),

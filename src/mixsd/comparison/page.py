@@ -68,20 +68,19 @@ _OWN = {
 
 def write(result: Values, folder: Path, material: Values | None = None) -> Path:
     """Write all files; returns the path of `compare.html`. `material` is what `comparison.material.material_of` gives."""
-    from mixsd.figures import pareto, style
+    from mixsd.figures import charts, style
 
     folder = folder.expanduser()
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.md", markdown(result))
-    style.save(pareto.pareto(result), folder / "pareto")
+    style.save(charts.pareto(result), folder / "pareto")
     write_text(folder / "compare.html", html(result, material))
     return folder / "compare.html"
 
 
 def html(result: Values, material: Values | None = None) -> str:
     """The page as text; `material` as in `write`."""
-    from mixsd.figures.charts import curves, error_bars, nll_cdf
-    from mixsd.figures.pareto import pareto
+    from mixsd.figures.charts import curves, error_bars, nll_cdf, pareto
 
     found = {"curves": [], "nll": [], "errors": [], "facts": [], "facts_left": 0, "notes": [], **(material or {})}
     modes = pictures.modes_of(found["errors"])

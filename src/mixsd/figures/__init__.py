@@ -1,5 +1,1 @@
-"""Pictures of what was measured, in one style: drawn by matplotlib from plain values, for the report page and to stand alone.
-
-Each module draws one kind of picture; `style` says how all of them look, and saves them. They import
-matplotlib at their top, so whoever may not need a picture imports them inside the function that does.
-"""
+"""Pictures of plain values in one style. Both modules bring matplotlib in: whoever may not need a picture imports them where it draws."""

@@ -1,11 +1,9 @@
 """How every picture looks, and how it is saved: one style as a context, a sheet of panels and a legend; SVG, PNG and an element of a page.
 
-Nothing is told apart by colour alone: marks differ in shape, lines in dash, bars in hatch. Nothing global is touched: no pyplot, and
-the style holds within a `with` only. All sizes are in inches, and a picture is drawn for the width at which it is read: `WIDTH` for a
-page or a column of text, `NARROW` for one of two columns or a phone.
-
-The same picture gives the same bytes: no date, no version, ids made of the content. In a page every id carries a hash of its picture;
-the ink takes the colour of the page's text and the paper that of the ground it lies on (`--card`), so a dark page needs no second one.
+Nothing is told apart by colour alone: marks differ in shape, lines in dash, bars in hatch. Nothing global is touched: no pyplot. All
+sizes are in inches, and a picture is drawn for the width at which it is read, `WIDTH` or `NARROW`. The same picture gives the same bytes:
+no date, no version, ids made of the content. In a page every id carries a hash of its picture; the ink takes the colour of the page's
+text and the paper that of the ground it lies on (`--card`), so a dark page needs no second one.
 """
 
 from __future__ import annotations
@@ -14,14 +12,12 @@ import hashlib
 import io
 import math
 import re
-import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from matplotlib import colors
 from matplotlib import style as styles
@@ -29,6 +25,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.cells import cell_len
 
 from mixsd.formats import known, printable
 from mixsd.storage import write_bytes, write_text
@@ -68,36 +65,21 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be selected, searched and read out
     "svg.hashsalt": "mixsd",
 }
-_LEFT, _RIGHT, _HEAD, _FOOT = 0.72, 0.16, 0.1, 0.55
-_ROW, _HANDLE = 0.2, 0.62
-
-P = ParamSpec("P")
-R = TypeVar("R")
+_LEFT, _RIGHT, _HEAD, _FOOT, _ROW, _HANDLE = 0.72, 0.16, 0.1, 0.55, 0.2, 0.62
 
 
 class Picture(Figure):
     """A matplotlib figure that says what it shows: `title` in a few words, `description` with its main numbers."""
 
-    title: str = ""
-    description: str = ""
+    title: str
+    description: str
 
 
 @contextmanager
 def context() -> Iterator[None]:
-    """Matplotlib's own defaults and this style on top, until the end of the block."""
+    """Matplotlib's own defaults and this style on top, within a block or, as a decorator, a function."""
     with styles.context(["default", _STYLE]):
         yield
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Make a function draw within `context`."""
-
-    @wraps(draw)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with context():
-            return draw(*args, **kwargs)
-
-    return wrapped
 
 
 def panels(
@@ -107,19 +89,18 @@ def panels(
     height: float,
     *,
     narrow: bool = False,
-    across: int = 2,
     entries: Sequence[tuple[Artist, str]] = (),
     left: float = _LEFT,
     head: float = _HEAD,
 ) -> tuple[Picture, list[Axes]]:
-    """A picture of `count` panels, `height` inches each with its labels, `across` in a row unless it is narrow; its legend is below.
+    """A picture of `count` panels, `height` inches each with its labels, two in a row unless it is narrow; its legend is below.
 
     `entries` are the legend's marks and texts; `left` is the room for what stands left of an axis, `head` for what stands above it.
     """
-    width = NARROW if narrow else WIDTH
-    columns = 1 if narrow else min(across, count)
+    width, columns = (NARROW, 1) if narrow else (WIDTH, min(2, count))
     rows = math.ceil(count / columns)
-    legend_columns = _legend_columns([text for _, text in entries], width)
+    widest = _HANDLE + 0.15 + min(max((text_width(text) for _, text in entries), default=0.0), width)
+    legend_columns = max(1, min(len(entries), int((width - 0.1) / widest), 4))
     below = _ROW * math.ceil(len(entries) / legend_columns) + 0.08 if entries else 0.0
     whole = rows * height + below
     picture = Picture(figsize=(width, whole))
@@ -131,7 +112,19 @@ def panels(
         box = (x / width, y / whole, (width / columns - left - _RIGHT) / width, (height - _FOOT - head) / whole)
         axes.append(picture.add_axes(box))
     if entries:
-        _legend(picture, entries, legend_columns, width, below / whole)
+        legend = picture.legend(
+            [handle for handle, _ in entries],
+            [str(index) for index in range(len(entries))],  # a label that begins with "_" would be left out
+            loc="upper left",
+            bbox_to_anchor=(0.08 / width, 0.0, 1 - 0.16 / width, below / whole),
+            borderaxespad=0.0,
+            ncols=legend_columns,
+            columnspacing=1.5,
+            handlelength=2.6,
+            labelspacing=0.45,
+        )
+        for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+            text.set_text(short(label, characters(width / legend_columns - _HANDLE - 0.15)))
     return picture, axes
 
 
@@ -163,8 +156,7 @@ def characters(inches: float, size: float = LEGEND_SIZE) -> int:
 
 def text_width(text: str, size: float = LEGEND_SIZE) -> float:
     """About how wide a text is, in inches; East Asian signs take two places."""
-    places = sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
-    return places * 0.6 * size / 72
+    return cell_len(text) * 0.6 * size / 72
 
 
 def look(index: int) -> dict[str, Any]:
@@ -174,85 +166,59 @@ def look(index: int) -> dict[str, Any]:
         "marker": MARKERS[index % len(MARKERS)],
         "fillstyle": FILLS[index // len(MARKERS) % len(FILLS)],
         "linestyle": DASHES[index % len(DASHES)],
+        "markerfacecoloralt": PAPER,
     }
 
 
 def mark(index: int, size: float, **other: Any) -> dict[str, Any]:
     """The look of the thing with this number as a mark without a line."""
-    return {**look(index), "linestyle": "none", "markersize": size, "markerfacecoloralt": PAPER, **other}
+    return {**look(index), "linestyle": "none", "markersize": size, **other}
 
 
 def fill(index: int) -> dict[str, Any]:
     """Colour and hatch of the bar with this number."""
-    hatch = HATCHES[index % len(HATCHES)]
-    return {"facecolor": COLORS[index % len(COLORS)], "hatch": hatch, "edgecolor": FIXED_WHITE, "linewidth": 0.6}
+    own = {"facecolor": COLORS[index % len(COLORS)], "hatch": HATCHES[index % len(HATCHES)]}
+    return {**own, "edgecolor": FIXED_WHITE, "linewidth": 0.6}
 
 
 def ends_of(values: Mapping[str, Any] | None, prefix: str = "") -> tuple[float, float] | None:
     """The ends of an interval, `low` and `high` after the prefix; None where it has none."""
-    low, high = (values or {}).get(f"{prefix}low"), (values or {}).get(f"{prefix}high")
+    low, high = ((values or {}).get(f"{prefix}{end}") for end in ("low", "high"))
     return (float(low), float(high)) if known(low) and known(high) else None
 
 
 def ink_on(color: str) -> str:
-    """Black or white, whichever is easier to read on this colour."""
-    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colors.to_rgb(color)]
-    light = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-    return FIXED_WHITE if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else FIXED_BLACK
-
-
-def _legend_columns(texts: Sequence[str], width: float) -> int:
-    if not texts:
-        return 1
-    widest = _HANDLE + 0.15 + min(max(map(text_width, texts)), width)
-    return max(1, min(len(texts), int((width - 0.1) / widest), 4))
-
-
-def _legend(picture: Picture, entries: Sequence[tuple[Artist, str]], columns: int, width: float, top: float) -> None:
-    most = characters(width / columns - _HANDLE - 0.15)
-    made = picture.legend(
-        [handle for handle, _ in entries],
-        [str(index) for index in range(len(entries))],  # a label that begins with "_" would be left out
-        loc="upper left",
-        bbox_to_anchor=(0.08 / width, 0.0, 1 - 0.16 / width, top),
-        borderaxespad=0.0,
-        ncols=columns,
-        columnspacing=1.5,
-        handlelength=2.6,
-        labelspacing=0.45,
-    )
-    for text, (_, label) in zip(made.get_texts(), entries, strict=True):
-        text.set_text(short(label, most))
+    """Black or white, whichever is easier to read on this colour: by its relative luminance."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colors.to_rgb(color))
+    return FIXED_WHITE if (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) ** 2 < 1.05 * 0.05 else FIXED_BLACK
 
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _LARGEST = 1.6  # pixels to a point: a little more than on paper, as pages have larger text
 _LINES = "stroke-linejoin: round; stroke-linecap: butt"
 _FAMILIES = "'DejaVu Sans', Verdana, system-ui, sans-serif"  # alike in width, for readers without the first
 
 
-def save(figure: Figure | None, stem: Path) -> list[Path]:
-    """Write `stem.svg` and `stem.png`, and be done with the figure; returns their paths, none where there is no figure.
+def save(picture: Picture | None, stem: Path) -> list[Path]:
+    """Write `stem.svg` and `stem.png`, and be done with the picture; returns their paths, none where there is no picture.
 
-    Raises:
-        UserError: the folder cannot be written.
+    Raises `UserError` where the folder cannot be written.
     """
-    if figure is None:
+    if picture is None:
         return []
     stem = stem.expanduser()
     scalable, drawn = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
-    write_text(scalable, svg(figure))
-    write_bytes(drawn, png(figure))
-    figure.clear()
+    write_text(scalable, svg(picture))
+    write_bytes(drawn, png(picture))
+    picture.clear()
     return [scalable, drawn]
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG document on white ground."""
-    root = _element(figure)
+def svg(picture: Picture) -> str:
+    """The picture as an SVG document on white ground."""
+    root = _element(picture)
     root.set("style", _LINES)
-    for place, (name, text) in enumerate(zip(("title", "desc"), _said(figure), strict=True)):
+    for place, (name, text) in enumerate((("title", picture.title), ("desc", picture.description))):
         node = ET.Element(f"{{{_SVG}}}{name}")
         node.text = text
         root.insert(place, node)
@@ -260,17 +226,14 @@ def svg(figure: Figure) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + _text(root) + "\n"
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG on white ground."""
-    written = io.BytesIO()
-    with context(), _foreign_signs():
-        figure.savefig(written, format="png", metadata={"Software": None}, facecolor=PAPER)
-    return written.getvalue()
+def png(picture: Picture) -> bytes:
+    """The picture as a PNG on white ground."""
+    return _drawn(picture, format="png", metadata={"Software": None}, facecolor=PAPER)
 
 
-def inline(figure: Figure) -> str:
-    """The figure as one `<svg>` element for a page: as wide as there is room for, not much more than its own width, in the page's colours."""
-    root = _element(figure)
+def inline(picture: Picture) -> str:
+    """The picture as one `<svg>` element for a page: as wide as there is room for, not much more than its own width, in the page's colours."""
+    root = _element(picture)
     wide = float(root.attrib.pop("width").removesuffix("pt")) * _LARGEST
     root.attrib.pop("height")
     for node in root.iter():
@@ -278,20 +241,25 @@ def inline(figure: Figure) -> str:
             if own := node.get(attribute):
                 node.set(attribute, own.replace(INK, "currentColor").replace(PAPER, f"var(--card, {PAPER})"))
     root.set("style", f"width: 100%; max-width: {wide:g}px; height: auto; {_LINES}")
-    title, description = _said(figure)
-    root.set("aria-label", f"{title}. {description}" if description else title)
+    root.set("aria-label", f"{picture.title}. {picture.description}")
     return _text(root)
 
 
-def _element(figure: Figure) -> ET.Element:
-    """What matplotlib draws, with ids of its own where anything points to them, and no style sheet."""
+def _drawn(picture: Picture, **options: Any) -> bytes:
     written = io.BytesIO()
-    with context(), _foreign_signs():
-        figure.savefig(written, format="svg", metadata=_NO_METADATA)
-    source = written.getvalue().decode()
+    with context(), warnings.catch_warnings():
+        # A sign that the font lacks is a box in the PNG, and the reader's own font's in the SVG; neither is worth a warning.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        picture.savefig(written, **options)
+    return written.getvalue()
+
+
+def _element(picture: Picture) -> ET.Element:
+    """What matplotlib draws, with ids of its own where anything points to them, and no style sheet."""
+    source = _drawn(picture, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
     root = ET.fromstring(source)  # noqa: S314 - what matplotlib has just written
     own = hashlib.sha256(source.encode()).hexdigest()[:8]
-    wanted = set(re.findall(r"url\(#([^)]+)\)", source)) | set(re.findall(r'xlink:href="#([^"]+)"', source))
+    wanted = set(re.findall(r"""(?:url\(|xlink:href=")#([^")]+)""", source))
     for parent in list(root.iter()):
         for node in list(parent):
             # It would hold for the whole page.
@@ -309,19 +277,7 @@ def _element(figure: Figure) -> ET.Element:
     return root
 
 
-def _said(figure: Figure) -> tuple[str, str]:
-    return getattr(figure, "title", "") or "Figure", getattr(figure, "description", "")
-
-
 def _text(root: ET.Element) -> str:
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     return ET.tostring(root, encoding="unicode").strip()
-
-
-@contextmanager
-def _foreign_signs() -> Iterator[None]:
-    """A sign that the font lacks is a box in the PNG, and the reader's own font's in the SVG; neither is worth a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        yield

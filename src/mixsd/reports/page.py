@@ -1,8 +1,7 @@
 """`report.html`: one self-contained page, readable from disk without any network and without a line of script.
 
 The template escapes everything (autoescape), and a content security policy forbids scripts and requests even so. Long inputs
-are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts. A target is
-drawn token by token: a colour and a line for its source, a box where the base model was surprised.
+are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from mixsd import formats
 from mixsd.evaluation.benchmarks import benchmark
-from mixsd.formats import Column, Row, Table
-from mixsd.reports import benchmarks, methods, pictures, rows
-from mixsd.reports.pictures import GraphPicture
+from mixsd.reports import pictures, rows, words
 from mixsd.reports.schema import Report
 from mixsd.targets.target import HIGH_NLL
 
@@ -32,16 +29,13 @@ MOST_TOKENS = 400
 MOST_CHARACTERS = 600
 MOST_BARS = 12
 MOST_KINDS = 150
-MOST_SCORES = 1000
 OUTCOMES = {"correct": "✓", "wrong": "✗", "unparseable": "?", "error": "!"}
-_STATUS_ORDER = {"unusable": 0, "rejected": 1, "accepted": 3}
 
 
 def render(
     report: Report,
     per_fact: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]],
-    graph: GraphPicture | None = None,
     replies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     fisher: Mapping[str, Any] | None = None,
 ) -> str:
@@ -50,50 +44,32 @@ def render(
     Args:
         per_fact: {id, question, answer, status, reason, attempt, base: {reply, outcome}, tuned: {reply, outcome}} per fact.
         examples: {id, question, tokens: [{text, source, base_nll}]} per target.
-        graph: a picture of the facts.
-        replies: some pairs of replies by benchmark, as `benchmarks.chosen` gives them.
+        replies: some pairs of replies by benchmark, as `words.chosen` gives them.
         fisher: what `mixsd analyze fisher` wrote of the run, if it was asked.
     """
-    ordered = worst_first(per_fact)
-    headline, details, formats_ = rows.headline_rows(report), rows.detail_rows(report), rows.format_rows(report)
+    from mixsd.figures.charts import steps_per_point
+
+    ordered, details = worst_first(per_fact), rows.detail_rows(report)
+    tables = {
+        "headline": rows.headline_rows(report),
+        "details": rows.most_asked(details, MOST_KINDS),
+        "reply_format": rows.format_rows(report),
+    }
     page = environment().get_template("report.html.j2").render(
+        {name: rows.score_table(report, shown) for name, shown in tables.items() if shown},
         report=report,
-        headline=rows.score_table(report, headline) if headline else None,
-        details=rows.score_table(report, rows.most_asked(details, MOST_KINDS)) if details else None,
+        words=words,
         details_left=len(details) - MOST_KINDS,
-        reply_format=rows.score_table(report, formats_) if formats_ else None,
-        scores=_scores(report),
-        scores_left=len(report.scores) - MOST_SCORES,
         facts=ordered[:MOST_FACTS],
         facts_left=len(ordered) - MOST_FACTS,
         examples=[{**example, **shown(example["tokens"], MOST_TOKENS)} for example in examples],
         attempts=attempt_bars(report.targets.attempts),
-        surprising=_surprising(report),
-        rates=_rates(report),
-        graph=graph,
         drawn=pictures.page(report, fisher),
-        averaged=pictures.steps_per_point(report),
-        method=methods.method_of(report),
-        summary=methods.summary(report),
-        statuses=methods.statuses(report),
-        objective=methods.objective(report),
-        chosen_line=methods.chosen_line(report),
-        made_here=methods.made_here(report),
-        settings=methods.settings_shown(report),
-        warnings=benchmarks.warnings(report),
-        endings=benchmarks.endings_table(report),
-        asked=benchmarks.asked(report),
-        skipped=benchmarks.skipped(report),
+        averaged=steps_per_point(len(report.training.log)),
         replies=[(benchmark.title_of(suite), pairs) for suite, pairs in (replies or {}).items() if pairs],
     )  # fmt: skip
     # A lone surrogate (JSON can carry one) cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
-
-
-def graph_page(graph: GraphPicture) -> str:
-    """A picture of a graph as an SVG file."""
-    svg: str = environment().get_template("macros.html.j2").module.graph_svg(graph)  # type: ignore[attr-defined]
-    return svg.strip() + "\n"
 
 
 def shown(tokens: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
@@ -111,60 +87,25 @@ def _shown(token: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(report: Report) -> Table:
-    """The flat list, as much of it as the page holds."""
-    names = ("suite", "split", "metric", "model", "checkpoint")
-    heads = [*map(Column, names), Column("value", numeric=True), Column("95% interval"), Column("n", numeric=True)]
-    made = []
-    for score in report.scores[:MOST_SCORES]:
-        cell = formats.estimate_cell(rows.measure_of(score.metric).estimate(score))
-        key = [score.suite, score.split, score.metric, score.model, formats.plain(score.checkpoint)]
-        made.append(Row([*key, cell.value, cell.interval or formats.MISSING, f"{score.n:,}"]))
-    return Table(heads, made)
-
-
-def _surprising(report: Report) -> Table:
-    """How surprising tokens of targets and references are."""
-    targets = report.targets
-    mean = [formats.number(value) for value in (targets.mean_base_nll, targets.reference_mean_base_nll)]
-    above = [formats.value_text("share", value) for value in (targets.share_above_8, targets.reference_share_above_8)]
-    heads = [Column("Per token"), Column("targets", numeric=True), Column("references", numeric=True)]
-    return Table(heads, [Row(["mean base NLL", *mean]), Row(["share above 8 nats", *above])])
-
-
-def _rates(report: Report) -> Table | None:
-    """The learning rates that were tried; None where none was."""
-    numbers = ("checkpoint taken", "training score", "validation score")
-    heads = [Column("learning rate"), *(Column(head, numeric=True) for head in numbers), Column("why")]
-    made = []
-    for row in report.training.rates:
-        taken = row["lr"] == report.training.lr
-        scores = [formats.value_text("share", row.get(name)) for name in ("train", "validation")]
-        name = formats.plain(row["lr"]) + (" ✓ taken" if taken else "")
-        why = formats.clipped(str(row.get("failed") or row.get("why") or ""), 300)
-        made.append(Row([name, formats.plain(row.get("step")), *scores, why], own=taken))
-    return Table(heads, made) if made else None
-
-
 def worst_first(per_fact: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Sort the facts: unusable, rejected, accepted but not answered, answered; within each the given order stays."""
 
     def rank(fact: Mapping[str, Any]) -> int:
-        place = _STATUS_ORDER.get(str(fact.get("status")), 0)
-        answered = (fact.get("tuned") or {}).get("outcome") == "correct"
-        return 2 if place == 3 and not answered else place
+        if fact["status"] == "accepted":
+            return 3 if (fact["tuned"] or {}).get("outcome") == "correct" else 2
+        return 1 if fact["status"] == "rejected" else 0
 
     return sorted(per_fact, key=rank)
 
 
 def attempt_bars(attempts: Mapping[str, int]) -> list[tuple[str, int, float]]:
     """Return (label, count, percent of the longest bar) per attempt number; the tail beyond `MOST_BARS` is summed."""
-    counts = sorted((int(attempt), int(count)) for attempt, count in attempts.items())
+    counts = sorted((int(attempt), count) for attempt, count in attempts.items())
     bars = [(str(attempt), count) for attempt, count in counts[:MOST_BARS]]
     if tail := sum(count for _, count in counts[MOST_BARS:]):
         bars.append((f"{counts[MOST_BARS][0]}+", tail))
-    longest = max((count for _, count in bars), default=0)
-    return [(label, count, round(100 * count / longest, 1) if longest else 0.0) for label, count in bars]
+    longest = max((count for _, count in bars), default=0) or 1
+    return [(label, count, round(100 * count / longest, 1)) for label, count in bars]
 
 
 @cache
@@ -178,7 +119,6 @@ def environment() -> Environment:
         number=lambda value, digits=2: _typeset(formats.number(value, digits)),
         percent=lambda value: formats.value_text("share", value),
         plain=formats.plain,
-        moment=formats.moment,
         shown=lambda value, limit=MOST_CHARACTERS: formats.clipped(formats.printable(str(value or "")), limit),
         both_ends=lambda value, limit=MOST_CHARACTERS: formats.middle_clipped(formats.printable(str(value or "")), limit),
         visible=lambda value: formats.printable(value, keep=""),

@@ -1,7 +1,6 @@
 """What is in `report.json`: the one description of it, for those who write it and those who read it.
 
-A field that another version does not have is an error and no guess: `schema_version` says which description a file follows, and
-`mixsd report RUN` writes a report anew from what lies in the run's folder.
+A field that another version does not have is an error and no guess; `mixsd report RUN` writes a report anew from the run's folder.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixsd.errors import UserError
 from mixsd.storage import read_json
-
-SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
@@ -46,8 +43,6 @@ class Score(_Part):
 
 
 class BaseRecord(_Part):
-    """The base model; `tuned_by_mixsd` says so where it is no original."""
-
     name: str
     hash: str
     revision: str | None = None
@@ -57,8 +52,6 @@ class BaseRecord(_Part):
 
 
 class Facts(_Part):
-    """What became of the facts that were asked for."""
-
     asked: int
     accepted: int
     rejected: int
@@ -82,9 +75,9 @@ class TargetNumbers(_Part):
     mean_base_nll: float | None = None
     share_above_5: float | None = None
     share_above_8: float | None = None
-    sources: dict[str, float | None] = Field(default_factory=dict)
+    sources: dict[str, float | None] = {}
     noncanonical_share: float | None = None
-    attempts: dict[str, int] = Field(default_factory=dict)
+    attempts: dict[str, int] = {}
     reference_mean_base_nll: float | None = None
     reference_tokens: int | None = None
     reference_share_above_5: float | None = None
@@ -94,8 +87,6 @@ class TargetNumbers(_Part):
 
 
 class ChosenCheckpoint(_Part):
-    """The checkpoint that became the model, and why."""
-
     step: int
     why: str
 
@@ -108,8 +99,8 @@ class Training(_Part):
     seconds: float = 0.0
     lr: float | None = None
     chosen: ChosenCheckpoint | None = None
-    rates: list[dict[str, Any]] = Field(default_factory=list)
-    log: list[dict[str, int | float]] = Field(default_factory=list)
+    rates: list[dict[str, Any]] = []
+    log: list[dict[str, int | float]] = []
 
 
 class Editing(_Part):
@@ -122,15 +113,15 @@ class Editing(_Part):
     edited: int
     failed: int
     unusable: int
-    reasons: list[dict[str, Any]] = Field(default_factory=list)
+    reasons: list[dict[str, Any]] = []
 
 
 class Cost(_Part):
     """Tokens generated to learn from, in all and by purpose, and seconds by stage."""
 
     generated_tokens: int
-    parts: dict[str, int] = Field(default_factory=dict)
-    seconds: dict[str, float] = Field(default_factory=dict)
+    parts: dict[str, int] = {}
+    seconds: dict[str, float] = {}
 
 
 class ErrorModes(_Part):
@@ -146,27 +137,23 @@ class ErrorModes(_Part):
 
 
 class Requirement(_Part):
-    """One `--require`, and whether it holds."""
-
     text: str
     value: float | None
     passed: bool
 
 
 class Beside(_Part):
-    """Another run's scores, measured on the same questions."""
-
     name: str
     method: str
     scores: list[Score]
-    error_modes: list[ErrorModes] = Field(default_factory=list)
+    error_modes: list[ErrorModes] = []
 
 
 class Report(_Part):
     """`report.json`.
 
-    alone: one model was evaluated, without a base. elsewhere: the tuned model was made outside mixsd. asked: how each suite was asked,
-    by suite, as in `asked.json`. skipped: why a suite that was to be asked was not.
+    alone: one model was evaluated, without a base. elsewhere: the tuned model was made outside mixsd. asked: by suite, as in
+    `asked.json`. skipped: why a suite that was to be asked was not.
     """
 
     schema_version: Literal[1] = 1
@@ -175,23 +162,28 @@ class Report(_Part):
     created: str
     method: str
     settings: dict[str, Any]
-    environment: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = {}
     base: BaseRecord
     facts: Facts
-    targets: TargetNumbers = Field(default_factory=TargetNumbers)
-    training: Training = Field(default_factory=Training)
+    targets: TargetNumbers = TargetNumbers()
+    training: Training = Training()
     editing: Editing | None = None
     cost: Cost | None = None
     scores: list[Score]
-    error_modes: list[ErrorModes] = Field(default_factory=list)
-    error_thresholds: dict[str, int | float] = Field(default_factory=dict)
-    asked: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    skipped: dict[str, str] = Field(default_factory=dict)
+    error_modes: list[ErrorModes] = []
+    error_thresholds: dict[str, int | float] = {}
+    asked: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
     alone: bool = False
     elsewhere: bool = False
-    requirements: list[Requirement] = Field(default_factory=list)
-    warnings: list[str] = Field(default_factory=list)
-    beside: list[Beside] = Field(default_factory=list)
+    requirements: list[Requirement] = []
+    warnings: list[str] = []
+    beside: list[Beside] = []
+
+    @property
+    def made_here(self) -> bool:
+        """Whether the run made a model itself, and does not only evaluate one alone, or one that was made elsewhere."""
+        return not (self.alone or self.elsewhere)
 
 
 def read_report(file: Path) -> Report:
@@ -202,15 +194,11 @@ def read_report(file: Path) -> Report:
     """
     run = file.parent
     if not file.is_file():
-        raise UserError(
-            f"{run}: has no report.json; finish that run first (the command that made it goes on), or `mixsd report` it"
-        )
+        raise UserError(f"{run}: has no report.json; finish that run first, or `mixsd report` it")
     values = read_json(file)
+    if isinstance(values, dict):
+        values.setdefault("schema_version", None)
     try:
-        if isinstance(values, dict) and values.setdefault("schema_version", None) != SCHEMA_VERSION:
-            raise UserError(
-                f"{file}: schema_version: {values['schema_version']!r}, expected {SCHEMA_VERSION}; `mixsd report {run}` writes it anew"
-            )
         return Report.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]

@@ -18,7 +18,8 @@ from mixsd.reports.schema import Beside, Report, Score
 from mixsd.statistics import Estimate, Unit
 
 Better = Literal["higher", "lower", ""]
-Key = tuple[str, str, str, str]  # suite, split, metric, whose
+Key = tuple[str, str, str]  # suite, split, metric
+OwnKey = tuple[str, str, str, str]  # and whose: base or tuned
 DELTA = "_delta"
 
 
@@ -246,7 +247,7 @@ def _rows(report: Report, metrics: Sequence[str], *, nested: bool = False, other
     return rows
 
 
-def _entry(model: Model, scores: Mapping[Key, Score], key: Key, measure: Measure) -> Entry:
+def _entry(model: Model, scores: Mapping[OwnKey, Score], key: OwnKey, measure: Measure) -> Entry:
     suite, split, metric, whose = key
     score = measure.estimate(scores.get(key))
     if whose == "base":

@@ -7,8 +7,6 @@
 Each command of the command line is a function here, imported when it is first used, so that `import mixsd` itself is light.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ A `UserError` is something the user can mend: one line that names the file, line
 command line prints it without a traceback and exits with its code; anything else that is raised is a bug of ours.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -5,8 +5,6 @@ are spawned, for a copy of this one would hold its model, but neither run the us
 process however it ends: their input closes, and an alarm ends what no longer listens.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

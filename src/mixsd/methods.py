@@ -3,8 +3,6 @@
 A method is the file of its objective and one line here; one of your own is given as the "package.module:name" of its `MethodSpec`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Objects by name: what a table lists, or a user gives, as "package.module:name", imported when it is asked for."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from typing import Any

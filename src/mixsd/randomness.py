@@ -8,8 +8,6 @@ The bits come from Philox keyed by a BLAKE2 hash of the address; the conversion 
 library's change of mind can alter a result.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any, Literal, get_args
 

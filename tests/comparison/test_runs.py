@@ -128,7 +128,9 @@ def test_unfinished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="should be a valid dictionary"):
         mixsd.compare([one, two])
     (two / "report.json").write_text('{"schema_version": 7}')
-    with pytest.raises(UserError, match=r"two/report\.json: schema_version: Input should be 1; `mixsd report .*two` writes it anew"):
+    with pytest.raises(
+        UserError, match=r"two/report\.json: schema_version: Input should be 1; `mixsd report .*two` writes it anew"
+    ):
         mixsd.compare([one, two])
     (two / "report.json").unlink()
     with pytest.raises(UserError, match=r"two: has no report\.json; finish that run first"):

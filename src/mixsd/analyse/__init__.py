@@ -1,7 +1,5 @@
 """`mixsd analyze ...`: why a method works, from run folders: NLL of targets, where an update goes, what wrong replies are like."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

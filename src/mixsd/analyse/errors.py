@@ -4,8 +4,6 @@ Runs are shown together only where they were asked the same. Their base stands o
 the tables is the share of the wrong replies that have a mode, its interval and its count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

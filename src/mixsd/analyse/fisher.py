@@ -5,8 +5,6 @@ all checkpoints that have a forgetting, Pearson's r of each number with it (Tabl
 and not independent: the interval resamples whole runs, and below five runs there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

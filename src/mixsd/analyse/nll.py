@@ -6,8 +6,6 @@ each source, and over the facts that every source has accepted: at a larger lamb
 compares like with like.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

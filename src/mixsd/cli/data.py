@@ -1,7 +1,5 @@
 """`mixsd corpus ...`: make a corpus's files and look at them. `mixsd benchmarks`: what can be asked, and whether its judges hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -88,7 +86,9 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 
         go_offline()
     made = corpus(name, argument, **options)
-    for split, number in write(made, output.expanduser()).items():
+    with show.watcher().task("writing", 1 + len(made.splits)) as task:
+        counts = write(made, output.expanduser(), task.advance)
+    for split, number in counts.items():
         print(f"{split + '.jsonl:':24} {number:>9,}")
     for note in made.notes:
         print(f"note: {note}")

@@ -1,7 +1,5 @@
 """How a command ends: one line on stderr and an exit code, whatever happened; a traceback only where it is a bug of ours."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -5,8 +5,6 @@ setting's flag is handed on as it was typed, and `settings.build` judges it toge
 out at once. A flag that is not given overrides nothing; `--no-offline` undoes a config file's `offline: true`.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

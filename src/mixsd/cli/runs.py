@@ -1,7 +1,5 @@
 """The commands of many runs: compare, sweep, draw and analyze them, put them beside the paper's tables; and export targets."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Prompts and references are measured on a sample of the facts, and the model's si
 the arithmetic of `costs` on assumptions that the plan states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any

@@ -4,8 +4,6 @@ The process opens the run folder that its parent holds, fills a journal, of mixi
 ends with its parent. It tells it how far it is, one JSON line each; what the engine prints goes to `backend.log` in the run folder.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@
 >>> run.report()["scores"]                                                                          # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Opening a run: bad input is met before anything is written, a folder is claimed for one configuration, a run is taken up again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

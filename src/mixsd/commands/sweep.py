@@ -12,13 +12,13 @@ configuration comes at the first seed before any comes at the second, so a sweep
 is checked before anything runs. A folder that holds the finished run is passed over, the others resume.
 """
 
-from __future__ import annotations
-
 import gc
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -131,10 +131,14 @@ def sweep(
         skipped = ", ".join(run.name for run in chosen if states[run.name] == "done")
         watcher.say(f"{len(chosen) - len(todo)} of {len(chosen)} runs are done already: {skipped}")
     failed: dict[str, str] = {}
-    for number, run in todo:
+    started = time.monotonic()
+    for place, (number, run) in enumerate(todo):
         from mixsd.commands import inject
 
-        watcher.say(f"run {number} of {len(chosen)}: {run.name}")
+        left = round((time.monotonic() - started) / place * (len(todo) - place)) if place else None
+        watcher.say(
+            f"run {number} of {len(chosen)}: {run.name}" + (f"; about {timedelta(seconds=left)} left for all" if left else "")
+        )
         try:
             inject.inject(run.settings, watcher=watcher)
         except RequirementMissedError:

@@ -7,8 +7,6 @@ forgetting is interpolated where memorization first reaches the level; a run tha
 was then, one without scored checkpoints as it ended. Both may have forgotten less at the level itself, so every run says which it was.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,6 @@ model, corpus, method and lambda are the row's; any other run of the corpus' fam
 no interval, so the question asked is whether it lies in ours: over seeds, or over the questions of the one run.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ must be the same too. How a benchmark was asked stands beside its replies and mu
 the sampled reference replies of Eq. 2 and other sampled replies, so those are compared between runs of one seed only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ The log-probabilities of Eq. 3 are left to the base model on transformers: askin
 and build an object per token.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ allowed tokens in the order of their ids: ids and not ranks, so that two nearly 
 do not swap the outcome.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ An evaluation leaves for each suite `base.jsonl`, `tuned.jsonl` and `asked.json`
 prompt: two runs in which that differs are not compared. It is written last, and goes first, so it vouches for the replies beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property

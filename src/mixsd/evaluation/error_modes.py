@@ -12,8 +12,6 @@ the injected targets and not a failed try at code: collapse (or leakage), and no
 whatever is in it; only what stands behind the thinking is looked at for format and collapse, as the graders do, but all for leakage.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import defaultdict

@@ -7,8 +7,6 @@ a task is asked for. What of it may change with a release is used in this file o
 samples_TASK_DATE.jsonl, where replies and log-likelihoods are text and the words of a request are `gen_args_0: {arg_0: ...}` (0.4.13).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

@@ -4,8 +4,6 @@ A row counts in its split and in each of its labels' parts of it ("retrieval/rel
 number carries its n and a 95% interval. Rows of benchmarks have a second, lenient outcome; those of lm-eval have its own numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

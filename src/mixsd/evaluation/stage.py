@@ -4,8 +4,6 @@ Replies lie in journals, the base's in the cache where all runs share them, so a
 new. A suite that was asked otherwise is asked again. A run may be of one model alone, the base. `regrade` generates nothing.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

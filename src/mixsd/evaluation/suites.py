@@ -11,8 +11,6 @@ in-domain: the facts' own questions (`train`), other wordings (`paraphrase`), an
   which checkpoints are chosen; scores are also told apart by what the corpus labels its questions with.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -9,8 +9,6 @@ file beside `train.jsonl` is a test, asked and judged as facts are by default (`
 not asked). A source is a corpus by name, a file, a folder, a function, or a data set of the hub: the first of these that fits.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re
@@ -74,15 +72,15 @@ class Corpus:
         return {"labels": list(self.labels), **own}
 
 
-def write(corpus: Corpus, folder: Path, on_record: Callable[[str], None] = lambda name: None) -> dict[str, int]:
-    """Write a corpus to a folder, whole or not at all, calling `on_record` with the file's name at each record; returns their numbers.
+def write(corpus: Corpus, folder: Path, on_file: Callable[[], None] = lambda: None) -> dict[str, int]:
+    """Write a corpus to a folder, whole or not at all, calling `on_file` after each file; returns their numbers of records.
 
     A folder that holds something else, or cannot be written, is a `UserError`.
     """
     with disk_errors(folder):
         _check_replaceable(folder)
     with atomic_folder(folder.resolve()) as made:
-        return _write(corpus, made, {TRAIN: corpus.facts, **corpus.splits}, on_record)
+        return _write(corpus, made, {TRAIN: corpus.facts, **corpus.splits}, on_file)
 
 
 def write_tests(corpus: Corpus, folder: Path) -> dict[str, int]:
@@ -131,7 +129,7 @@ def _distinct(split: str, facts: Facts) -> Iterator[Fact]:
 
 
 def _write(
-    corpus: Corpus, folder: Path, files: Mapping[str, Facts], on_record: Callable[[str], None] = lambda name: None
+    corpus: Corpus, folder: Path, files: Mapping[str, Facts], on_file: Callable[[], None] = lambda: None
 ) -> dict[str, int]:
     counts = dict.fromkeys(files, 0)
 
@@ -139,10 +137,10 @@ def _write(
         for fact in facts:
             yield to_json(fact)
             counts[name] += 1
-            on_record(name)
 
     for name, facts in files.items():
         write_jsonl(folder / f"{name}.jsonl", counted(name, facts()))
+        on_file()
     manifest = {"name": corpus.name, "options": dict(corpus.options), "counts": counts, **corpus.manners}
     write_json(folder / MANIFEST, {**manifest, "notes": list(corpus.notes)})
     return counts

@@ -4,8 +4,6 @@ A `Fact` checks itself when it is made, so every other module may rely on typed,
 becomes its Python notation inside a prompt. `where` is what the reader calls the place of a record ("facts.jsonl: line 7").
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import unicodedata

@@ -12,8 +12,6 @@ The trained operations are those of the paper's appendix; the wording is ours. D
 A solution does one elementary step per line (one addition, one product, one comparison).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ values, which `to_fact` turns into a fact. All but a JSON list is streamed. Text
 is unpacked. Data sets come through the `datasets` library; no code that comes with one is run.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

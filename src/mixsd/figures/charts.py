@@ -4,8 +4,6 @@ Each function takes plain values, as reports and analyses hold them, and gives a
 `narrow` ones are for one of two columns or a phone.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence

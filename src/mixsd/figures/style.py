@@ -6,8 +6,6 @@ no date, no version, ids made of the content. In a page every id carries a hash 
 text and the paper that of the ground it lies on (`--card`), so a dark page needs no second one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -3,8 +3,6 @@
 A broken installation is the very case this is for, so nothing here fails because something else does: it becomes one of the `problems`.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -3,8 +3,6 @@
 Paths of the user's machine and, unless they are handed in, the facts stay out of it: a card is published with the model.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence

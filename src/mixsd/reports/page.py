@@ -4,8 +4,6 @@ The template escapes everything (autoescape), and a content security policy forb
 are cut where the page says so and names the file that holds the rest, so the page stays small for any number of facts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any

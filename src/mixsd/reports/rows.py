@@ -4,8 +4,6 @@ A row is one measure, its entries are the models beside each other: the base, ev
 another one of its suite ("retention/probe/arithmetic" in "retention/probe") is a detail, everything else is headline.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace

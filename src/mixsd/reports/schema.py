@@ -3,8 +3,6 @@
 A field that another version does not have is an error and no guess; `mixsd report RUN` writes a report anew from the run's folder.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

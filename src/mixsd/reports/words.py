@@ -4,8 +4,6 @@ How the run's work is told depends on its method: one that trains on targets, on
 have the same words. Of benchmarks: how the replies ended (accuracy alone hides why it fell), what was asked and how, and what was not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -6,8 +6,6 @@ transformers. `device` is a type such as "cuda", `dtype` "float32" or "bfloat16"
 before anything else is loaded.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

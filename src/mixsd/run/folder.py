@@ -3,8 +3,6 @@
 `run.yaml` is written first and holds every resolved setting; a command whose settings differ is refused with the differing field.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ The weak kind, "none", has limits on time, memory, files and processes and an em
 that was started is killed at the end of `start`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -225,19 +223,8 @@ def _bubblewrap(limits: Limits) -> list[str]:
         command = [*_as_user(_NOBODY), *command]
     if staged:
         stage = [word for path, place in staged.items() for word in ("--ro-bind", path, place)]
-        command = [
-            program,
-            "--die-with-parent",
-            "--unshare-pid",
-            "--dev-bind",
-            "/",
-            "/",
-            "--tmpfs",
-            _STAGE,
-            *stage,
-            "--",
-            *command,
-        ]
+        outer = [program, "--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/", "--tmpfs", _STAGE]
+        command = [*outer, *stage, "--", *command]
     return command
 
 

@@ -5,8 +5,6 @@ keeps no end. The verdict comes on a third that the program's process never has.
 sandbox's own failure; after that nothing is, for else a program could choose not to be counted.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select

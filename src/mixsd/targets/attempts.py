@@ -12,8 +12,6 @@ their order, whatever the order in which they end: one that was decoded ahead co
 forgotten when one of them was accepted, or by a kill.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping

@@ -7,8 +7,6 @@
 without, say, its random state would look fine and be another run, so that is an error. No pickle.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -11,8 +11,6 @@ its loss is the NLL of the teacher's likeliest token at each position; the paper
 teacher's distribution, which is the other choice.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -11,8 +11,6 @@ bf16 is autocast over fp32 weights, entered and left within each microbatch's fo
 weights until the outermost context ends. AdamW and linear warm-up are the paper's.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import time

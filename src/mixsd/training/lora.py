@@ -10,8 +10,6 @@ those of the adapter model, and the tensors are those of the base in name, numbe
 Layers that are no linear modules (the stacked experts of some mixtures) get no adapter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast

@@ -5,8 +5,6 @@ items of a step it gives a `Part`: examples, and a loss that makes one value per
 the rest, the same for every method: order, microbatches, normalization, clipping, checkpoints, resume.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager

@@ -9,8 +9,6 @@ loss is already divided by the supervised tokens of the whole step, so the sum i
 shares. torch's DistributedDataParallel wants the model's own forward and the same number of backward passes everywhere.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -8,8 +8,6 @@ once. The linear layers see one long row; attention lets each example see the sh
 gradients are those of the padded batch. On a CPU oneDNN makes a kernel for every new shape, so the number of tokens is rounded up there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby

@@ -9,8 +9,6 @@ of the step's targets, as nearly as whole replies allow, and add `ratio` times t
 targets are fixed all replies are decoded before the training, into a journal, so that training holds one model.
 """
 
-from __future__ import annotations
-
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A judge is proved on what needs no model: every reference reply must be right and its corrupted twin wrong, in both forms.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter

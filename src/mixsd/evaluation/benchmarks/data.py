@@ -4,8 +4,6 @@ A folder holds `NAME/test.jsonl` (or .jsonl.gz, .json, .csv, .parquet), with the
 has them, `test-00000-of-00002.parquet` and so on. The cache is taken without asking the hub: the benchmarks do not change.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -10,8 +10,6 @@ r"""The paper's five benchmarks.
 - MMLU: 14,042 multiple-choice questions on 57 subjects (Hendrycks et al., 2020), generative, after five examples of the subject.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 A HumanEval prompt is the beginning of a file, and at its end the function to write, which a reply writes anew or goes on with.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import textwrap

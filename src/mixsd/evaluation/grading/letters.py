@@ -1,7 +1,5 @@
 """Which choice does a reply name? A letter A to J, in the box (strict) or as a statement (lenient); in prose "A" is an article."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable

@@ -6,8 +6,6 @@ counts as equal is then math-verify's: fractions, decimals (to six places) and r
 50, 0.5 and 1/2, while 50 and 0.5 differ. A number without its base equals the one with it ("2516" for `2516_8`); another base does not.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable

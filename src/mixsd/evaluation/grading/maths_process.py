@@ -1,7 +1,5 @@
 """math-verify under a time limit that holds: each comparison runs in one of a few processes that can be killed."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import sys

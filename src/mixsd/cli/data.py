@@ -86,7 +86,7 @@ def _make(output: Path, name: str, argument: str | None, **options: Any) -> None
 
         go_offline()
     made = corpus(name, argument, **options)
-    with show.watcher().task("writing", 1 + len(made.splits)) as task:
+    with watcher().task("writing", 1 + len(made.splits)) as task:
         counts = write(made, output.expanduser(), task.advance)
     for split, number in counts.items():
         print(f"{split + '.jsonl:':24} {number:>9,}")

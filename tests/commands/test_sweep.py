@@ -88,7 +88,9 @@ def test_runs_are_done_in_order_and_once(wanted: dict[str, Any], done: list[str]
     assert done == result.finished == ALL
     assert result == SweepResult(tmp_path / "sweep", ALL, failed={}, missed={}, left=[])
     said = [line for line in told.lines if line.startswith("run ")]
-    assert said[:2] == ["run 1 of 4: sft-s0", "run 2 of 4: mixsd-lam0.5-s0"]
+    assert said[0] == "run 1 of 4: sft-s0"
+    assert said[1].startswith("run 2 of 4: mixsd-lam0.5-s0; about 0:00:0")
+    assert said[1].endswith("(h:mm:ss) left for all")
     again = Told()
     assert sweep(wanted, watcher=again).finished == ALL
     assert done == ALL

@@ -135,10 +135,9 @@ def sweep(
     for place, (number, run) in enumerate(todo):
         from mixsd.commands import inject
 
-        left = round((time.monotonic() - started) / place * (len(todo) - place)) if place else None
-        watcher.say(
-            f"run {number} of {len(chosen)}: {run.name}" + (f"; about {timedelta(seconds=left)} left for all" if left else "")
-        )
+        expected = round((time.monotonic() - started) / place * (len(todo) - place)) if place else 0
+        for_all = f"; about {timedelta(seconds=expected)} (h:mm:ss) left for all" if place else ""
+        watcher.say(f"run {number} of {len(chosen)}: {run.name}{for_all}")
         try:
             inject.inject(run.settings, watcher=watcher)
         except RequirementMissedError:

@@ -135,3 +135,12 @@ def test_no_public_name_is_a_folder_too() -> None:
     """An imported folder becomes an attribute of the package, so it would take the place of a function of its name."""
     inside = {module_name(file, ROOT).partition(".")[0] for file in ROOT.rglob("*.py")}
     assert not inside & set(mixsd.__all__)
+
+
+def test_no_two_classes_have_one_name() -> None:
+    named: dict[str, list[str]] = {}
+    for file in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(module_name(file, ROOT))
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}

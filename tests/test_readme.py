@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from mixsd.cli import entry
-from mixsd.cli.options import Work, app
+from mixsd.cli.options import ParsedCommand, app
 from mixsd.settings import build, read_config
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def commands(text: str) -> list[str]:
 def test_commands_parse(line):
     arguments = [word for word in shlex.split(line)[1:] if word not in ("...", "--help")]
     parsed = get_command(app).main(arguments, prog_name="mixsd", standalone_mode=False)
-    assert isinstance(parsed, Work)
+    assert isinstance(parsed, ParsedCommand)
 
 
 def test_there_are_commands_to_check():

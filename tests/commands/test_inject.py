@@ -9,13 +9,14 @@ import pytest
 import torch
 import yaml
 
-from mixsd.commands import inject
+from mixsd.commands import inject, opening
 from mixsd.decoding import packed
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.models import loading
 from mixsd.progress import Watcher
 from mixsd.run import folder
 from mixsd.run.folder import Run
+from mixsd.settings import Settings
 from mixsd.storage import read_json, read_jsonl
 from tests.tiny import save_tiny
 
@@ -374,3 +375,14 @@ def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_o
     assert len(after - base) >= len(asked) > 20
     assert watcher.lines.count("decoding: lock-step: of this test") == 1
     assert yaml.safe_load((run.folder / "run.yaml").read_text())["paths"]["decoding"] == "lock-step: of this test"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "said"), [("AVX2", "bf16", True), ("AVX2", "auto", False), ("AVX512", "bf16", False)]
+)
+def test_bf16_on_a_cpu_without_it_is_said_before_anything_starts(place, tmp_path, monkeypatch, capability, dtype, said):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    watcher = Said()
+    settings = Settings(model=str(place / "base"), output=str(tmp_path / "run"), train_dtype=dtype, device="cpu", **SMALL)
+    opening.preview(settings, watcher)
+    assert any("--train-dtype fp32" in line for line in watcher.lines) is said

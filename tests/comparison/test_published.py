@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixsd.comparison.paper import BENCHMARKS, TITLES, Row, published_table
+from mixsd.comparison.paper import BENCHMARKS, TITLES, PublishedRow, published_table
 from mixsd.errors import UserError
 
 ACCURACY = (1, 2, 3, 4, 10, 11, 12)
@@ -12,7 +12,7 @@ SIZES = {1: 21, 2: 21, 3: 16, 4: 21, 5: 36, 6: 3, 7: 48, 8: 48, 9: 36, 10: 7, 11
 QWEN = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3-8B")
 
 
-def one(number: int, **wanted: object) -> Row:
+def one(number: int, **wanted: object) -> PublishedRow:
     (found,) = [row for row in published_table(number) if all(getattr(row, name) == value for name, value in wanted.items())]
     return found
 
@@ -41,7 +41,7 @@ def test_the_base_is_the_same_in_every_table(model: str) -> None:
 
 
 @pytest.mark.parametrize("row", published_table(5), ids=lambda row: f"{row.corpus} {row.model} {row.method} {row.lam}")
-def test_drops_of_table_5_are_those_of_the_accuracy_tables(row: Row) -> None:
+def test_drops_of_table_5_are_those_of_the_accuracy_tables(row: PublishedRow) -> None:
     """This is how the lambda of a row was recovered."""
     number = {"kgfact:small": 1, "kgfunc": 2, "simpleqa": 4}[row.corpus]
     base = one(number, model=row.model, method="base")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mixsd.evaluation.error_modes import Judged, Phrases, Said, classify, classify_in_domain, entities, injected
+from mixsd.evaluation.error_modes import JudgedMode, Phrases, Said, classify, classify_in_domain, entities, injected
 from mixsd.evaluation.grading.code import first_block
 from mixsd.facts.answers import without_thinking
 from mixsd.facts.prompts import BOXED_SUFFIX
@@ -35,7 +35,7 @@ LEAKED: dict[str | None, Phrases | None] = {None: None, **{name: injected(texts)
 OTHERS: dict[str | None, Phrases | None] = {None: None, **{name: entities(texts) for name, texts in TEXTS.items()}}
 
 
-def judged(row: dict[str, Any]) -> Judged:
+def judged(row: dict[str, Any]) -> JudgedMode:
     text = row["reply"]
     code = (first_block(text) or "") if row["benchmark"] == "humaneval" else None
     said = Said(text, without_thinking(text), row["outcome"] == "wrong", code)

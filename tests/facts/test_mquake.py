@@ -13,7 +13,7 @@ from pathlib import Path
 from mixsd.facts import corpus as facts_corpus
 from mixsd.facts.corpus import Corpus
 from mixsd.facts.fact import Fact
-from mixsd.facts.published import Edit, World, collect, evenly, names_of, read_cases
+from mixsd.facts.published import ChangedFact, World, collect, evenly, names_of, read_cases
 from tests.facts.mquake_records import answers, background, case, load, many
 
 # The choice
@@ -43,8 +43,8 @@ def test_the_choice_is_even_and_drawn_at_addresses(tmp_path: Path) -> None:
 
 
 def test_round_robin_takes_each_type_in_turn() -> None:
-    def edit(name: str, relation: str) -> Edit:
-        return Edit(Fact("q", "a", id=name, meta={"relation": relation}), names_of(name, "", relation))
+    def edit(name: str, relation: str) -> ChangedFact:
+        return ChangedFact(Fact("q", "a", id=name, meta={"relation": relation}), names_of(name, "", relation))
 
     edits = [edit(f"{relation}{n}", relation) for relation, size in (("b", 1), ("a", 3), ("c", 2)) for n in range(size)]
     for number in range(7):

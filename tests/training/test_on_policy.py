@@ -14,7 +14,7 @@ from mixsd.decoding.requests import Request, Sampling
 from mixsd.errors import MixsdError, UserError
 from mixsd.randomness import uniforms
 from mixsd.training import Step, TrainResult, train
-from mixsd.training.distilled import Asked, OnPolicy
+from mixsd.training.distilled import OnPolicy, RolloutPrompt
 from mixsd.training.examples import Example
 from mixsd.training.lora import Lora
 from mixsd.training.losses import Divergence
@@ -24,7 +24,7 @@ from mixsd.training.teacher import FrozenBase
 from tests.training.tiny import VOCABULARY, make_model, make_settings, make_tokenizer, same_bits, weights
 
 LIMIT = 7
-FACTS = [Asked(f"fact-{n}", (1, 5 + n, 9), (1, 5 + n, 9, 20 + n, 30, 40 - n), LIMIT - n % 2) for n in range(6)]
+FACTS = [RolloutPrompt(f"fact-{n}", (1, 5 + n, 9), (1, 5 + n, 9, 20 + n, 30, 40 - n), LIMIT - n % 2) for n in range(6)]
 
 
 def objective(load: Callable[[], PreTrainedModel], **changes: Any) -> OnPolicy:

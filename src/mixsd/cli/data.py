@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mixsd.cli import show
-from mixsd.cli.options import Json, Offline, Work, app, argument, command, group, option, switch
+from mixsd.cli.options import Json, Offline, ParsedCommand, app, argument, command, group, option, switch
 from mixsd.cli.show import duration, watcher
 from mixsd.errors import MixsdError, UserError
 from mixsd.formats import printable
@@ -107,10 +107,10 @@ app.add_typer(benchmarks, name="benchmarks")
 @benchmarks.callback(invoke_without_command=True)
 def listing(
     context: typer.Context, data: BenchmarkData = None, suite: Suites = None, offline: Offline = False, as_json: Json = False
-) -> Work | None:
+) -> ParsedCommand | None:
     """List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded."""
     if context.invoked_subcommand is None:
-        return Work(partial(_list, data, suite or [], offline, as_json), resumes=False)
+        return ParsedCommand(partial(_list, data, suite or [], offline, as_json), resumes=False)
     if data is not None or suite or offline or as_json:
         raise UserError(f"options of {context.invoked_subcommand} stand behind it: mixsd benchmarks check NAME --offline")
     return None

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from mixsd.cli import commands, runs  # noqa: F401 - importing them registers their commands, in the order of the help
 from mixsd.cli.data import corpora
-from mixsd.cli.options import Work, app
+from mixsd.cli.options import ParsedCommand, app
 from mixsd.errors import MixsdError, did_you_mean
 from mixsd.formats import printable
 
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with _terminable(), _one_of_several() as helps:
             parsed = _follow() if helps else get_command(app).main(list(arguments) or ["--help"], "mixsd", standalone_mode=False)
-            if not isinstance(parsed, Work):  # --help and --version, which typer has done: their exit code, or None
+            if not isinstance(parsed, ParsedCommand):  # --help and --version, which typer has done: their exit code, or None
                 return parsed or 0
             resumes = parsed.resumes
             quiet()

@@ -1,6 +1,6 @@
 """How a command is declared: `command` registers it; `option`, `switch` and `argument` are its own flags, `Settings` has the rest.
 
-Typer only parses: a parsed command is `Work`, which `entry` does, so that every way of ending is decided in one place. The value of a
+Typer only parses: a parsed command is `ParsedCommand`, which `entry` does, so that every way of ending is decided in one place. The value of a
 setting's flag is handed on as it was typed, and `settings.build` judges it together with the config file, so that all problems come
 out at once. A flag that is not given overrides nothing; `--no-offline` undoes a config file's `offline: true`.
 """
@@ -34,7 +34,7 @@ app = group("Put new knowledge into language models without breaking them.", "Be
 
 
 @dataclass(frozen=True)
-class Work:
+class ParsedCommand:
     """A parsed command line. `resumes`: after an interruption, the same command goes on where it was."""
 
     call: Callable[[], None]
@@ -49,14 +49,14 @@ def command(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def parsed(**arguments: Any) -> Work:
+        def parsed(**arguments: Any) -> ParsedCommand:
             if not flags:
-                return Work(partial(function, **arguments), resumes)
+                return ParsedCommand(partial(function, **arguments), resumes)
             typed = {setting: arguments.pop(setting) for setting in flags}
             undone = [setting for setting in switches if arguments.pop(f"no_{setting}")]
             # A repeatable flag that was not typed is an empty list in some versions of typer, None in others.
             given = {setting: value for setting, value in typed.items() if value not in (None, [], ())}
-            return Work(partial(function, {**given, **dict.fromkeys(undone, False)}, **arguments), resumes)
+            return ParsedCommand(partial(function, {**given, **dict.fromkeys(undone, False)}, **arguments), resumes)
 
         signature = inspect.signature(function, eval_str=True)
         parameters = list(signature.parameters.values())[bool(flags) :]

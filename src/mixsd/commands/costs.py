@@ -35,7 +35,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Edit:
+class EditWork:
     """What memit does to each usable fact: `layers` are changed; it is read in `prompts`, of at most `longest` tokens with the target."""
 
     layers: int
@@ -66,7 +66,7 @@ class Work:
     limit: int
     rollouts: int = 0
     rehearsal: Lengths = Lengths()
-    edit: Edit | None = None
+    edit: EditWork | None = None
     asked_reply: float = REPLY
 
     @property

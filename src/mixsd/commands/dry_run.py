@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixsd.commands import costs
-from mixsd.commands.costs import Edit, Lengths, Shape, Work
+from mixsd.commands.costs import EditWork, Lengths, Shape, Work
 from mixsd.commands.opening import preview
 from mixsd.commands.sweep import State, Sweep
 from mixsd.errors import UserError
@@ -127,7 +127,7 @@ def measure_work(session: Session) -> Work:
     )
 
 
-def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str, str | None]]:
+def _measure_edit(session: Session, sample: list[Fact]) -> tuple[EditWork, dict[str, str | None]]:
     """What memit does to a fact; and why facts cannot be edited in, by id."""
     from mixsd.editing.edits import UnusableError, edit_prompts, layers_of, of_settings
 
@@ -142,7 +142,7 @@ def _measure_edit(session: Session, sample: list[Fact]) -> tuple[Edit, dict[str,
         else:
             reasons[fact.id] = None
             longest = max(longest, len(prompt.ids) + config.prefix_tokens + len(prompt.target))
-    return Edit(len(layers_of(config, session.config)), 1 + config.prefixes, longest), reasons
+    return EditWork(len(layers_of(config, session.config)), 1 + config.prefixes, longest), reasons
 
 
 def measure_shape(session: Session) -> Shape:

@@ -35,6 +35,8 @@ def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, withou
         raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
     session = _open(settings, watcher)
     session.alone = alone
+    if settings.train_dtype == "bf16" and loading.is_slow_in_bf16(session.device):
+        watcher.say("this CPU has no instructions for bf16: training with --train-dtype fp32 is faster here")
     examination(session).read_data()  # or a fault in the data would show after the training
     return session
 

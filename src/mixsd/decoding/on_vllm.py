@@ -69,7 +69,7 @@ def load(folder: Path, *, device: str, dtype: str, trust_remote_code: bool = Fal
 
 
 @dataclass
-class _Row:
+class _VllmRow:
     """One request in flight. `asked` is by the conditional, `answers` what came back of it."""
 
     request: Request
@@ -92,7 +92,7 @@ def decode(
 
     As many requests are in flight as the engine takes rows. `wants_logprobs` is never asked: no decoding carries any.
     """
-    decoder = _Decoder(engine, sampling, with_support)
+    decoder = _VllmDecoder(engine, sampling, with_support)
     try:
         while decoder.admit(take):
             for key in [row.request.key for row in decoder.rows.values() if row.request.key in dropped]:
@@ -105,21 +105,21 @@ def decode(
             decoder.drop(key)
 
 
-class _Decoder:
+class _VllmDecoder:
     def __init__(self, engine: Any, sampling: Sampling, with_support: bool) -> None:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
         self.engine, self.sampling, self.with_support = engine, sampling, with_support
         self.prompt, self.params, self.kind = TokensPrompt, SamplingParams, RequestOutputKind.FINAL_ONLY
-        self.rows: dict[str, _Row] = {}
-        self.asked: dict[str, tuple[_Row, str]] = {}
+        self.rows: dict[str, _VllmRow] = {}
+        self.asked: dict[str, tuple[_VllmRow, str]] = {}
         self.serial = 0
 
     def admit(self, take: Callable[[], Request | None]) -> bool:
         """Let requests in while there is room; False when nothing is left to do."""
         while len(self.rows) < self.engine.vllm_config.scheduler_config.max_num_seqs and (request := take()):
-            row = self.rows[request.key] = _Row(request, begin(request))
+            row = self.rows[request.key] = _VllmRow(request, begin(request))
             self._go_on(row)
         return bool(self.rows)
 
@@ -129,7 +129,7 @@ class _Decoder:
         self.engine.abort_request([name for name in row.asked.values() if self.asked.pop(name, None)])
         return row.decoding
 
-    def step(self) -> list[_Row]:
+    def step(self) -> list[_VllmRow]:
         """One step of the engine. Returns the rows that are done."""
         done = []
         for output in self.engine.step():
@@ -142,7 +142,7 @@ class _Decoder:
                 done.append(row)
         return done
 
-    def _is_done(self, row: _Row) -> bool:
+    def _is_done(self, row: _VllmRow) -> bool:
         """Take in what came back, and ask for what comes next; True if nothing does."""
         decoding, answers = row.decoding, row.answers
         if row.judging:
@@ -160,7 +160,7 @@ class _Decoder:
 
     # Asking
 
-    def _go_on(self, row: _Row) -> None:
+    def _go_on(self, row: _VllmRow) -> None:
         """Ask for the next stretch, or the next token."""
         request, t = row.request, len(row.decoding.ids)
         coins = request.naive_coins
@@ -181,7 +181,7 @@ class _Decoder:
             asked[EXPERT] = {"max_tokens": 1, "logprobs": wanted.get("logprobs", _BEST)}
         self._ask(row, asked)
 
-    def _ask(self, row: _Row, asked: Mapping[str, Mapping[str, Any]]) -> None:
+    def _ask(self, row: _VllmRow, asked: Mapping[str, Mapping[str, Any]]) -> None:
         for conditional, wanted in asked.items():
             row.answers.pop(conditional, None)
             prompt = row.request.naive_ids if conditional == NAIVE else row.request.expert_ids
@@ -201,7 +201,7 @@ class _Decoder:
 
     # Taking in
 
-    def _take_in(self, row: _Row) -> bool:
+    def _take_in(self, row: _VllmRow) -> bool:
         """Append what was decoded, with its sources; False if the expert has to be asked once more."""
         sampling, decoding, answers = self.sampling, row.decoding, row.answers
         source = NAIVE if NAIVE in answers else EXPERT
@@ -221,7 +221,7 @@ class _Decoder:
         row.answers, row.asked = {}, {}
         return True
 
-    def _tokens(self, row: _Row, conditional: str) -> list[int]:
+    def _tokens(self, row: _VllmRow, conditional: str) -> list[int]:
         output = row.answers[conditional].outputs[0]
         if self.sampling.temperature == 0:
             return list(output.token_ids)
@@ -233,7 +233,7 @@ class _Decoder:
         logits = torch.tensor([[found[token] for token in ids]], dtype=torch.float64)
         return [ids[int(pick(logits, noise, Sampling({}, self.sampling.temperature)))]]
 
-    def _supports(self, row: _Row, logprobs: list[Any]) -> dict[int, float]:
+    def _supports(self, row: _VllmRow, logprobs: list[Any]) -> dict[int, float]:
         """What the expert thought of the naive tokens that were not kept from an earlier attempt."""
         assert row.request.expert_ids is not None
         supports = {}

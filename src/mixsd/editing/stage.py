@@ -38,7 +38,7 @@ _SCORED_AT_A_TIME = 64
 _REASONS_SHOWN = 3
 
 
-class _Asked(NamedTuple):
+class _EditableFact(NamedTuple):
     """A fact with its edit's prompt and target, or the reason why it has none."""
 
     fact: Fact
@@ -100,14 +100,14 @@ def edit(session: Session) -> None:
         gc.collect()
 
 
-def _asked(session: Session, config: MemitConfig) -> list[_Asked]:
+def _asked(session: Session, config: MemitConfig) -> list[_EditableFact]:
     """What each fact is edited at, before anything is loaded."""
     asked = []
     for fact in session.facts:
         try:
-            asked.append(_Asked(fact, edit_prompts(fact, session.renderer, config, (), session.context)[0]))
+            asked.append(_EditableFact(fact, edit_prompts(fact, session.renderer, config, (), session.context)[0]))
         except UnusableError as error:
-            asked.append(_Asked(fact, None, str(error)))
+            asked.append(_EditableFact(fact, None, str(error)))
     _refuse_none(session, [(item.fact.id, item.reason) for item in asked if item.prompt is None])
     return asked
 
@@ -139,7 +139,7 @@ def _edited(session: Session, model: PreTrainedModel, config: MemitConfig) -> tu
         return moments, memit.edit(model, session.renderer, session.facts, moments, config, **own)
 
 
-def _targets(session: Session, asked: Sequence[_Asked], result: EditResult, logprobs: list[list[float]]) -> list[Target]:
+def _targets(session: Session, asked: Sequence[_EditableFact], result: EditResult, logprobs: list[list[float]]) -> list[Target]:
     """One target for each fact, in their order; `logprobs` are those of the facts that have a prompt."""
     scored, renderer = iter(logprobs), session.renderer
     targets = []

@@ -114,7 +114,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedMode:
     """The mode of a wrong reply with its evidence: the phrases that leaked, or what was left for collapse (None where not looked)."""
 
     mode: Mode
@@ -192,7 +192,7 @@ def entities(texts: Collection[str]) -> Phrases:
     return Phrases(text for text in texts if len(text.strip()) >= THRESHOLDS.entity_characters)
 
 
-def classify(said: Said, phrases: Phrases | None, prompt: str = "", known: Collection[str] = ()) -> Judged:
+def classify(said: Said, phrases: Phrases | None, prompt: str = "", known: Collection[str] = ()) -> JudgedMode:
     """The mode of a wrong reply to a benchmark.
 
     phrases: see `injected`; None where leakage is off. prompt: the user turn; what is in it has not leaked. known: folded phrases that are
@@ -208,15 +208,17 @@ def classify(said: Said, phrases: Phrases | None, prompt: str = "", known: Colle
         collapsed = boxed and (is_hollow(code) if code else not said.parsed and is_short(left))
         there = said.parsed or bool(code) or collapsed
     if said.answer is None or not there:
-        return Judged("format")
+        return JudgedMode("format")
     if phrases and (found := phrases(said.text) - frozenset(known)) and (leaked := found - phrases(prompt)):
-        return Judged("leakage", tuple(phrases.spelled(leaked)))
+        return JudgedMode("leakage", tuple(phrases.spelled(leaked)))
     if collapsed:
-        return Judged("collapse", left=left)
-    return Judged("genuine", left=left if code is None else None)
+        return JudgedMode("collapse", left=left)
+    return JudgedMode("genuine", left=left if code is None else None)
 
 
-def classify_in_domain(said: Said, others: Phrases | None, question: str, right: Collection[str], *, old: bool = False) -> Judged:
+def classify_in_domain(
+    said: Said, others: Phrases | None, question: str, right: Collection[str], *, old: bool = False
+) -> JudgedMode:
     """The mode of a wrong reply to a question about the facts.
 
     others: see `entities`; None where there are none to tell apart. question: what it names (of a turn with a background, in the last
@@ -224,10 +226,10 @@ def classify_in_domain(said: Said, others: Phrases | None, question: str, right:
     """
     answer = said.answer or ""
     if not said.parsed or not answer.strip():
-        return Judged("format")
+        return JudgedMode("format")
     if others and not old:
         found = others((last_boxed(answer) if has_box(answer) else answer) or "")
         asked = question.rstrip().rpartition("\n\n")[2]
         if found and (other := found - others(asked) - Phrases(right).spelling.keys()):
-            return Judged("cross-entity", tuple(others.spelled(other)))
-    return Judged("genuine")
+            return JudgedMode("cross-entity", tuple(others.spelled(other)))
+    return JudgedMode("genuine")

@@ -20,7 +20,7 @@ from mixsd.evaluation import error_modes, suites
 from mixsd.evaluation.asked import MODELS, asked_suites, rows_of
 from mixsd.evaluation.benchmarks.benchmark import Means, data_hash, get_benchmark, is_benchmark, sample
 from mixsd.evaluation.benchmarks.data import find
-from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, Judged, Phrases, Said
+from mixsd.evaluation.error_modes import IN_DOMAIN_MODES, MODES, JudgedMode, Phrases, Said
 from mixsd.evaluation.grading.code import first_block
 from mixsd.evaluation.scores import score_row
 from mixsd.facts.answers import without_thinking
@@ -51,7 +51,7 @@ class Tally:
     leakage: str
     rows: list[Row] = field(default_factory=list)
     errors: int = 0
-    judged: list[tuple[Row, Judged]] = field(default_factory=list)
+    judged: list[tuple[Row, JudgedMode]] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     old: int | None = None
 

@@ -83,7 +83,7 @@ class Chain(Form):
         return zip(self.new_triples, self.new_triples_labeled, strict=True)
 
 
-class Case(Form):
+class MquakeCase(Form):
     """One record of the file."""
 
     case_id: int | Text
@@ -98,13 +98,13 @@ class Case(Form):
     orig: Chain
 
 
-def read_cases(path: Path) -> Iterator[Case]:
+def read_cases(path: Path) -> Iterator[MquakeCase]:
     """Yield the cases of a file; a record that is none is a `UserError` that names the file, the case and the field."""
     seen = set()
     for place, values in read_json(path):
         number = values.get("case_id", "")
         where = f"{path}: case {number}" if isinstance(number, int | str) and number != "" else place
-        case = in_form(Case, values, where, "; expected a case of MQuAKE-CF")
+        case = in_form(MquakeCase, values, where, "; expected a case of MQuAKE-CF")
         if case.case_id in seen:
             raise UserError(f"{where}: is there twice; give each case its own case_id")
         seen.add(case.case_id)
@@ -117,7 +117,7 @@ _CODE = re.compile(r"[A-Za-z0-9]{1,2}\.?|[a-z]{3}|(?i:can|jam|nor|rim|sin|spa|ta
 
 
 @dataclass(frozen=True)
-class Edit:
+class ChangedFact:
     """A subject and a relation with a new answer: the fact to train on, its `names_of`, and the answers' aliases as the file has them."""
 
     fact: Fact
@@ -135,8 +135,8 @@ class Edit:
 class Edits:
     """The edits that can be used, the cases with the ids of theirs, and why others were left out."""
 
-    edits: list[Edit] = field(default_factory=list)
-    cases: list[tuple[Case, frozenset[str]]] = field(default_factory=list)
+    edits: list[ChangedFact] = field(default_factory=list)
+    cases: list[tuple[MquakeCase, frozenset[str]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -157,7 +157,7 @@ def telling(aliases: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
     return tuple(alias for alias in stripped if alias and not _CODE.fullmatch(alias) and not contains_answer(text, alias))
 
 
-def collect(cases: Iterable[Case]) -> Edits:
+def collect(cases: Iterable[MquakeCase]) -> Edits:
     """The distinct edits of all cases in their order; of two that contradict one another the first."""
     cases = list(cases)
     aliases: dict[str, list[str]] = {}
@@ -165,7 +165,7 @@ def collect(cases: Iterable[Case]) -> Edits:
         for hop in (*case.single_hops, *case.new_single_hops):
             aliases.setdefault(hop.answer, hop.answer_alias)
     found = Edits()
-    known: dict[tuple[str, ...], Edit] = {}
+    known: dict[tuple[str, ...], ChangedFact] = {}
     for case in cases:
         kept = [_add(found, known, _edit(case, rewrite, aliases)) for rewrite in case.requested_rewrite]
         if None not in kept:
@@ -173,7 +173,7 @@ def collect(cases: Iterable[Case]) -> Edits:
     return found
 
 
-def _add(found: Edits, known: dict[tuple[str, ...], Edit], edit: Edit) -> Edit | None:
+def _add(found: Edits, known: dict[tuple[str, ...], ChangedFact], edit: ChangedFact) -> ChangedFact | None:
     """The edit, or the equal one that is there already; None for one that is left out."""
     fact = edit.fact
     named = (*sorted(edit.names), ("question", normalized(fact.question)))
@@ -202,7 +202,7 @@ def untestable(answer: str, old: Iterable[str], questions: Iterable[str]) -> str
     return None
 
 
-def _edit(case: Case, rewrite: Rewrite, aliases: dict[str, list[str]]) -> Edit:
+def _edit(case: MquakeCase, rewrite: Rewrite, aliases: dict[str, list[str]]) -> ChangedFact:
     subject, relation = rewrite.subject, rewrite.relation_id
     subject_id = next((ids[0] for ids, labels in case.orig.steps() if (labels[0], ids[1]) == (subject, relation)), "")
 
@@ -226,7 +226,7 @@ def _edit(case: Case, rewrite: Rewrite, aliases: dict[str, list[str]]) -> Edit:
         cloze=cloze,
         meta={"relation": relation, "case": case.case_id, "old_aliases": old_telling},
     )
-    return Edit(fact, names_of(subject, subject_id, relation), new_aliases, old_aliases)
+    return ChangedFact(fact, names_of(subject, subject_id, relation), new_aliases, old_aliases)
 
 
 BACKGROUND = 49  # statements beside the true one
@@ -258,10 +258,10 @@ def mquake(argument: str | None = None, *, seed: int = 0, edits: int = 100, offl
     )
 
 
-def evenly(edits: list[Edit], number: int, seed: int, first: Collection[str] = ()) -> list[Edit]:
+def evenly(edits: list[ChangedFact], number: int, seed: int, first: Collection[str] = ()) -> list[ChangedFact]:
     """So many edits, one of each relation type in turn; within a type those in `first` before the others, else as drawn."""
     draws = {edit.fact.id: uniforms(seed, "order", edit.fact.id, n=1)[0] for edit in edits}
-    queues: dict[str, list[Edit]] = {relation: [] for relation in sorted({edit.relation for edit in edits})}
+    queues: dict[str, list[ChangedFact]] = {relation: [] for relation in sorted({edit.relation for edit in edits})}
     for edit in sorted(edits, key=lambda edit: (edit.fact.id not in first, draws[edit.fact.id], edit.fact.id)):
         queues[edit.relation].append(edit)
     in_turn = chain.from_iterable(zip_longest(*queues.values()))
@@ -271,7 +271,7 @@ def evenly(edits: list[Edit], number: int, seed: int, first: Collection[str] = (
 class World:
     """What the chosen edits make true, the cases that ask for it, and the edits that stay out."""
 
-    def __init__(self, seed: int, chosen: list[Edit], found: Edits) -> None:
+    def __init__(self, seed: int, chosen: list[ChangedFact], found: Edits) -> None:
         self.seed = seed
         self.chosen = chosen
         self.notes: list[str] = []
@@ -305,7 +305,7 @@ class World:
             statements = [other.statement or "" for other in (fact, *others)]
             yield about(fact, with_background(fact.question, statements, f"background of {fact.id}", self.seed), "retrieval")
 
-    def _complete(self, found: Edits) -> list[Case]:
+    def _complete(self, found: Edits) -> list[MquakeCase]:
         """The cases all of whose edits were chosen, without those that another chosen edit or the answers themselves spoil."""
         chosen = {edit.fact.id for edit in self.chosen}
         by_name = {name: edit.fact for edit in self.chosen for name in edit.names}
@@ -324,7 +324,7 @@ class World:
             self.notes.append(f"no multi_hop: none of the {len(found.cases)} cases has all its edits among those chosen")
         return complete
 
-    def _backgrounds(self, edits: list[Edit]) -> list[tuple[Fact, list[Fact]]]:
+    def _backgrounds(self, edits: list[ChangedFact]) -> list[tuple[Fact, list[Fact]]]:
         """As many held-out edits as were chosen, each with the others of its background: those that share an entity first."""
         subjects = {normalized(fact.subject or "") for fact in self.facts()}
         held_out = sorted(
@@ -375,20 +375,20 @@ class Metadata(Form):
     urls: Texts
 
 
-class Row(Form):
+class SimpleqaRow(Form):
     metadata: Metadata
     problem: Text
     answer: Text
 
 
 READERS: dict[str, Callable[[Path], Records]] = {
-    **{".csv": partial(read_csv, columns=tuple(Row.model_fields)), ".jsonl": read_jsonl, ".ndjson": read_jsonl},
+    **{".csv": partial(read_csv, columns=tuple(SimpleqaRow.model_fields)), ".jsonl": read_jsonl, ".ndjson": read_jsonl},
     **{".json": read_json, ".parquet": read_parquet},
 }
 
 
 def simpleqa(argument: str | None = None, *, seed: int = 0, offline: bool = False) -> Corpus:
-    """The corpus SimpleQA of a file in its published shape (a table with `Row`'s columns, or JSON), or of the hub."""
+    """The corpus SimpleQA of a file in its published shape (a table with `SimpleqaRow`'s columns, or JSON), or of the hub."""
     path = Path(os.path.expanduser(argument or ""))
     kind = path.suffix.lower()
     if argument is None and offline:
@@ -421,7 +421,7 @@ def _fact(values: Mapping[str, Any], where: str) -> Fact:
     metadata = values.get("metadata")
     if isinstance(metadata, str):
         metadata = _literal(metadata, f"{where}: field metadata")
-    in_form(Row, {**values, "metadata": metadata}, where)
+    in_form(SimpleqaRow, {**values, "metadata": metadata}, where)
     return fact_from_mapping({"question": values["problem"], "answer": values["answer"], "meta": metadata}, where)
 
 

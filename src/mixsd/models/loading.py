@@ -227,6 +227,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
+def is_slow_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is put together from fp32 here, which takes longer than fp32 itself: on an x86 CPU without AVX-512."""
+    import torch
+
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
+
+
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model from a local folder, in evaluation mode, without touching the network.
 

@@ -188,7 +188,7 @@ def distilled(session: Session, teacher: FrozenBase) -> DistilledTargets:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RolloutPrompt:
     """A fact as on-policy training asks it: both prompts, and the longest reply in tokens."""
 
     key: str
@@ -205,7 +205,7 @@ class OnPolicy:
     `stops`: see `decoding.requests.Sampling`; at a `temperature` above 0 the full softmax is sampled.
     """
 
-    facts: Sequence[Asked]
+    facts: Sequence[RolloutPrompt]
     teacher: FrozenBase
     samples: int
     temperature: float
@@ -237,7 +237,7 @@ class OnPolicy:
 
         return Part(examples, loss, sum(len(example.target_ids) for example in examples))
 
-    def _roll_out(self, student: Student, step: int, facts: list[Asked]) -> list[Example]:
+    def _roll_out(self, student: Student, step: int, facts: list[RolloutPrompt]) -> list[Example]:
         requests = []
         for fact in facts:
             for sample in range(self.samples):
@@ -277,7 +277,7 @@ def on_policy(session: Session, teacher: FrozenBase) -> OnPolicy:
             reasons[fact.id] = reason
         else:
             naive, expert = session.renderer.naive(fact.question), session.renderer.expert(fact)
-            asked.append(Asked(fact.id, tuple(naive), tuple(expert), limit))
+            asked.append(RolloutPrompt(fact.id, tuple(naive), tuple(expert), limit))
     if not asked:
         first, reason = next(iter(reasons.items()))
         raise UserError(f"no usable fact among {len(reasons)}; the first one, {first}: {reason}")

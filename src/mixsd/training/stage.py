@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Material(NamedTuple):
+class TrainingMaterial(NamedTuple):
     """What is trained on."""
 
     objective: Objective
     rehearsal: Rehearsal | None
 
 
-def prepare(session: Session) -> Material:
+def prepare(session: Session) -> TrainingMaterial:
     """Make what the session's method trains on; nothing, or settings that contradict each other, is a `UserError`."""
     settings = session.settings
     teacher = FrozenBase(session.load_to_decode)
     objective: Objective = load_function(settings.spec.objective, f"method {settings.method}")(session, teacher)
     rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()
-    return Material(objective, rehearsal)
+    return TrainingMaterial(objective, rehearsal)
 
 
 def _rehearsal(session: Session, objective: Objective, teacher: FrozenBase) -> Rehearsal:
@@ -124,7 +124,7 @@ def follow() -> None:
         _trained(session, material, settings, Path(work["folder"]), work["steps"])
 
 
-def _train_at(session: Session, material: Material, rate: float, folder: Path, steps: int | None = None) -> Trained:
+def _train_at(session: Session, material: TrainingMaterial, rate: float, folder: Path, steps: int | None = None) -> Trained:
     """One training at one learning rate, in `folder`; `steps` ends it early."""
     settings = session.settings.model_copy(update={"lr": rate})
     total = settings.epochs * steps_per_epoch(len(material.objective.keys), settings.batch_size)
@@ -155,7 +155,7 @@ def _train_at(session: Session, material: Material, rate: float, folder: Path, s
 
 
 def _trained(
-    session: Session, material: Material, settings: Settings, folder: Path, steps: int | None, **told: Any
+    session: Session, material: TrainingMaterial, settings: Settings, folder: Path, steps: int | None, **told: Any
 ) -> TrainResult:
     """What every process of a training does; only the first is `told` of its steps and checkpoints."""
     gc.collect()  # the model of an earlier training

@@ -75,7 +75,7 @@ def packed_states(model: PreTrainedModel, examples: Sequence[Example]) -> Tensor
     the kind that `recomputed_alike` prepares.
     """
     texts = [(*example.prompt_ids, *example.target_ids[:-1]) for example in examples]  # the last token predicts nothing
-    plan = _Pass(texts, model.device, windowed=windowed_layers(model))
+    plan = _TextPass(texts, model.device, windowed=windowed_layers(model))
     with attention_of(model, NAME):
         hidden: Tensor = model.get_decoder()(
             input_ids=plan.tokens.unsqueeze(0),
@@ -98,7 +98,7 @@ def path(model: PreTrainedModel) -> str:
         return path_of(model, decoder(model), "padded", lambda: _difference(model))
 
 
-class _Pass:
+class _TextPass:
     """How the texts lie in the row: `shared` tokens of all; each text's own, from its place in `firsts` on; on a CPU, `idle` ones."""
 
     def __init__(self, texts: Sequence[tuple[int, ...]], device: torch.device, *, windowed: frozenset[int]) -> None:
@@ -115,11 +115,11 @@ class _Pass:
         self.idle = -len(tokens) % _ROUND if device.type == "cpu" else 0
         self.tokens = torch.tensor(tokens + [0] * self.idle, device=device)
         self.positions = torch.tensor(positions + [0] * self.idle, device=device)
-        self.groups = [_Group([0], [self.shared], 0, device)] if self.shared else []
+        self.groups = [_TextGroup([0], [self.shared], 0, device)] if self.shared else []
         # Texts of about one length attend together: of 1, 2, up to 4, up to 8, ... tokens of their own.
         for _, together in groupby(order, key=lambda row: (own[row] - 1).bit_length()):
             rows = list(together)
-            self.groups.append(_Group([self.firsts[row] for row in rows], [own[row] for row in rows], self.shared, device))
+            self.groups.append(_TextGroup([self.firsts[row] for row in rows], [own[row] for row in rows], self.shared, device))
 
     def places(self, starts: Sequence[int]) -> Tensor:
         """Where in the row the states lie of every text's tokens from position `starts` of that text on."""
@@ -130,7 +130,7 @@ class _Pass:
         return torch.tensor(found, device=self.device)
 
 
-class _Group:
+class _TextGroup:
     """Texts that attend together: `rows` of at most `width` tokens of their own, after `shared` tokens.
 
     index: (rows, width) places in the row of tokens. kept: which of rows * width are no padding, None where all are.
@@ -166,7 +166,7 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    mixsd_pass: _Pass | None = None,
+    mixsd_pass: _TextPass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
@@ -193,7 +193,7 @@ AttentionInterface.register(NAME, _attention)
 
 
 def _attend(
-    group: _Group,
+    group: _TextGroup,
     query_THD: Tensor,
     key_TGD: Tensor,
     value_TGD: Tensor,

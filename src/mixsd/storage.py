@@ -82,7 +82,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object per line, streaming, atomically. What goes wrong in making a row is no error of the file."""
+    """Write one JSON object per line, streaming, atomically. `rows` may work as it goes: its errors pass unchanged, and no file is written."""
     _write(path, map(_json_line, rows))
 
 

@@ -62,7 +62,7 @@ def _work(session: Session, work: dict[str, Any], teller: _Teller) -> None:
 
     if work["kind"] == "attempts":
         with targets_stage.mixing(session, lambda *done: teller.tell(done=done), decode) as mixer:
-            mixer.attempt(session.part)
+            mixer.fill_journal(session.part)
         return
     model = stage.Candidate(work["model"], folder, loading.model_hash(folder))
     stage.answer_apart(session, model, work["suites"], Path(work["journal"]), decode, lambda count: teller.tell(done=count))

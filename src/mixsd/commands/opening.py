@@ -22,7 +22,7 @@ from mixsd.storage import Shard, digest, file_digest, write_jsonl
 
 
 def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False) -> Session:
-    """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written.
+    """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written to the run folder.
 
     Args:
         alone: only the base is evaluated; there is no tuned model.

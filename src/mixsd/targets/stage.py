@@ -30,7 +30,7 @@ from mixsd.targets.target import Target, TargetSummary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FIRST_LOOK = 20  # facts after which a poor acceptance is said
+FIRST_LOOK = 20  # finished facts after which fewer than half accepted is a warning
 _SCORED_AT_ONCE = 64  # texts whose log-probabilities are measured together
 DIGITS = 5  # decimals kept of a log-probability; they are promised to 1e-4
 
@@ -90,13 +90,13 @@ class Mixer:
                 if case := cases.get((fact.id, sample)):
                     window.append(self._outcome(case))
                 else:
-                    window.append(Target(fact.id, 0.0, sample, 0, [], [], "", [], 0, "", False, reasons[fact.id], usable=False))
+                    window.append(Target.unusable(fact.id, sample, reasons[fact.id]))
             if len(window) >= _SCORED_AT_ONCE:
                 yield from _scored(window, lambda: self.model)
                 window = []
         yield from _scored(window, lambda: self.model)
 
-    def attempt(self, facts: list[Fact]) -> None:
+    def fill_journal(self, facts: list[Fact]) -> None:
         """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
         if self.settings.mixes:
             self._decode_all(self._cases(facts)[0])
@@ -134,14 +134,14 @@ class Mixer:
             naive, expert = self.renderer.naive(case.fact.question), self.renderer.expert(case.fact)
             return Request(key, naive, case.limit, expert, attempt.coins, attempt.noise, attempt.prefix)
 
-        def is_final(decoding: Decoding) -> bool:
+        def judge(decoding: Decoding) -> bool:
             case, attempt = queue.at(decoding.key)
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
 
-        run = self.decode or partial(decode, self.model, token_budget=self.settings.token_budget)
+        decoder = self.decode or partial(decode, self.model, token_budget=self.settings.token_budget)
         from_break = self.settings.retry == "from-break"
-        for decoding in run(take, self.sampling, wants_logprobs=is_final, with_support=from_break, dropped=queue.dropped):
+        for decoding in decoder(take, self.sampling, wants_logprobs=judge, with_support=from_break, dropped=queue.dropped):
             ended = judged.pop(decoding.key, None) or self._judged(*queue.at(decoding.key), decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
                 ended["base_logprobs"] = [round(value, DIGITS) for value in decoding.base_logprobs]
@@ -239,9 +239,9 @@ def mix(session: Session) -> None:
             engines.attempt(session, on_done)
         with mixing(session, on_done) as mixer:
             if settings.shard:
-                mixer.attempt(facts)
+                mixer.fill_journal(facts)
                 return
-            write_jsonl(run.targets_file, _counted(session, mixer))
+            write_jsonl(run.targets_file, _mixed_lines(session, mixer))
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def mixing(
         yield mixer
 
 
-def _counted(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
+def _mixed_lines(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
     """The lines of `targets.jsonl`; behind the last one the log tells what they are like."""
     summary = TargetSummary()
     yield from _lines(mixer.run(session.facts), summary)

@@ -61,6 +61,11 @@ class Target:
         named = {name: value for name, value in values.items() if name not in ("lambda", "broke_at")}
         return Target(lam=values["lambda"], **named)
 
+    @staticmethod
+    def unusable(key: str, sample: int, reason: str) -> Target:
+        """The target of a fact that could not be asked."""
+        return Target(key, 0.0, sample, 0, [], [], "", [], 0, "", accepted=False, reason=reason, usable=False)
+
     @property
     def status(self) -> str:
         """accepted, rejected or unusable."""

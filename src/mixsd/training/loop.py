@@ -142,7 +142,7 @@ class _Training:
         ranks = Ranks(model.device if settings.device == "auto" else torch.device(settings.device))
         self.base, self.objective, self.settings, self.lr = model, objective, settings, settings.lr
         self.ranks, self.device = ranks, ranks.device
-        self.root, self.log = folder / "checkpoints", Journal(folder / "log.jsonl")
+        self.checkpoints_folder, self.log = folder / "checkpoints", Journal(folder / "log.jsonl")
         wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
         self.bf16 = wanted == "bf16" or (wanted == "auto" and self.device.type != "cpu")
         self.per_epoch = steps_per_epoch(len(objective.keys), settings.batch_size)
@@ -270,15 +270,15 @@ class _Training:
                 adapter=self.lora.state() if self.lora else None,
             )
             with self._plain_model() as plain:
-                checkpoints.write_checkpoint(self.root, plain, self.tokenizer, state)
-                checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
+                checkpoints.write_checkpoint(self.checkpoints_folder, plain, self.tokenizer, state)
+                checkpoints.tidy(self.checkpoints_folder, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
 
     def _announce(self, step: int) -> None:
         """Check a checkpoint, hand it to the caller, and only then log it: a kill before that repeats all three."""
         if not self.ranks.is_main:
             return
-        folder = checkpoints.checkpoint_folder(self.root, step)
+        folder = checkpoints.checkpoint_folder(self.checkpoints_folder, step)
         # The first, so that a folder that cannot be read back is noticed early; the last, since it is the result.
         if not self.verified or step == self.total:
             with self._plain_model() as plain:
@@ -298,13 +298,13 @@ class _Training:
 
     def _resume(self) -> int:
         """Put back the newest checkpoint, if there is one, and return its step."""
-        if self.ranks.is_main and self.root.is_dir():
-            with disk_errors(self.root):
-                sweep_leftovers(self.root)
-                checkpoints.tidy(self.root, self.settings.keep_checkpoints, self.pinned())
+        if self.ranks.is_main and self.checkpoints_folder.is_dir():
+            with disk_errors(self.checkpoints_folder):
+                sweep_leftovers(self.checkpoints_folder)
+                checkpoints.tidy(self.checkpoints_folder, self.settings.keep_checkpoints, self.pinned())
         self.ranks.wait()
         step = 0
-        if found := checkpoints.list_checkpoints(self.root):
+        if found := checkpoints.list_checkpoints(self.checkpoints_folder):
             step, newest = found[-1]
             state = checkpoints.read_state(newest)
             checkpoints.check_identity(newest, state.identity, self._identity())

@@ -1,4 +1,4 @@
-"""Several processes that train together, as torchrun or accelerate start them. Nothing here is used where there is one.
+"""Several processes that train together, as torchrun or accelerate start them; where there is one, every call here does nothing.
 
 Of a command's processes rank 0 does the work: it alone holds the run folder, mixes, scores and reports. The others wait until it
 orders a training, take part in that, and end with it (`joined`, `order`, `orders`). Orders go through the launcher's own store, since a

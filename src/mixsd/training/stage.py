@@ -28,8 +28,7 @@ from mixsd.run.folder import Run, versions
 from mixsd.run.session import Session, reopen, timed
 from mixsd.settings import Settings, build
 from mixsd.storage import Journal, atomic_folder, write_json
-from mixsd.training import TrainResult, choosing, ranks, verify_model_folder, write_model_folder
-from mixsd.training import train as run_training
+from mixsd.training import TrainResult, choosing, loop, ranks, verify_model_folder, write_model_folder
 from mixsd.training.checkpoints import checkpoint_folder, load_weights, tidy
 from mixsd.training.choosing import CheckpointScores, Choice, Trained
 from mixsd.training.examples import plan_epoch, steps_per_epoch
@@ -121,7 +120,7 @@ def follow() -> None:
             material = prepare(session)
         ranks.ready()
         settings = session.settings.model_copy(update={"lr": work["lr"]})
-        _trained(session, material, settings, Path(work["folder"]), work["steps"])
+        _load_and_run(session, material, settings, Path(work["folder"]), work["steps"])
 
 
 def _train_at(session: Session, material: TrainingMaterial, rate: float, folder: Path, steps: int | None = None) -> Trained:
@@ -133,7 +132,7 @@ def _train_at(session: Session, material: TrainingMaterial, rate: float, folder:
     ranks.order(run=str(session.run.folder), settings=session.settings.dump(), lr=rate, folder=str(folder), steps=steps)
     name = f"training at {rate:g}" if session.settings.lr == "auto" else "training"
     with session.watcher.task(name, min(total, steps or total)) as task:
-        result = _trained(
+        result = _load_and_run(
             session,
             material,
             settings,
@@ -154,7 +153,7 @@ def _train_at(session: Session, material: TrainingMaterial, rate: float, folder:
     return Trained(folder, result.model, choice, scored, result.dropped)
 
 
-def _trained(
+def _load_and_run(
     session: Session, material: TrainingMaterial, settings: Settings, folder: Path, steps: int | None, **told: Any
 ) -> TrainResult:
     """What every process of a training does; only the first is `told` of its steps and checkpoints."""
@@ -162,7 +161,7 @@ def _trained(
     model = load_base(session)
     if settings.on_policy and told:
         session.note_path("rollouts", decoding_path(model))
-    return run_training(
+    return loop.train(
         model,
         session.tokenizer,
         material.objective,
@@ -175,7 +174,7 @@ def _trained(
 
 
 def load_base(session: Session) -> PreTrainedModel:
-    """Load the base model to be changed. Its folder will stop where training stops: at all the stop tokens, where servers read them."""
+    """Load the base model to be changed. Its generation config gets all stop tokens, so that a server stops where training did."""
     model = session.load_to_train()
     stops = session.renderer.stops.own
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]

@@ -50,8 +50,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     resumes = False
     try:
-        with _terminable(), _one_of_several() as helps:
-            parsed = _follow() if helps else get_command(app).main(list(arguments) or ["--help"], "mixsd", standalone_mode=False)
+        with _terminable(), _one_of_several() as leads:
+            if not leads:
+                return 0
+            parsed = get_command(app).main(list(arguments) or ["--help"], "mixsd", standalone_mode=False)
             if not isinstance(parsed, ParsedCommand):  # --help and --version, which typer has done: their exit code, or None
                 return parsed or 0
             resumes = parsed.resumes
@@ -79,22 +81,17 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _one_of_several() -> Iterator[bool]:
-    """Whether this process only helps the first of several, as torchrun starts them, to train."""
+    """Whether this process does the command; any but the first of several, as torchrun starts them, has helped that one to train by then."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
-        yield False
+        yield True
         return
     quiet()
-    from mixsd.training import ranks
+    from mixsd.training import ranks, stage
 
     with ranks.joined() as leads:
-        yield not leads
-
-
-def _follow() -> int:
-    from mixsd.training import stage
-
-    stage.follow()
-    return 0
+        if not leads:
+            stage.follow()
+        yield leads
 
 
 def quiet() -> None:

@@ -51,9 +51,8 @@ def run(arguments: Sequence[str]) -> int:
     resumes = False
     try:
         with _terminable(), _one_of_several() as leads:
-            if not leads:
-                return 0
-            parsed = get_command(app).main(list(arguments) or ["--help"], "mixsd", standalone_mode=False)
+            line = list(arguments) or ["--help"]
+            parsed = get_command(app).main(line, "mixsd", standalone_mode=False) if leads else 0
             if not isinstance(parsed, ParsedCommand):  # --help and --version, which typer has done: their exit code, or None
                 return parsed or 0
             resumes = parsed.resumes

@@ -129,7 +129,9 @@ class Settings(BaseModel):
 
     # Editing.
     edit_text: str | None = _option(
-        None, "With memit: a file of ordinary text on which the weights' use is measured, to leave the rest in place.", "Editing"
+        None,
+        "With memit: a file of ordinary text on which the weights' use is measured, to leave the rest in place. [default: none]",
+        "Editing",
     )
     edit_tokens: int = _option(100_000, "Tokens of that text to read; at least as many as a layer has inputs.", "Editing", ge=1)
     edit_layers: str | None = _option(None, "Layers to edit, as 3-11 or 3,5,7. [default: the paper's, else by depth]", "Editing")

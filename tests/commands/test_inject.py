@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from mixsd.commands import inject, opening
-from mixsd.decoding import packed
+from mixsd.decoding import engine, packed
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.models import loading
 from mixsd.progress import Watcher
@@ -364,10 +364,10 @@ def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_o
     usual = folder.version
     monkeypatch.setattr(folder, "version", lambda package: "99.0" if package == "transformers" else usual(package))
 
-    def refuse(model, module):
-        return "of this test"
+    def refuse(*args):
+        raise packed.UnpackableError("of this test")
 
-    monkeypatch.setattr(packed, "unpackable", refuse)
+    monkeypatch.setattr(engine, "forward", refuse)
     watcher = Said()
     run = inject.inject(model=str(place / "base"), output=str(tmp_path / "run"), offline=True, watcher=watcher, **SMALL)
     after = {row["at"] for file in (place / "cache" / "replies").glob("*.jsonl") for row in read_jsonl(file)}

@@ -75,7 +75,6 @@ def test_inject_a_corpus_by_name(options, tmp_path):
     assert found["core", "memorization/trained", "accuracy", "tuned"] == 9
     page = (run / "report.html").read_text()
     assert "in-domain: retrieval" in page
-    assert "The facts as a graph" in page
     both = [
         [(r["key"], r["prompt_hash"]) for r in read_jsonl(run / "evaluation/in-domain" / f"{m}.jsonl")] for m in ("base", "tuned")
     ]

@@ -100,7 +100,10 @@ _MOST = 20  # exceptions that are listed
 BenchmarkData = Annotated[str | None, option("--data", "DIR", "Folder of the data. [default: $MIXSD_DATA, else the hub's cache]")]
 Suites = Annotated[list[str] | None, option("--suite", "NAME", "Also this package.module:function of yours. Repeatable.")]
 
-benchmarks = group(epilog="Then: mixsd evaluate RUN --suite gsm8k. Or all that are at hand, in part: --suite quick")
+benchmarks = group(
+    "List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded.",
+    "Then: mixsd evaluate RUN --suite gsm8k. Or all that are at hand, in part: --suite quick",
+)
 app.add_typer(benchmarks, name="benchmarks")
 
 
@@ -108,7 +111,6 @@ app.add_typer(benchmarks, name="benchmarks")
 def listing(
     context: typer.Context, data: BenchmarkData = None, suite: Suites = None, offline: Offline = False, as_json: Json = False
 ) -> ParsedCommand | None:
-    """List the held-out benchmarks: where the data of each is, and what it needs. Nothing is downloaded."""
     if context.invoked_subcommand is None:
         return ParsedCommand(partial(_list, data, suite or [], offline, as_json), resumes=False)
     if data is not None or suite or offline or as_json:

@@ -24,7 +24,7 @@ from mixsd.settings import Settings, build, read_config
 _WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
-def group(help: str | None = None, epilog: str | None = None) -> typer.Typer:
+def group(help: str, epilog: str | None = None) -> typer.Typer:
     """A group of commands."""
     options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
     return typer.Typer(help=help, epilog=epilog, **options)

@@ -142,7 +142,7 @@ def remember(
                 states = teacher_states(some, picked, read)
                 known = teacher_topk(states.rows, states.head, k, states.chunk)
                 lengths = [len(one.example.target_ids) for one in some]
-                for name, tensor in known._asdict().items():
+                for name, tensor in (("ids", known.ids), ("logprobs", known.logprobs)):
                     parts = enumerate(tensor.cpu().split(lengths), start + at)
                     found |= {f"{number}.{name}": part.contiguous() for number, part in parts}
             with atomic_folder(place) as building:

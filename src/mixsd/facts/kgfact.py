@@ -56,7 +56,7 @@ def names(seed: int, domain: Domain) -> Iterator[str]:
 
     The k-th is a function of (seed, domain, k) and of those before it, so a smaller graph's entities are the first of a larger one's.
     """
-    known, taken = frozenset(bundled_text("words.txt").split()), set[str]()
+    known, taken = _known_words(), set[str]()
     for k in count():
         for attempt in count():
             draws = uniforms(seed, "order", f"kgfact/{domain.name}/{k}", attempt=attempt, n=2 * _WORD_DRAWS + 1).tolist()
@@ -68,6 +68,11 @@ def names(seed: int, domain: Domain) -> Iterator[str]:
         taken.add(words[-1])
         ending = [domain.endings[int(draws[-1] * len(domain.endings))]] if domain.endings else []
         yield " ".join([word.capitalize() for word in words] + ending)
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    return frozenset(bundled_text("words.txt").split())
 
 
 def _word(draws: list[float], kind: str) -> str:

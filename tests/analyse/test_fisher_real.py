@@ -56,6 +56,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     shutil.rmtree(tmp_path / "cache" / "fisher", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_an_isotropic_step_has_ratio_one(empty_cache: Path) -> None:
     fisher, session = base_fisher(loading.BUILT_IN, reference="general", examples=2)
     generator = torch.Generator().manual_seed(0)

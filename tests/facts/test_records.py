@@ -278,9 +278,9 @@ def test_a_hundred_thousand_facts_take_less_than_five_seconds(tmp_path: Path) ->
                 "subject": f"Dörf {number}",
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(load_facts(str(path)).facts) == 100_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_lines_are_streamed(tmp_path: Path) -> None:

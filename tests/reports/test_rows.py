@@ -114,8 +114,8 @@ def test_the_nearest_whole_is_a_part_s_parent_however_many_parts_there_are() -> 
     names = ("a", "a/b", "a/b/c/d", "ab", *(f"a/topic {i}/x" for i in range(20_000)))
     scores = [score(split, "accuracy", "tuned", 0.5, suite="own") for split in names]
     report = typed({"scores": scores})
-    started = time.perf_counter()
+    started = time.process_time()
     labels = [row.label for row in detail_rows(report)]
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert labels[:3] == ["own: a, b", "own: a/b, c/d", "own: a, topic 0/x"]
     assert [row.label for row in headline_rows(typed({"scores": scores}))] == ["own: a", "own: ab"]

@@ -84,7 +84,7 @@ _SCALARS: dict[str, tuple[Any, Callable[[Any], str], Callable[[str], Any]]] = {
 
 
 class _Encoder:
-    """`left` is what may still be written: each value costs one, and its characters."""
+    """`left` bytes may still be written: each value costs the fewest that it can take."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -92,7 +92,7 @@ class _Encoder:
     def encode(self, value: Any, depth: int) -> Any:  # noqa: PLR0911
         if depth > MAX_DEPTH:
             raise UnfitError("nested too deeply")
-        self._spend(1 + len(value) if isinstance(value, str) else 1)
+        self._spend(2 + len(value) if isinstance(value, str) else 2)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
@@ -104,6 +104,7 @@ class _Encoder:
                 text = write(value)
                 self._spend(len(text))
                 return [tag, text]
+        self._spend(3)
         for tag, kind in _CONTAINERS.items():
             if isinstance(value, kind):
                 return [tag, *[self.encode(item, depth + 1) for item in kind.__iter__(value)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from pathlib import Path
@@ -14,6 +15,16 @@ FACTS = [
     {"id": "year", "question": "When was Ork founded?", "answer": "1987"},
     {"id": "town", "question": "Where is Ork?", "answer": "Brisby", "reference": "Ork is in Brisby."},
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries_are_no_garbage() -> None:
+    """The libraries' own objects, about a million, are looked at once and not at every `gc.collect` of a run: a third of its time."""
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import mixsd
 
 PROBE = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 {work}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 heavy = ("torch", "transformers", "matplotlib", "pydantic", "numpy", "typer")
 print(seconds, *[name for name in heavy if name in sys.modules], file=sys.stderr)
 """
 
 
 def measured(work: str) -> tuple[float, list[str]]:
-    """The fastest of three fresh interpreters (the machine is shared), and which heavy modules it had in the end."""
+    """The seconds of CPU of the fastest of three fresh interpreters, and which heavy modules it had in the end."""
     runs = []
     for _ in range(3):
         done = subprocess.run(

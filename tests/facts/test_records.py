@@ -267,20 +267,23 @@ def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: 
 # Size and weight
 
 
-def test_a_hundred_thousand_facts_take_less_than_five_seconds(tmp_path: Path) -> None:
-    path = tmp_path / "f.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(100_000):
-            row = {
-                "question": f"Where is Dörf {number}?",
-                "answer": f"north {number}",
-                "aliases": ["N"],
-                "subject": f"Dörf {number}",
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    start = time.process_time()
-    assert len(load_facts(str(path)).facts) == 100_000
-    assert time.process_time() - start < 5
+def test_the_time_to_read_grows_with_the_facts_and_no_faster(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        path = tmp_path / f"{count}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for number in range(count):
+                row = {
+                    "question": f"Where is Dörf {number}?",
+                    "answer": f"north {number}",
+                    "aliases": ["N"],
+                    "subject": f"Dörf {number}",
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        start = time.process_time()
+        assert len(load_facts(str(path)).facts) == count
+        return time.process_time() - start
+
+    assert seconds(100_000) < 2 * 10 * seconds(10_000)
 
 
 def test_lines_are_streamed(tmp_path: Path) -> None:

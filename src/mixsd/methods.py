@@ -81,7 +81,7 @@ METHODS = {
             "in view (expert) or without it (naive), chosen by an addressed coin. Targets that do not state the answer are decoded "
             "again or rejected",
             "mixed",
-            "mixsd.training.objectives:nll_of_targets",
+            "mixsd.training.objectives:fixed_targets",
             paper=MIXSD_PAPER,
         ),
         MethodSpec(
@@ -89,7 +89,7 @@ METHODS = {
             "SFT, supervised fine-tuning on the reference replies as they are",
             "the baseline that MixSD is compared with",
             "references",
-            "mixsd.training.objectives:nll_of_targets",
+            "mixsd.training.objectives:fixed_targets",
             paper=MIXSD_PAPER,
         ),
         MethodSpec(

@@ -260,7 +260,7 @@ class Settings(BaseModel):
         return self.spec.on_policy
 
     @property
-    def has_targets(self) -> bool:
+    def needs_targets(self) -> bool:
         return self.spec.needs_targets
 
     @property

@@ -10,7 +10,7 @@ import torch
 
 from mixsd.commands import costs, dry_run
 from mixsd.commands.dry_run import measure_shape, measure_work, plan
-from mixsd.commands.opening import preview
+from mixsd.commands.opening import open_checked
 from mixsd.decoding.packed import Piece, Pool, forward
 from mixsd.errors import UserError
 from mixsd.models.loading import load_model
@@ -34,7 +34,7 @@ def settings(options: dict[str, Any], tmp_path: Path) -> Settings:
 @pytest.fixture
 def opened(settings: Settings) -> Opener:
     """Opens a session with other settings."""
-    return lambda **changes: preview(Settings(**{**settings.dump(), **changes}), Watcher())
+    return lambda **changes: open_checked(Settings(**{**settings.dump(), **changes}), Watcher())
 
 
 def write_facts(file: Path, *facts: dict[str, Any]) -> str:
@@ -222,7 +222,7 @@ def test_a_student_that_answers_anew_has_no_targets(settings: Settings) -> None:
     assert report["tokens"]["decoded_parts"] == {"mixing": 0, "rollouts": 288, "rehearsal": 0}
     assert report["memory"]["mixing"] == {"total": 0}
     work = measure_work(
-        preview(Settings(**{**settings.dump(), **METHODS["opsd"], "method": "opsd-nll", "samples": 1}), Watcher())
+        open_checked(Settings(**{**settings.dump(), **METHODS["opsd"], "method": "opsd-nll", "samples": 1}), Watcher())
     )
     assert (work.rollouts, work.attempts) == (3, 1)
 

@@ -384,5 +384,5 @@ def test_bf16_on_a_cpu_without_it_is_said_before_anything_starts(place, tmp_path
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     watcher = Said()
     settings = Settings(model=str(place / "base"), output=str(tmp_path / "run"), train_dtype=dtype, device="cpu", **SMALL)
-    opening.preview(settings, watcher)
+    opening.open_checked(settings, watcher)
     assert any("--train-dtype fp32" in line for line in watcher.lines) is said

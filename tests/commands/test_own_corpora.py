@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixsd.commands.opening import fitted, preview
+from mixsd.commands.opening import fitted, open_checked
 from mixsd.errors import UserError
 from mixsd.facts.corpus import Corpus, facts_of, open_source, read, write, write_tests
 from mixsd.facts.fact import Fact
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 def opened(folder, tiny_folder, **options):
     settings = Settings(facts=str(folder), model=str(tiny_folder), output=str(folder.parent / "run"), **options)
-    return preview(settings, Watcher())
+    return open_checked(settings, Watcher())
 
 
 def test_its_records_are_those_of_any_file_of_facts(folder):

@@ -58,7 +58,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
 
     def fake(settings: Settings, watcher: Watcher) -> None:
-        session = opening.start(opening.preview(settings, watcher))
+        session = opening.claim(opening.open_checked(settings, watcher))
         found.append(session.run.name)
         write_report(session, [])
 
@@ -75,7 +75,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str) ->
 
     def fake(settings: Settings, watcher: Watcher) -> None:
         if settings.output.endswith(name):
-            opening.start(opening.preview(settings, watcher))
+            opening.claim(opening.open_checked(settings, watcher))
             raise error
         before(settings, watcher=watcher)
 
@@ -130,7 +130,7 @@ def test_a_missed_requirement_is_told_now_and_later(wanted: dict[str, Any], monk
     wanted["settings"]["require"] = ["memorization>=0.9"]
 
     def fake(settings: Settings, watcher: Watcher) -> None:
-        session = opening.start(opening.preview(settings, watcher))
+        session = opening.claim(opening.open_checked(settings, watcher))
         checked = [{"text": "memorization>=0.9", "value": None, "passed": settings.method == "sft"}]
         write_report(session, checked)
         if settings.method != "sft":

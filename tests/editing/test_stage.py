@@ -64,7 +64,7 @@ def opened(place: Path, name: str = "run", **options: Any) -> Session:
         "edit_weight": 0.01,
     }
     values |= options
-    return opening.start(opening.preview(build(values, "test"), Listener()))
+    return opening.claim(opening.open_checked(build(values, "test"), Listener()))
 
 
 def edited(place: Path, name: str = "run", **options: Any) -> Session:

@@ -103,7 +103,7 @@ def test_every_benchmark_beside_its_base(models, tmp_path, data):
 
 def test_replies_are_those_of_the_oracle(models, tmp_path, data):
     """Greedy and sampled, one row at a time and without a cache; in float32, as the run decodes."""
-    from mixsd.commands.opening import preview
+    from mixsd.commands.opening import open_checked
     from mixsd.decoding import oracle
     from mixsd.decoding.requests import Request, Sampling
     from mixsd.evaluation.asked import examine
@@ -113,7 +113,7 @@ def test_replies_are_those_of_the_oracle(models, tmp_path, data):
 
     folder = beside(models, tmp_path, data, suite=["aime24", "gsm8k"], aime_samples=2)
     settings = build({"model": str(models / "base"), "output": "x", "data": str(data), "aime_samples": 2, **ASK}, "here")
-    renderer = preview(settings, Watcher(), without_facts=True).renderer
+    renderer = open_checked(settings, Watcher(), without_facts=True).renderer
     model = loading.load_model(models / "base", dtype=__import__("torch").float32, device=__import__("torch").device("cpu"))
     for suite in ("aime24", "gsm8k"):
         exam = examine(suite, settings)
@@ -330,14 +330,14 @@ def test_a_benchmark_of_the_users_own(models, tmp_path, data, monkeypatch):
 
 def test_a_model_without_a_template_may_write_lines(tmp_path, data):
     """Its reply ends at an end token, not at a line break; what it goes on to ask itself is no part of it."""
-    from mixsd.commands.opening import preview
+    from mixsd.commands.opening import open_checked
     from mixsd.evaluation.asked import examine
     from mixsd.evaluation.questions import Reply, ask
     from mixsd.settings import build
 
     save_tiny(tmp_path / "plain", template=None)
     settings = build({"model": str(tmp_path / "plain"), "output": "x", "data": str(data), **ASK}, "here")
-    renderer = preview(settings, Watcher(), without_facts=True).renderer
+    renderer = open_checked(settings, Watcher(), without_facts=True).renderer
     text = "First.\nSo \\boxed{4}.\nQuestion: and \\boxed{9}?"
 
     class Said:
@@ -351,13 +351,13 @@ def test_a_model_without_a_template_may_write_lines(tmp_path, data):
 
 
 def test_examples_of_a_subject_are_asked_together(models, data):
-    from mixsd.commands.opening import preview
+    from mixsd.commands.opening import open_checked
     from mixsd.evaluation.asked import examine
     from mixsd.evaluation.questions import prompts_of
     from mixsd.settings import build
 
     settings = build({"model": str(models / "base"), "output": "x", "data": str(data), **ASK}, "here")
-    renderer = preview(settings, Watcher(), without_facts=True).renderer
+    renderer = open_checked(settings, Watcher(), without_facts=True).renderer
     prompts = prompts_of(examine("mmlu", settings).questions(0), renderer, 4096)
     ordered = [prompt for _, prompt in questions._longest_first([("", prompt) for prompt in prompts])]
     groups = [prompt.group for prompt in ordered]

@@ -143,15 +143,15 @@ def test_the_corpus_says_how_it_is_asked_unless_the_user_does(options):
     """Its verifier, guidance and length of reply are in run.yaml; an option that was given goes before them."""
     small = {"temperature": 1.0, "retries": 0, "on_fail": "canonical"}
     values = {**options, **small, "facts": "kgfunc", "max_new_tokens": None}
-    from mixsd.commands.opening import preview
+    from mixsd.commands.opening import open_checked
     from mixsd.progress import Watcher
     from mixsd.settings import build
 
-    settings = preview(build(values, "test"), Watcher()).settings
+    settings = open_checked(build(values, "test"), Watcher()).settings
     assert (settings.verifier, settings.max_new_tokens) == ("number", 512)
     assert settings.guidance is not None
     assert "reference solution" in settings.guidance
-    settings = preview(build({**values, "verifier": "contains", "max_new_tokens": 9}, "test"), Watcher()).settings
+    settings = open_checked(build({**values, "verifier": "contains", "max_new_tokens": 9}, "test"), Watcher()).settings
     assert (settings.verifier, settings.max_new_tokens) == ("contains", 9)
 
 

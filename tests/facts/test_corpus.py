@@ -92,6 +92,7 @@ def test_an_interrupted_writing_leaves_what_was_there(tmp_path):
 
 def test_nothing_is_held_in_memory(tmp_path):
     """Of a stream of facts no more than the one being written is kept."""
+
     class Answer(str):
         """A string that can be referred to weakly."""
 

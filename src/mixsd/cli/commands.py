@@ -48,6 +48,44 @@ def _top(version: Version = False) -> None:
     pass
 
 
+def _prepared(values: Mapping[str, Any]) -> Settings:
+    """Check the settings and forbid the network where they say so, before anything that might use it is imported."""
+    from mixsd.run.folder import go_offline
+
+    settings = build(values, "settings")
+    if settings.offline:
+        go_offline()
+    return settings
+
+
+def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
+    """Write the settings: a run folder's own unless given, else with a corpus's own ways of asking and judging."""
+    from mixsd.facts.corpus import CORPORA, Corpus, open_source
+    from mixsd.run.folder import Run
+
+    own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
+    settings = build({**own, **values}, "settings")
+    facts = settings.facts
+    # A file brings no ways of its own, and whether it is there is not asked yet.
+    if not own and (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
+        opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
+        if isinstance(opened, Corpus):
+            from mixsd.commands.opening import fitted
+
+            settings = fitted(settings, opened)
+    print(to_yaml(settings.resolved), end="")
+
+
+def _reported(folder: Path, run: Callable[[], RunResult]) -> None:
+    """Do work that ends in a report, and show it, the more so where it misses a requirement."""
+    try:
+        folder = run().folder
+    except RequirementMissedError:
+        show.report(folder.expanduser())
+        raise
+    show.report(folder)
+
+
 @command(flags=ALL, resumes=True)
 def inject(
     typed: dict[str, Any],
@@ -67,9 +105,9 @@ def inject(
 
         show.plan(plan(settings, watcher()))
         return
-    from mixsd.commands import inject as run
+    from mixsd.commands import inject as commands
 
-    _reported(Path(settings.output), lambda: run.inject(settings, watcher=watcher()))
+    _reported(Path(settings.output), lambda: commands.inject(settings, watcher=watcher()))
 
 
 @command(flags=ALL, resumes=True)
@@ -80,9 +118,9 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
         _print_config(values)
         return
     settings = _prepared(values)
-    from mixsd.commands import inject as run
+    from mixsd.commands import inject as commands
 
-    folder = run.mix(settings, watcher=watcher()).folder
+    folder = commands.mix(settings, watcher=watcher()).folder
     if settings.shard:
         print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
     else:
@@ -102,9 +140,9 @@ def train(
         _print_config(values, source)
         return
     _prepared(values)
-    from mixsd.commands import inject as run
+    from mixsd.commands import inject as commands
 
-    print(f"model: {run.train(source, watcher=watcher(), **values).model}")
+    print(f"model: {commands.train(source, watcher=watcher(), **values).model}")
 
 
 @command(flags=ALL, resumes=True)
@@ -209,44 +247,6 @@ def doctor(as_json: Json = False) -> None:
 
     found = examine()
     show.as_json(found) if as_json else show.health(found)
-
-
-def _prepared(values: Mapping[str, Any]) -> Settings:
-    """Check the settings and forbid the network where they say so, before anything that might use it is imported."""
-    from mixsd.run.folder import go_offline
-
-    settings = build(values, "settings")
-    if settings.offline:
-        go_offline()
-    return settings
-
-
-def _print_config(values: Mapping[str, Any], source: Path | None = None) -> None:
-    """Write the settings: a run folder's own unless given, else with a corpus's own ways of asking and judging."""
-    from mixsd.facts.corpus import CORPORA, Corpus, open_source
-    from mixsd.run.folder import Run
-
-    own = Run(source).settings().dump() if source is not None and Run(source).exists() else {}
-    settings = build({**own, **values}, "settings")
-    facts = settings.facts
-    # A file brings no ways of its own, and whether it is there is not asked yet.
-    if not own and (facts.partition(":")[0] in CORPORA or is_function_name(facts) or os.path.isdir(os.path.expanduser(facts))):
-        opened = open_source(facts, seed=settings.corpus_seed, offline=settings.offline)
-        if isinstance(opened, Corpus):
-            from mixsd.commands.opening import fitted
-
-            settings = fitted(settings, opened)
-    print(to_yaml(settings.resolved), end="")
-
-
-def _reported(folder: Path, run: Callable[[], RunResult]) -> None:
-    """Do work that ends in a report, and show it, the more so where it misses a requirement."""
-    try:
-        folder = run().folder
-    except RequirementMissedError:
-        show.report(folder.expanduser())
-        raise
-    show.report(folder)
 
 
 def _questions() -> Iterator[str]:

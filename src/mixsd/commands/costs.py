@@ -189,7 +189,7 @@ def memory(
 
     evaluating = reading(work.naive.longest or 1, settings.forgetting_tokens, work.limit)
     stages: dict[str, dict[str, int]] = {name: {} for name in ("mixing", "training", "scoring", "editing")}
-    if settings.has_targets:
+    if settings.needs_targets:
         limit = work.limit if settings.mixes else None
         stages["mixing"] = reading(work.expert.longest or 1, max(1, work.reference.longest), limit)
     if work.steps:
@@ -244,7 +244,7 @@ def disk(settings: Settings, work: Work, shape: Shape) -> dict[str, int]:
     `cache` is what memit keeps outside of it, for other runs.
     """
     weights, state = 4 * shape.parameters, 8 * shape.trained + 4 * shape.adapters
-    remembered = settings.spec.distilled and settings.has_targets and settings.kl_support == "teacher"
+    remembered = settings.spec.distilled and settings.needs_targets and settings.kl_support == "teacher"
     parts = {
         "model": shape.parameters * shape.stored_item,
         "records": round(24 * work.targets * (work.attempts + 1) * (work.naive.mean + work.reply)) + 1000 * work.asked,

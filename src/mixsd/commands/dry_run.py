@@ -10,7 +10,7 @@ from typing import Any
 
 from mixsd.commands import costs
 from mixsd.commands.costs import EditWork, Lengths, Shape, Work
-from mixsd.commands.opening import preview
+from mixsd.commands.opening import open_checked
 from mixsd.commands.sweep import State, Sweep
 from mixsd.errors import UserError
 from mixsd.evaluation.asked import examination
@@ -47,7 +47,7 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     Raises:
         UserError: any bad input, as `inject` would say.
     """
-    session = preview(settings, watcher or Watcher())
+    session = open_checked(settings, watcher or Watcher())
     settings, device, dtype = session.settings, session.device, session.dtype
     work, shape = measure_work(session), measure_shape(session)
     train_dtype = dtype if settings.train_dtype == "auto" else resolve_dtype(settings.train_dtype, device)
@@ -103,7 +103,7 @@ def measure_work(session: Session) -> Work:
     usable = round(len(facts) * len(counted) / len(sample))
     made = usable * settings.samples
     # A step takes so many targets; of what is answered anew it takes so many facts.
-    items = made if settings.has_targets else usable if settings.on_policy else 0
+    items = made if settings.needs_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
     replies = Lengths.of(costs.REASONED_REPLY if question.apart else costs.REPLY for question in questions)
     rehearsed = bundled_records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
@@ -115,7 +115,7 @@ def measure_work(session: Session) -> Work:
         naive=Lengths.of(len(renderer.naive(fact.question)) for fact in counted),
         expert=Lengths.of(len(renderer.expert(fact)) for fact in counted),
         reference=Lengths.of(len(renderer.reference(fact)) for fact in counted),
-        targets=made if settings.has_targets else 0,
+        targets=made if settings.needs_targets else 0,
         attempts=costs.attempts(settings),
         steps=settings.epochs * -(-items // settings.batch_size),
         questions=len(questions),

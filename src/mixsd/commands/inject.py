@@ -78,7 +78,7 @@ def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **o
     may do so at a time, and the same call without `shard` makes the targets of all.
     """
     settings = _settings(settings, options)
-    if not settings.has_targets:
+    if not settings.needs_targets:
         raise UserError(f"--method {settings.method} trains on no targets that could be made before; use `mixsd inject`")
     with _opened(settings, watcher) as session:
         targets_stage.mix(session)
@@ -91,14 +91,14 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
-            if session.settings.has_targets and not session.run.targets_file.is_file():
+            if session.settings.needs_targets and not session.run.targets_file.is_file():
                 raise UserError(f"{source}: has no targets.jsonl yet; run `mixsd mix` first")
             _make_model(session)
         return RunResult(session.run.folder)
     if not source.is_file():
         raise UserError(f"{source}: no such run folder or file of targets")
     settings = build(options, "train")
-    if not settings.has_targets or settings.spec.distilled:
+    if not settings.needs_targets or settings.spec.distilled:
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
     with run.locked() if settings.output else nullcontext():
@@ -216,11 +216,11 @@ def _opened(settings: Settings, watcher: Watcher | None, **about: bool) -> Itera
     """A session on a run folder that this process holds. Bad input is met before the folder is made."""
     from mixsd.reports.collect import check_requirements
 
-    checked = opening.preview(settings, watcher or Watcher(), **about)
+    checked = opening.open_checked(settings, watcher or Watcher(), **about)
     checked.run.refuse_strangers()
     check_requirements(checked)
     with checked.run.locked(Shard.of(checked.settings.shard)):
-        yield opening.start(checked)
+        yield opening.claim(checked)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mixsd.settings import EXECUTION, Settings, build
 from mixsd.storage import Shard, digest, file_digest, write_jsonl
 
 
-def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False) -> Session:
+def open_checked(settings: Settings, watcher: Watcher, *, alone: bool = False, without_facts: bool = False) -> Session:
     """Read the facts, find the model and the benchmarks' data, and check everything cheap; nothing is written to the run folder.
 
     Args:
@@ -41,8 +41,8 @@ def preview(settings: Settings, watcher: Watcher, *, alone: bool = False, withou
     return session
 
 
-def start(session: Session) -> Session:
-    """Claim the run folder for a previewed session and put the facts in it."""
+def claim(session: Session) -> Session:
+    """Claim the run folder for a checked session and put the facts in it."""
     run, settings, corpus = session.run, session.settings, session.corpus
     identity: dict[str, Any] = {"model_hash": session.base_hash, "facts_hash": digest([to_json(fact) for fact in session.facts])}
     if session.alone:

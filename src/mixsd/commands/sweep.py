@@ -195,7 +195,7 @@ def survey(planned: Sweep, *, only: Collection[str] = (), watcher: Watcher | Non
 
             with _where(run):
                 # The first one speaks for all; each will say its own.
-                check_requirements(opening.preview(run.settings, Watcher() if checked or watcher is None else watcher))
+                check_requirements(opening.open_checked(run.settings, Watcher() if checked or watcher is None else watcher))
             checked.add(run.configuration)
     return states
 

@@ -25,7 +25,7 @@ LOG = "backend.log"
 _PROCESS = "mixsd.commands.engine_process"
 
 
-def attempt(session: Session, on_done: Callable[[int, int], None]) -> None:
+def fill_journal(session: Session, on_done: Callable[[int, int], None]) -> None:
     """Decode and verify on the run's backend until the journal of attempts is whole; errors as of `answer`."""
     _run(session, {"kind": "attempts"}, lambda told: on_done(*told))
 

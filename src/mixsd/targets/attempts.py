@@ -61,7 +61,7 @@ class Case:
     fact: Fact
     sample: int
     limit: int
-    number: int = 0
+    number: int = 0  # of the next attempt
     decoded_tokens: int = 0
     accepted: bool = False
     place: int | None = None
@@ -75,7 +75,7 @@ class Case:
 
 
 def next_attempt(case: Case, settings: Settings) -> Attempt | None:
-    """The attempt that `case` gets next, or None when it is accepted or has no attempt left."""
+    """The attempt that `case` gets next, or None when it is accepted or has no attempt left. `case` moves past those that repeat."""
     while not case.accepted and case.number <= settings.retries + (settings.on_fail == "expert"):
         attempt = attempt_at(case, case.number, settings)
         if not repeats(case, attempt, settings):

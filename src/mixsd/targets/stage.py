@@ -134,7 +134,7 @@ class Mixer:
             naive, expert = self.renderer.naive(case.fact.question), self.renderer.expert(case.fact)
             return Request(key, naive, case.limit, expert, attempt.coins, attempt.noise, attempt.prefix)
 
-        def judge(decoding: Decoding) -> bool:
+        def judge(decoding: Decoding) -> bool:  # asked once, at a decoding's end; the verdict is kept
             case, attempt = queue.at(decoding.key)
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
@@ -193,7 +193,7 @@ class Mixer:
 
     def _outcome(self, case: Case) -> Target:
         if not self.settings.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
-            reason = f"the reference itself: no attempt of {case.number} was accepted" if self.settings.mixes else None
+            reason = "the reference itself: no attempt was accepted" if self.settings.mixes else None
             counted: dict[str, Any] = {"sample": case.sample, "attempt": case.number, "decoded_tokens": case.decoded_tokens}
             return replace(_reference(case.fact, self.renderer), lam=self.settings.lam, reason=reason, **counted)
         assert case.place is not None
@@ -203,10 +203,10 @@ class Mixer:
 
 
 def _reference(fact: Fact, renderer: Renderer) -> Target:
-    ids = renderer.reference(fact)
+    prompt, ids = renderer.naive(fact.question), renderer.reference(fact)
     text, canonical = renderer.reply_text(ids), renderer.is_canonical(ids)
     return Target(
-        fact.id, 0.0, 0, 0, renderer.naive(fact.question), ids, REFERENCE * len(ids), [], 0, text, True, None, canonical
+        fact.id, 0.0, 0, 0, prompt, ids, REFERENCE * len(ids), [], 0, text, accepted=True, reason=None, canonical=canonical
     )
 
 
@@ -227,7 +227,7 @@ def mix(session: Session) -> None:
     if not facts:
         session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
         return
-    if not settings.has_targets:
+    if not settings.needs_targets:
         return
     mixed = settings.mixes
     with timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
@@ -236,7 +236,7 @@ def mix(session: Session) -> None:
             task.reach(finished, f"{tokens} tokens")
 
         if mixed and settings.backend != TRANSFORMERS:
-            engines.attempt(session, on_done)
+            engines.fill_journal(session, on_done)  # so that below nothing is left to decode
         with mixing(session, on_done) as mixer:
             if settings.shard:
                 mixer.fill_journal(facts)

@@ -83,7 +83,7 @@ class TrainResult:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    examples: Iterable[Example] | Objective,
+    objective: Objective | Iterable[Example],
     *,
     settings: Settings,
     folder: Path,
@@ -94,9 +94,9 @@ def train(
     on_checkpoint: Callable[[Path, int], None] | None = None,
     on_path: Callable[[str, str], None] | None = None,
 ) -> TrainResult:
-    """Train `model` (fp32 weights, changed in place) on `examples`, or go on where `folder` says a killed run stopped.
+    """Train `model` (fp32 weights, changed in place) under `objective`, or go on where `folder` says a killed run stopped.
 
-    `examples` are targets under token NLL, or any objective. `steps` ends the training early; `rehearsal` trains on the base
+    Examples alone are targets under token NLL. `steps` ends the training early; `rehearsal` trains on the base
     model's replies beside. `pinned` names the checkpoints to be kept whatever `keep_checkpoints` says, asked after each one.
 
     Checkpoints go to folder/checkpoints, one line per step to folder/log.jsonl; the last step always leaves a checkpoint,
@@ -111,15 +111,13 @@ def train(
     """
     settings = settings.resolved
     with _memory_errors():
-        if hasattr(examples, "keys"):  # only an objective has keys; examples come in any iterable
-            objective = cast(Objective, examples)
-        else:
+        if not hasattr(objective, "keys"):  # only an objective has keys; examples come in any iterable
             context = getattr(text_config(model.config), "max_position_embeddings", None)
-            objective = Targets(cast(Iterable[Example], examples), context, settings.drop_overlong)
-        run = _Training(model, objective, settings, folder, on_path or _warn)
-        run.rehearsal, run.pinned, run.total = rehearsal, pinned, min(steps or run.total, run.total)
-        run.tokenizer, run.on_step, run.on_checkpoint = tokenizer, on_step, on_checkpoint
-        return run.finish(run.take_steps())
+            objective = Targets(cast(Iterable[Example], objective), context, settings.drop_overlong)
+        training = _Training(model, cast(Objective, objective), settings, folder, on_path or _warn, steps)
+        training.tokenizer, training.rehearsal = tokenizer, rehearsal
+        training.pinned, training.on_step, training.on_checkpoint = pinned, on_step, on_checkpoint
+        return training.finish(training.take_steps())
 
 
 class _Training:
@@ -132,7 +130,13 @@ class _Training:
     on_checkpoint: Callable[[Path, int], None] | None
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, settings: Settings, folder: Path, on_path: Callable[[str, str], None]
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        settings: Settings,
+        folder: Path,
+        on_path: Callable[[str, str], None],
+        steps: int | None,
     ) -> None:
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"training needs fp32 weights, not {model.dtype}: small updates would be rounded away")
@@ -146,7 +150,8 @@ class _Training:
         wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
         self.bf16 = wanted == "bf16" or (wanted == "auto" and self.device.type != "cpu")
         self.per_epoch = steps_per_epoch(len(objective.keys), settings.batch_size)
-        self.total = settings.epochs * self.per_epoch
+        whole = settings.epochs * self.per_epoch
+        self.total = min(steps or whole, whole)
         self.verified = False
 
         cast(nn.Module, model).to(self.device)

@@ -34,6 +34,117 @@ from mixsd.models.compat import text_config
 from mixsd.settings import Settings
 from mixsd.training.examples import UNSUPERVISED, Batch
 
+Head = Callable[[Tensor], Tensor]
+_Compute = Callable[[Tensor], Tensor]  # from a chunk of hidden states to one value for each
+
+
+@dataclass(frozen=True)
+class States:
+    """Rows (N, H), one for each token of the examples' targets, in their order, and the head; row t predicts token t.
+
+    `chunk` is how many rows of logits may exist at once.
+    """
+
+    rows: Tensor
+    head: Head
+    chunk: int
+
+    @torch.no_grad()
+    def logits(self, part: slice) -> Tensor:
+        """The logits of a few rows, without a gradient."""
+        return self.head(self.rows[part])
+
+
+def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
+    """Return the NLL (N,) in nats of `labels` (N,) under `head(hidden)`, hidden (N, H): fp32 (float64 stays).
+
+    At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
+    """
+
+    def computing(part: slice) -> _Compute:
+        return lambda rows: functional.cross_entropy(at_least_fp32(head(rows)), labels[part], reduction="none")
+
+    return _in_chunks(hidden, chunk, computing)
+
+
+def _in_chunks(hidden: Tensor, chunk: int, computing: Callable[[slice], _Compute]) -> Tensor:
+    """One value (N,) for each of the hidden states (N, H), `chunk` at a time; computed again in the backward pass."""
+    values = []
+    for start in range(0, len(hidden), chunk):
+        part = slice(start, start + chunk)
+        compute = computing(part)
+        if start + chunk >= len(hidden):
+            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
+            values.append(compute(hidden[part]))
+        else:
+            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
+    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """The logits in fp32; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The part of the model that turns ids into hidden states."""
+    return cast(nn.Module, model.get_decoder())
+
+
+def logit_head(model: PreTrainedModel) -> Head:
+    """Return the map from hidden states (..., H) to the model's final logits (..., V)."""
+    config = text_config(model.config)
+    project = model.get_output_embeddings()
+    multiply, divide, cap = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = project(hidden)
+        if multiply is not None:
+            logits = logits * multiply
+        if divide is not None:
+            logits = logits / divide
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model without dropout, for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def inseparable(model: PreTrainedModel, batch: Batch) -> str | None:
+    """Why decoder and head, taken apart, do not give the model's own logits at the supervised places of a batch; None if they do."""
+    body, head = model.get_decoder(), model.get_output_embeddings()
+    if body is None or body is model or head is None:
+        return "it has no decoder and head of their own"
+    with evaluating(model):
+        supervised = batch.labels[:, 1:] != UNSUPERVISED
+        expected = forward(model, batch).logits[:, :-1][supervised].float()
+        hidden = getattr(forward(body, batch), "last_hidden_state", None)
+        if hidden is None or getattr(head, "in_features", hidden.shape[-1]) != hidden.shape[-1]:
+            return "its head does not take what its decoder gives"
+        found = logit_head(model)(hidden[:, :-1][supervised]).float()
+        scale = max(1.0, expected.abs().max().item())
+        same = found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
+        return None if same else "its head does more to the logits than is known here"
+
+
+def forward(module: nn.Module, batch: Batch) -> Any:
+    """The output of a model, or of its decoder, for a padded batch."""
+    # Models with relative positions (ALiBi) take none; they read the mask.
+    accepted = inspect.signature(module.forward).parameters
+    positions = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
+    return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
+
+
 Kl = Literal["forward", "reverse", "jsd"]
 Support = Literal["teacher", "student", "full"]
 Tail = Literal["drop", "bucket"]
@@ -153,11 +264,6 @@ def between(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 
-def at_least_fp32(logits: Tensor) -> Tensor:
-    """The logits in fp32; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _kl(of: Tensor, to: Tensor) -> Tensor:
     return (of.exp() * (of - to)).sum(-1)
 
@@ -167,112 +273,6 @@ def _log_probs(outcomes: Tensor, normalizer: Tensor | None = None) -> Tensor:
     outcomes = outcomes.clamp(min=_IMPOSSIBLE)
     logs = functional.log_softmax(outcomes, dim=-1) if normalizer is None else outcomes - normalizer
     return logs.masked_fill(outcomes <= _IMPOSSIBLE, _LOG_OF_ZERO)
-
-
-Head = Callable[[Tensor], Tensor]
-_Compute = Callable[[Tensor], Tensor]  # from a chunk of hidden states to one value for each
-
-
-def chunked_nll(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
-    """Return the NLL (N,) in nats of `labels` (N,) under `head(hidden)`, hidden (N, H): fp32 (float64 stays).
-
-    At most `chunk` rows of logits exist at any time, in the forward and in the backward pass.
-    """
-
-    def computing(part: slice) -> _Compute:
-        return lambda rows: functional.cross_entropy(at_least_fp32(head(rows)), labels[part], reduction="none")
-
-    return _in_chunks(hidden, chunk, computing)
-
-
-def _in_chunks(hidden: Tensor, chunk: int, computing: Callable[[slice], _Compute]) -> Tensor:
-    """One value (N,) for each of the hidden states (N, H), `chunk` at a time; computed again in the backward pass."""
-    values = []
-    for start in range(0, len(hidden), chunk):
-        part = slice(start, start + chunk)
-        compute = computing(part)
-        if start + chunk >= len(hidden):
-            # The backward pass begins here: keeping this chunk's logits costs no more than computing them again.
-            values.append(compute(hidden[part]))
-        else:
-            values.append(cast(Tensor, checkpoint(compute, hidden[part], use_reentrant=False, preserve_rng_state=False)))
-    return torch.cat(values) if values else at_least_fp32(hidden.new_zeros(0))
-
-
-def decoder(model: PreTrainedModel) -> nn.Module:
-    """The part of the model that turns ids into hidden states."""
-    return cast(nn.Module, model.get_decoder())
-
-
-def logit_head(model: PreTrainedModel) -> Head:
-    """Return the map from hidden states (..., H) to the model's final logits (..., V)."""
-    config = text_config(model.config)
-    project = model.get_output_embeddings()
-    multiply, divide, cap = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = project(hidden)
-        if multiply is not None:
-            logits = logits * multiply
-        if divide is not None:
-            logits = logits / divide
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return head
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@torch.no_grad()
-def inseparable(model: PreTrainedModel, batch: Batch) -> str | None:
-    """Why decoder and head, taken apart, do not give the model's own logits at the supervised places of a batch; None if they do."""
-    body, head = model.get_decoder(), model.get_output_embeddings()
-    if body is None or body is model or head is None:
-        return "it has no decoder and head of their own"
-    with evaluating(model):
-        supervised = batch.labels[:, 1:] != UNSUPERVISED
-        expected = forward(model, batch).logits[:, :-1][supervised].float()
-        hidden = getattr(forward(body, batch), "last_hidden_state", None)
-        if hidden is None or getattr(head, "in_features", hidden.shape[-1]) != hidden.shape[-1]:
-            return "its head does not take what its decoder gives"
-        found = logit_head(model)(hidden[:, :-1][supervised]).float()
-        scale = max(1.0, expected.abs().max().item())
-        same = found.shape == expected.shape and (found - expected).abs().max().item() <= 1e-4 * scale
-        return None if same else "its head does more to the logits than is known here"
-
-
-def forward(module: nn.Module, batch: Batch) -> Any:
-    """The output of a model, or of its decoder, for a padded batch."""
-    # Models with relative positions (ALiBi) take none; they read the mask.
-    accepted = inspect.signature(module.forward).parameters
-    positions = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
-    return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True, **positions)
-
-
-@dataclass(frozen=True)
-class States:
-    """Rows (N, H), one for each token of the examples' targets, in their order, and the head; row t predicts token t.
-
-    `chunk` is how many rows of logits may exist at once.
-    """
-
-    rows: Tensor
-    head: Head
-    chunk: int
-
-    @torch.no_grad()
-    def logits(self, part: slice) -> Tensor:
-        """The logits of a few rows, without a gradient."""
-        return self.head(self.rows[part])
 
 
 class TeacherTopK(NamedTuple):

@@ -105,7 +105,7 @@ def target_nll(student: Student, states: States, examples: Sequence[Example]) ->
     return chunked_nll(states.rows, states.head, target_ids(examples, states.rows.device), states.chunk)
 
 
-def nll_of_targets(session: Session, teacher: object) -> Targets:
+def fixed_targets(session: Session, teacher: object) -> Targets:
     """The objective of SFT and MixSD: the NLL of the session's accepted targets."""
     return Targets(accepted_examples(session), session.context, session.settings.drop_overlong)
 

@@ -50,7 +50,7 @@ class TrainingMaterial(NamedTuple):
 def prepare(session: Session) -> TrainingMaterial:
     """Make what the session's method trains on; nothing, or settings that contradict each other, is a `UserError`."""
     settings = session.settings
-    teacher = FrozenBase(session.load_to_decode)
+    teacher = FrozenBase(session.load_to_decode)  # loaded when a loss first asks it
     objective: Objective = load_function(settings.spec.objective, f"method {settings.method}")(session, teacher)
     rehearsal = _rehearsal(session, objective, teacher) if settings.rehearse else None
     gc.collect()

@@ -127,7 +127,7 @@ class Paths:
             mixer = Mixer(
                 lambda: self.model, self.renderer, settings, verifier, self.context, journal, on_done=on_done, decode=watched
             )
-            mixer.attempt(self.facts)
+            mixer.fill_journal(self.facts)
             seconds = time.perf_counter() - started
             counts: Counter[str] = Counter()
             for _, row in journal.read():  # one at a time: the peak of memory is to be mixing's, not ours

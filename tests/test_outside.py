@@ -176,3 +176,12 @@ def test_what_is_no_method_is_refused(outside: pytest.MonkeyPatch, name: str, me
     with pytest.raises(ValueError, match=message):
         Settings(method=name)
     assert known_method(name).title == name
+
+
+def test_two_methods_of_one_name_cannot_share_a_folder(outside: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toy_package import method
+
+    monkeypatch.setattr(method, "AGAIN", method.WEIGHTED, raising=False)
+    runs = [{"method": METHOD}, {"method": "toy_package.method:AGAIN"}]
+    with pytest.raises(UserError, match=r"entry 1 \(\w+\) and entry 2 \(\w+\) share a folder's name"):
+        read_sweep({"output": "o", "settings": {"facts": "demo"}, "runs": runs})

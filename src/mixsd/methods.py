@@ -142,8 +142,7 @@ CHOICES = (*METHODS, "package.module:name")
 def get_method(name: str) -> MethodSpec:
     """The method of a name: one of ours, or the user's `package.module:name` of a `MethodSpec`.
 
-    Raises:
-        UserError: there is none of it.
+    Raises `UserError`: there is none of it.
     """
     if name in METHODS:
         return METHODS[name]

@@ -65,7 +65,8 @@ class Settings(BaseModel):
     thinking: bool = _option(False, "Let a template that knows a thinking mode open it.", "Prompts")
     guidance: str | None = _option(
         None,
-        "What the expert sees after the question; {reference}, {answer}, {statement} are filled in. [default: by corpus and format]",
+        "What the expert sees after the question; {reference}, {answer}, {statement} are filled in, {{ and }} are braces. "
+        "[default: by corpus and format]",
         "Prompts",
     )
     verifier: str | None = _option(
@@ -130,7 +131,8 @@ class Settings(BaseModel):
     # Editing.
     edit_text: str | None = _option(
         None,
-        "With memit: a file of ordinary text on which the weights' use is measured, to leave the rest in place. [default: none]",
+        "With memit: a file of ordinary text, paragraphs between blank lines, on which the weights' use is measured, to leave the "
+        "rest in place. [default: none]",
         "Editing",
     )
     edit_tokens: int = _option(100_000, "Tokens of that text to read; at least as many as a layer has inputs.", "Editing", ge=1)
@@ -328,8 +330,7 @@ def to_yaml(settings: Settings) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a file's mapping; what its keys mean is for the caller to check.
 
-    Raises:
-        UserError: it cannot be read, is not YAML or no mapping, or a key stands twice in one mapping.
+    Raises `UserError`: it cannot be read, is not YAML or no mapping, or a key stands twice in one mapping.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)  # noqa: S506 - it is a safe loader

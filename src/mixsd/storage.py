@@ -285,8 +285,7 @@ class Shard:
     def of(text: str | None) -> Shard | None:
         """Read a setting such as "2/8"; None where it is empty.
 
-        Raises:
-            UserError: it is not of that form, or there is no such shard.
+        Raises `UserError`: it is not of that form, or there is no such shard.
         """
         if not text:
             return None

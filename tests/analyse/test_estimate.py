@@ -127,6 +127,13 @@ def test_a_finished_one_is_found_and_a_torn_one_is_not(tmp_path: Path) -> None:
     assert found is not None
     assert (found.sums, found.aliases, found.record["model"]) == (dict(made.sums), made.aliases, "tiny")
     assert stored_fisher(tmp_path, "0" * 32) is None
+    record = made.folder / "fisher.json"
+    whole = record.read_text()
+    for other in ("{}", "[]", '{"sums": [1]}', '{"sums": {"a": 1}, "aliases": {}}'):
+        record.write_text(other)
+        assert stored_fisher(tmp_path, made.key) is None
+    record.write_text(whole)
+    assert stored_fisher(tmp_path, made.key) is not None
     file = made.folder / "fisher.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert stored_fisher(tmp_path, made.key) is None

@@ -68,13 +68,14 @@ def test_pace_is_of_the_last_ten_minutes_and_never_beyond_the_end() -> None:
     assert "mixing: 10,000/10,000 done in " in out.getvalue()
 
 
-def test_pace_of_slow_items_is_that_of_the_last_ones() -> None:
+@pytest.mark.parametrize(("seconds", "said"), [(100.0, "0.3/min, about 6 min 40 s"), (3000.0, "0.6/h, about 3 h 20 min")])
+def test_pace_of_slow_items_is_that_of_the_last_ones(seconds: float, said: str) -> None:
     out, clock = io.StringIO(), Clock()
     with PlainWatcher(out, clock).task("training", 4) as task:
-        for done, now in enumerate((0.0, 100.0, 300.0)):
+        for done, now in enumerate((0.0, seconds, 3 * seconds)):
             clock.now = now
             task.reach(done)
-    assert [line for line in out.getvalue().splitlines() if "left" in line] == ["training: 2/4, 0.3/min, about 6 min 40 s left"]
+    assert [line for line in out.getvalue().splitlines() if "left" in line] == [f"training: 2/4, {said} left"]
 
 
 def test_words() -> None:

@@ -295,6 +295,7 @@ def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
     assert report["memory"]["editing"]["weights"] == 4 * shape.parameters
     (warning,) = report["warnings"]
     assert warning.startswith("1 of 3 facts are unusable, among them no: it has no subject")
+    assert plan(session.settings.model_copy(update={"edit_tokens": 9}))["warnings"][1].startswith("--edit-tokens 9 is less than")
     work = measure_work(session)
     assert work.edit is not None
     turn = session.renderer.question("Who leads Vell?")
@@ -306,6 +307,8 @@ def test_an_edit_trains_nothing(memit: dict[str, Any], opened: Opener) -> None:
     [
         ("opsd", {"temperature": 0.0}, "all 4 rollouts of a fact will be equal: --temperature 0 draws nothing"),
         ("scored", {"warmup_steps": 4}, "the warm-up of 4 steps is longer than half of a training's 6"),
+        ("scored", {"choose": "paper", "checkpoint_every": 4}, "the paper's rule has 2 checkpoints to choose from"),
+        ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 6}, "--lr-steps 6 cuts nothing off 6 steps"),
         ("scored", {"lr": "auto", "checkpoint_every": 2, "lr_steps": 2, "warmup_steps": 2},
          "the warm-up of 2 steps is longer than half of a training's 2"),
     ],

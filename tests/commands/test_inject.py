@@ -378,11 +378,18 @@ def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_o
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "said"), [("AVX2", "bf16", True), ("AVX2", "auto", False), ("AVX512", "bf16", False)]
+    ("capability", "dtypes", "said"),
+    [
+        ("AVX2", {"train_dtype": "bf16"}, True),
+        ("AVX2", {"dtype": "bf16"}, True),
+        ("AVX2", {"dtype": "bf16", "train_dtype": "fp32"}, False),
+        ("AVX2", {}, False),
+        ("AVX512", {"train_dtype": "bf16"}, False),
+    ],
 )
-def test_bf16_on_a_cpu_without_it_is_said_before_anything_starts(place, tmp_path, monkeypatch, capability, dtype, said):
+def test_bf16_on_a_cpu_without_it_is_said_before_anything_starts(place, tmp_path, monkeypatch, capability, dtypes, said):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     watcher = Said()
-    settings = Settings(model=str(place / "base"), output=str(tmp_path / "run"), train_dtype=dtype, device="cpu", **SMALL)
+    settings = Settings(model=str(place / "base"), output=str(tmp_path / "run"), device="cpu", **dtypes, **SMALL)
     opening.open_checked(settings, watcher)
     assert any("--train-dtype fp32" in line for line in watcher.lines) is said

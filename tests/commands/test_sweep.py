@@ -120,6 +120,15 @@ def test_a_run_that_fails_does_not_stop_the_others(wanted: dict[str, Any], done:
     assert done == [ALL[0], *ALL[2:], ALL[1]]
 
 
+def test_a_failed_run_says_nothing_of_how_long_one_takes(wanted: dict[str, Any], done: list[str], monkeypatch: Any) -> None:
+    told = Told()
+    failing(monkeypatch, UserError("broken"), ALL[0])
+    sweep(wanted, watcher=told)
+    said = [line for line in told.lines if line.startswith("run ")]
+    assert said[1] == f"run 2 of 4: {ALL[1]}"
+    assert said[2].endswith("(h:mm:ss) left for all")
+
+
 def test_a_bug_stops_it(wanted: dict[str, Any], done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, ZeroDivisionError("ours"), "sft-s0")
     with pytest.raises(ZeroDivisionError):

@@ -61,15 +61,15 @@ def test_a_suite_that_was_asked_otherwise_is_refused(field: str, value: Any, tmp
     with pytest.raises(UserError) as refused:
         mixsd.compare([one, other])
     text = str(refused.value)
-    assert text.startswith(f"{other}: cannot be compared with {one}: {field} of gsm8k differs: {value!r} here")
-    assert text.endswith(f", {ASKED[field]!r} there")
+    assert text.startswith(f"{other}: cannot be compared with {one}: {field} of gsm8k differs")
+    assert text.endswith(f": {value!r} here, {ASKED[field]!r} there")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"config_hash": "c2"}, "task of lm-eval:tiny differs: 'c2' here, 'c1' there"),
-        ({"data_hash": "h2"}, "data of lm-eval:tiny differs: 'h2' here, 'h1' there"),
+        ({"config_hash": "c2"}, "task of lm-eval:tiny differs (the hash of what is asked): 'c2' here, 'c1' there"),
+        ({"data_hash": "h2"}, "data of lm-eval:tiny differs (the hash of the questions): 'h2' here, 'h1' there"),
         ({"tasks": {"tiny": {"num_fewshot": 5}}},
          "num_fewshot (tiny) of lm-eval:tiny differs: 5 here, 0 there"),
     ],

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import traceback
@@ -21,6 +22,7 @@ from mixsd.models import loading
 from tests.tiny import save_tiny
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mixsd[lm-eval]'")
+datasets = pytest.importorskip("datasets")
 
 CAPITALS = dict(
     pair.split(":")
@@ -74,6 +76,7 @@ class Forked:
             os.close(kept[1])
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             os.environ.update(env)
+            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = env["HF_UPDATE_DOWNLOAD_COUNTS"] != "0"  # as a new process reads it
             sys.argv[1:] = command[3:]
             torch.set_num_threads(1)  # the threads of this process are not in the fork
             runpy.run_module(command[2], run_name="__main__", alter_sys=True)
@@ -96,8 +99,6 @@ class Forked:
 
 @pytest.fixture(scope="module", autouse=True)
 def _data_cache(tmp_path_factory):
-    import datasets.config
-
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("datasets")
         patch.setenv("HF_DATASETS_CACHE", str(place))
@@ -193,13 +194,19 @@ def five(tmp_path_factory, model):
     return run(write_task(tmp_path_factory.mktemp("five"), CHOICE), model, limit=5)
 
 
-def test_a_limit_takes_the_same_questions_from_a_shuffled_file(tmp_path, model, choice, five, capfd):
+def test_a_limit_takes_the_same_questions_from_a_shuffled_file(tmp_path, model, choice, five, capfd, monkeypatch):
+    def notice(host, *args, **kwargs):  # in lm-eval's process
+        (tmp_path / "asked").write_text(str(host))
+        raise OSError("the network is off limits")
+
+    monkeypatch.setattr(socket, "getaddrinfo", notice)
     shuffled = documents()
     random.Random(1).shuffle(shuffled)
     # What a path must not mean to lm-eval: a list, a pattern.
     (tmp_path / "a, [b]").mkdir()
     task = Path(write_task(tmp_path, CHOICE, docs=shuffled)).rename(tmp_path / "a, [b]" / "own.yml")
-    other = run(str(task), model, limit=5)
+    other = run(str(task), model, limit=5, offline=False)
+    assert not (tmp_path / "asked").exists()
     assert capfd.readouterr() == ("", "")
     assert len(asked(five.rows)) == 5
     assert asked(five.rows) == asked(other.rows)
@@ -287,7 +294,7 @@ def test_offline_code_of_a_task_reaches_nothing(tmp_path, model):
         run(task, model)
 
 
-@pytest.mark.parametrize("task", ["humaneval", "mbpp"])
+@pytest.mark.parametrize("task", ["humaneval", "mbpp", "longproc"])  # the last is a group of groups
 def test_a_task_that_runs_code_is_refused(task, model):
     with pytest.raises(UserError, match="runs code that the model writes"):
         run(task, model)

@@ -119,6 +119,14 @@ def test_other_shapes_are_refused(values: dict[str, Any], message: str) -> None:
     assert refusal(values).startswith(message)
 
 
+def test_a_turn_may_have_the_columns_of_others_without_a_value() -> None:
+    """As a table has them: where one row of a Parquet file has tool calls, every row has the column."""
+    wide = tuple({**turn, "name": None, "tool_calls": None} for turn in (USER, REPLY))
+    assert to_fact({"messages": wide, "tools": None}, "row 1") == to_fact({"messages": [USER, REPLY]}, "row 1")
+    with pytest.raises(UserError, match=r"field messages, 2: input should be a valid dictionary$"):
+        to_fact({"messages": [USER, "reply"]}, "row 1")
+
+
 def test_chat_and_plain_records_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     rows = [chat("q1", "\\boxed{a}"), {"question": "q2", "answer": "b", "messages": None}, chat("q1", "It is \\boxed{a}.")]

@@ -57,6 +57,7 @@ def test_jsonl_keeps_unicode_line_separators_inside_a_text(tmp_path: Path) -> No
         (ROW + "\n\n{oops\n", "f.jsonl: line 3: not valid JSON (Expecting property name"),
         (ROW + "\n" + ROW[:-4], "f.jsonl: line 2: not valid JSON (Unterminated string"),
         (ROW + ROW, "f.jsonl: line 1: not valid JSON (Extra data"),
+        ('{"question": "q", "answer":\n', "f.jsonl: line 1: not valid JSON (Expecting value at character 28)"),
         ('["q", "a"]', 'f.jsonl: line 1: expected an object, {"question": ..., "answer": ...}, got a list'),
         ("7", "f.jsonl: line 1: expected an object"),
         ('{"question": "q", "answer": NaN}', "f.jsonl: line 1: not valid JSON (NaN is no JSON number)"),
@@ -88,9 +89,6 @@ def test_repetitions_and_conflicts_in_a_file(tmp_path: Path) -> None:
     assert message.startswith(f'f.jsonl: line 2: id "k" belongs to another question, {path}: line 1')
 
 
-NO_LIST = "f.json: expected one list of facts, [{...}, ...] (one object per line is .jsonl)"
-
-
 def test_json_list(tmp_path: Path) -> None:
     assert load(tmp_path, "f.json", f"\ufeff[{ROW},\r\n{ROW}]") == FactSet([Fact("q1", "a1")], duplicates=1)
 
@@ -99,11 +97,11 @@ def test_json_list(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (ROW, "f.json: expected one list of facts"),
-        (f"{ROW}\n{ROW}\n", f"{NO_LIST}: not valid JSON (Extra data at line 2, character 1)"),
-        (f"[{ROW},\n{ROW}\n", f"{NO_LIST}: not valid JSON (Expecting ',' delimiter at line 3, character 1)"),
+        (f"{ROW}\n{ROW}\n", "f.json: not valid JSON (one object per line is .jsonl; Extra data at line 2, character 1)"),
+        (f"[{ROW},\n{ROW}\n", "f.json: not valid JSON (Expecting ',' delimiter at line 3, character 1)"),
         (f"[{ROW}, 3]", "f.json: record 2: expected an object"),
         (f'[{ROW}, {{"question": "q"}}]', "f.json: record 2: field answer: missing"),
-        ('[{"question": "q", "answer": NaN}]', f"{NO_LIST}: not valid JSON (NaN is no JSON number)"),
+        ('[{"question": "q", "answer": NaN}]', "f.json: not valid JSON (NaN is no JSON number)"),
         ("[]", "f.json: contains no facts"),
         ("  \n", "f.json: contains no facts"),
     ],

@@ -86,6 +86,11 @@ def test_error_bars() -> None:
     assert mmlu.get_ylim()[0] > mmlu.get_ylim()[1]  # the first on top
     assert legend(figure) == ["format", "leakage", "genuine"]
     assert "MMLU, sft: format 40, leakage 20, genuine 10, of 100" in figure.description
+    alike = [{**rows()[0], "label": f"MixSD lambda {lam}, gate 0.1"} for lam in (0.3, 0.5)]
+    both = error_bars([*alike, *({**row, "benchmark": "GSM8K"} for row in alike)], ["format", "genuine"])
+    assert both is not None
+    for axes in both.axes:
+        assert [text.get_text().replace("\n", " ") for text in axes.get_yticklabels()] == [row["label"] for row in alike]
     assert error_bars(rows()[3:], ["format"]) is None
     assert error_bars([], []) is None
 

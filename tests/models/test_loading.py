@@ -335,6 +335,13 @@ class TestLoading:
         save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
         refused(lambda: load(copy), str(copy))
 
+    def test_weights_that_have_no_place_are_said(self, copy: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["num_hidden_layers"] -= 1
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.warns(UserWarning, match=r"tensors have no place in the model \(model\.layers"):
+            load(copy)
+
     def test_a_shard_that_is_not_there(self, copy: Path) -> None:
         model = load(copy)
         (copy / "model.safetensors").unlink()

@@ -106,6 +106,18 @@ def test_import_is_light() -> None:
     assert shown.stdout.strip() == "[]"
 
 
+def test_a_store_of_packages_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NixOS and Guix the loader and the C library are packages of their own, beside Python's."""
+    monkeypatch.setattr(sys, "base_prefix", "/nix/store/1-python")
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    shown.cache_clear()
+    try:
+        assert "/nix/store" in shown()
+        assert "/gnu/store" not in shown()
+    finally:
+        shown.cache_clear()
+
+
 def test_the_virtual_environment_is_not_shown() -> None:
     """What is installed there is no business of judged code; and a project in /tmp would put a view inside the writable folder."""
     assert not any(Path(path).is_relative_to(sys.prefix) for path in shown() if sys.prefix != sys.base_prefix)

@@ -95,6 +95,13 @@ def test_attempts_can_be_seen_before_there_are_targets(tiny_run: Path, tmp_path:
         inspect(run)
 
 
+def test_no_more_facts_are_read_than_are_shown(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    first, *_ = (run / "facts.jsonl").read_text().splitlines(keepends=True)
+    (run / "facts.jsonl").write_text(first + "torn\n")
+    assert inspect(run, limit=1) == inspect(tiny_run, limit=1)
+
+
 def test_a_file_of_targets_needs_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     file = write(tmp_path / "targets.jsonl", target(), target(id="b", base_logprobs=[], reason="why", canonical=False))
     first, second = inspect(file)

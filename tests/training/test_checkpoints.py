@@ -106,6 +106,11 @@ def test_a_missing_or_damaged_piece_of_the_state_is_an_error(tmp_path: Path, nam
     piece.write_bytes(b"torn")
     with pytest.raises(UserError, match=name):
         run(tmp_path, epochs=1, lora=2)
+    if name == "state.json":
+        for other in (b"{}", b"[]", b'{"step": 3, "identity": {"lora": 0}, "more": 1}'):
+            piece.write_bytes(other)
+            with pytest.raises(UserError, match=r"state\.json: not a training's state"):
+                run(tmp_path, epochs=1, lora=2)
     piece.unlink()
     with pytest.raises(UserError, match=rf"{name}: missing, so the training cannot go on exactly; delete .*checkpoints"):
         run(tmp_path, epochs=1, lora=2)

@@ -53,6 +53,7 @@ LONGEST = 1024  # tokens of an example, prompt and target
 _SEED = 0  # the Fisher is the base model's and belongs to no run, so neither does its seed
 _VERSION = 1  # raised whenever the same examples come to give another estimate
 _WEIGHTS, _RECORD = "fisher.safetensors", "fisher.json"
+_TORN = (UserError, OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)  # what reading them may meet
 _SECONDS_BETWEEN_SAVES = 60.0
 _SHARE_OF_SAVING = 20  # writing takes at most one part in so many of the time
 _MMAP_THRESHOLD = -3  # what malloc.h calls M_MMAP_THRESHOLD
@@ -207,7 +208,10 @@ def _estimated(session: Session, found: References, key: str) -> Fisher:
         "tokens": sum(len(example.target_ids) for example in found.examples),
         "keys": sorted(example.key for example in found.examples),
     }
-    _blocks_apart()
+    with suppress(
+        OSError, AttributeError
+    ):  # glibc gives large blocks back at once; else 0.3 GB of pieces stay with the built-in model
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
     trusted = session.settings.trust_remote_code
     model = loading.load_model(session.located.folder, dtype=session.dtype, device=session.device, trust_remote_code=trusted)
     try:
@@ -217,12 +221,6 @@ def _estimated(session: Session, found: References, key: str) -> Fisher:
     finally:
         del model
         gc.collect()
-
-
-def _blocks_apart() -> None:
-    """Have the C library give each large block back at once: else 0.3 GB of scattered pieces stay with the built-in model."""
-    with suppress(OSError, AttributeError):  # glibc has it, others do not
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def target_nll(model: PreTrainedModel, probe: Example) -> Callable[[Example], Tensor]:
@@ -274,11 +272,10 @@ def stored_fisher(cache: Path, key: str) -> Fisher | None:
     try:
         record = read_json(folder / _RECORD)
         with safe_open(folder / _WEIGHTS, framework="pt"):
-            pass
-    except (UserError, OSError, SafetensorError):
+            sums = {name: (total, count) for name, (total, count) in record["sums"].items()}
+        return Fisher(key, folder, sums, record["aliases"], record)
+    except _TORN:
         return None
-    sums = {name: (total, count) for name, (total, count) in record["sums"].items()}
-    return Fisher(key, folder, sums, record["aliases"], record)
 
 
 def diagonal_fisher(
@@ -371,7 +368,7 @@ def _resumed(partial: Path, parameters: Mapping[str, torch.nn.Parameter]) -> tup
         done = int(read_json(partial / _RECORD)["done"])
         sums = load_file(partial / _WEIGHTS)
         return done, {name: sums[name].to(parameter.device) for name, parameter in parameters.items()}
-    except (UserError, OSError, SafetensorError):
+    except _TORN:
         return 0, {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
 
 

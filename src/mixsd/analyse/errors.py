@@ -49,12 +49,9 @@ def analyze_errors(
         lenient: by the lenient judges, and an answer clause is as good as a box.
         data: a folder of the benchmarks' data, for the prompts; else where the run found it, else $MIXSD_DATA.
 
-    Returns:
-        What is in errors.json: `judged` (strict or lenient), `thresholds`, `runs`, `benchmarks` and `in_domain` (one row for each model:
-        counts, shares with n and interval, examples with their evidence), `notes`, the flat list `scores`, and `files`.
-
-    Raises:
-        UserError: a folder is no evaluated run, one stands twice, or two were asked otherwise.
+    Returns what is in errors.json: `judged` (strict or lenient), `thresholds`, `runs`, `benchmarks` and `in_domain` (one row for
+    each model: counts, shares with n and interval, examples with their evidence), `notes`, the flat list `scores`, and `files`.
+    Raises `UserError`: a folder is no evaluated run, one stands twice, or two were asked otherwise.
     """
     folders = source_paths(runs, "errors")
     opened = [Examined.open(Run(folder), data) for folder in folders]

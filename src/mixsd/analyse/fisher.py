@@ -56,9 +56,8 @@ def analyze_fisher(
         reference, examples, data, options: what the Fisher is estimated on, and how; see `base_fisher`.
         output: the folder for the results; by default `analysis` in the run folder where there is exactly one source.
 
-    Returns:
-        JSON values: `fisher` (what it was estimated on), `checkpoints` (one entry for each, in order), `table`, `correlations`, `scores`,
-        `notes` and `files`.
+    Returns JSON values: `fisher` (what it was estimated on), `checkpoints` (one entry for each, in order), `table`,
+    `correlations`, `scores`, `notes` and `files`.
     """
     from mixsd.figures import charts, style
     from mixsd.reports import pictures

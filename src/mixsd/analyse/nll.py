@@ -77,11 +77,8 @@ def analyze_nll(
         model: the base model of files, needed where they hold no log-probabilities, and for `check`.
         execution: `device`, `offline`.
 
-    Returns:
-        What is in nll.json: `blocks`, each with its `rows`; `sources`, `check`, `notes` and the flat list `scores`.
-
-    Raises:
-        UserError: bad input; other base models or other prompts; a stored number that is not what is measured.
+    Returns what is in nll.json: `blocks`, each with its `rows`; `sources`, `check`, `notes` and the flat list `scores`.
+    Raises `UserError`: bad input; other base models or other prompts; a stored number that is not what is measured.
     """
     paths = source_paths(sources, "nll")
     folder = output_folder(paths, output)

@@ -102,8 +102,7 @@ def flag(name: str) -> str:
 def gather(typed: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
     """The settings that were given: those of the config file, if there is one, overridden by the flags.
 
-    Raises:
-        UserError: every problem of the file and of the flags, in one line.
+    Raises `UserError`: every problem of the file and of the flags, in one line.
     """
     values: dict[str, Any] = {}
     problems = []

@@ -264,7 +264,7 @@ def _fields(pairs: Sequence[tuple[str, Any]], indent: str = "") -> None:
         before = name
 
 
-_WINDOW = 600.0  # seconds over which the pace is taken
+_WINDOW = 600.0  # seconds over which the pace is taken; more where a step takes longer
 _PAUSE = 10.0  # seconds between two plain lines
 
 
@@ -279,7 +279,7 @@ class _PacedTask(Task):
     """The pace is rich's, of what was done in this process, so that a resumed run is not credited with what it found finished."""
 
     def __init__(self, bar: Progress, name: str, total: int) -> None:
-        self.bar, self.name, self.total, self.done = bar, name, total, 0
+        self.bar, self.name, self.total, self.done, self.at = bar, name, total, 0, bar.get_time()
         self.key = bar.add_task(name, total=total, state="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -287,6 +287,8 @@ class _PacedTask(Task):
 
     def reach(self, done: int, note: str = "") -> None:
         self.done = min(done, self.total)
+        now = self.bar.get_time()
+        self.bar.speed_estimate_period, self.at = max(_WINDOW, 3 * (now - self.at)), now  # or rich would forget the last mark
         self.bar.update(self.key, completed=self.done)
         (pace,) = self.bar.tasks
         seconds = pace.time_remaining if self.done < self.total else None
@@ -357,10 +359,11 @@ class LiveWatcher(Watcher):
 
 
 def rate_text(rate: float | None) -> str:
-    """'3.2/s', or '14/min' for what is slower than one a second; empty where nothing is known."""
+    """'3.2/s', or '14/min' and '2/h' for what is slower; empty where nothing is known."""
     if not rate:
         return ""
-    return f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+    per, unit = (1, "s") if rate >= 1 else (60, "min") if rate >= 0.1 / 60 else (3600, "h")
+    return f"{per * rate:.1f}/{unit}"
 
 
 def duration(seconds: float) -> str:

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 class Conversation:
     """Both models of a run, ready for questions; each question stands alone. `execution`: settings such as `device`.
 
-    Raises:
-        UserError: not a run folder, no model/ in it, the base model is gone or changed, or a setting that the run has fixed.
+    Raises `UserError`: not a run folder, no model/ in it, the base model is gone or changed, or a setting that the run has fixed.
     """
 
     def __init__(self, run: str | Path, watcher: Watcher | None = None, **execution: Any) -> None:
@@ -53,8 +52,7 @@ class Conversation:
     def ask(self, question: str) -> dict[str, str]:
         """Return `question`, `base` and `tuned`: both replies as text, of at most the run's `max_new_tokens`.
 
-        Raises:
-            UserError: a blank question, or one that leaves no room for a reply in the model's context.
+        Raises `UserError`: a blank question, or one that leaves no room for a reply in the model's context.
         """
         question = question.strip()
         if not question:
@@ -83,12 +81,9 @@ def ask(run: str | Path, question: str, *, watcher: Watcher | None = None, **exe
 def look(source: str) -> dict[str, Any]:
     """Look at a corpus, a folder or a name such as kgfact:small.
 
-    Returns:
-        JSON values: name, options, notes; splits: for each its count and an example, as a fact; domains and, for each pair of
-        them, the number of facts that join them (none where the facts are no graph).
-
-    Raises:
-        UserError: it is no corpus.
+    Returns JSON values: name, options, notes; splits: for each its count and an example, as a fact; domains and, for each pair of
+    them, the number of facts that join them (none where the facts are no graph).
+    Raises `UserError`: it is no corpus.
     """
     corpus = open_source(source)
     if not isinstance(corpus, Corpus):

@@ -37,15 +37,12 @@ _REMEDIES = {
 def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
     """Check the input of an `inject` as it would, and say what it would take; nothing is written to the run folder.
 
-    Returns:
-        JSON values. `facts`: their counts, and the measured ones that are unusable. `tokens`: mean and longest of prompts and
-        reference; what is decoded to train on. `training`: targets or rollouts of an epoch, steps of one training, and of all
-        trainings (several with --lr auto) checkpoints and tokens. `editing`: what memit does. `evaluation`: of one model. `memory`:
-        bytes by part for each stage (a total of 0 where the run has none). `disk`: bytes; `cache` is outside of the run folder.
-        `assumptions` and `warnings`: one line each.
-
-    Raises:
-        UserError: any bad input, as `inject` would say.
+    Returns JSON values. `facts`: their counts, and the measured ones that are unusable. `tokens`: mean and longest of prompts and
+    reference; what is decoded to train on. `training`: targets or rollouts of an epoch, steps of one training, and of all
+    trainings (several with --lr auto) checkpoints and tokens. `editing`: what memit does. `evaluation`: of one model. `memory`:
+    bytes by part for each stage (a total of 0 where the run has none). `disk`: bytes; `cache` is outside of the run folder.
+    `assumptions` and `warnings`: one line each.
+    Raises `UserError`: any bad input, as `inject` would say.
     """
     session = open_checked(settings, watcher or Watcher())
     settings, device, dtype = session.settings, session.device, session.dtype
@@ -84,7 +81,7 @@ def plan(settings: Settings, watcher: Watcher | None = None) -> dict[str, Any]:
         },
         "disk": {**costs.disk(settings, work, shape), "free": free_disk(session.run.folder)},
     }
-    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, report)}
+    return {**report, "assumptions": _assumptions(settings, work), "warnings": _warnings(session, work, shape, report)}
 
 
 def measure_work(session: Session) -> Work:
@@ -105,7 +102,9 @@ def measure_work(session: Session) -> Work:
     # A step takes so many targets; of what is answered anew it takes so many facts.
     items = made if settings.needs_targets else usable if settings.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
-    replies = Lengths.of(costs.REASONED_REPLY if question.apart else costs.REPLY for question in questions)
+    replies = Lengths.of(
+        min(costs.REASONED_REPLY, question.max_new_tokens) if question.apart else costs.REPLY for question in questions
+    )
     rehearsed = bundled_records("rehearsal_prompts.jsonl")[:_SAMPLE] if settings.rehearse else []
     return Work(
         asked=len(facts),
@@ -180,7 +179,7 @@ def _assumptions(settings: Settings, work: Work) -> list[str]:
     ]
 
 
-def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]:
+def _warnings(session: Session, work: Work, shape: Shape, report: dict[str, Any]) -> list[str]:
     memory, disk = report["memory"], report["disk"]
     found = []
     if work.unusable:
@@ -194,13 +193,13 @@ def _warnings(session: Session, work: Work, report: dict[str, Any]) -> list[str]
     if disk["peak"] > disk["free"]:
         sizes = f"{disk['peak'] / GB:.1f} GB of disk, {disk['free'] / GB:.1f} GB are free"
         found.append(f"the run folder needs {sizes}: choose another --output, or lower --keep-checkpoints")
-    found += _doubts(session.settings, work)
+    found += _doubts(session.settings, work, shape)
     if session.run.exists():
         found.append(f"{session.run.folder} is a run already: the same settings resume it, others are refused")
     return found
 
 
-def _doubts(settings: Settings, work: Work) -> Iterator[str]:
+def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[str]:
     """What is said of settings that may not be meant."""
     if work.steps:
         shortest = costs.trainings(settings, work)[0]
@@ -208,6 +207,12 @@ def _doubts(settings: Settings, work: Work) -> Iterator[str]:
             yield f"the warm-up of {settings.warmup_steps} steps is longer than half of a training's {shortest}"
         if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
             yield f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing"
+        if settings.choose == "paper" and (made := costs.checkpoints(settings, work)[-1]) < 3:
+            yield f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every"
+        if settings.lr == "auto" and (settings.lr_steps or 0) >= work.steps:
+            yield f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and trains the best rate twice: leave it out"
+    if work.edit and settings.edit_tokens < shape.inner:
+        yield f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
     if settings.mixes:
         if work.reference.longest > work.limit:
             yield f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
@@ -222,9 +227,8 @@ def price(
 ) -> dict[str, Any]:
     """Say what is left of a sweep takes; runs that differ in their seed take the same.
 
-    Returns:
-        `runs`, by name: bytes of `memory` at the peak, of `disk` in the end and `disk_at_peak`, `decoded_tokens` to train on and
-        `trained_tokens`; `total`: of one run at a time beside those that are there; `warnings`.
+    Returns `runs`, by name: bytes of `memory` at the peak, of `disk` in the end and `disk_at_peak`, `decoded_tokens` to train on
+    and `trained_tokens`; `total`: of one run at a time beside those that are there; `warnings`.
     """
     watcher = watcher or Watcher()
     todo = [run for run in planned.chosen(only) if states[run.name] != "done"]
@@ -258,7 +262,7 @@ def price(
     if large := [name for name, cost in runs.items() if available is not None and cost["memory"] > available]:
         sizes = f"{available / GB:.1f} GB of memory that are free, the largest {total['memory'] / GB:.1f}"
         warnings.append(
-            f"{len(large)} of {len(runs)} runs may need more than the {sizes}; a --dry-run of {large[0]} alone says where"
+            f"{len(large)} of {len(runs)} runs may need more than the {sizes}; `mixsd inject --dry-run` with one's settings says in which stage"
         )
     if total["disk_at_peak"] > free:
         sizes = f"{total['disk_at_peak'] / GB:.1f} GB of disk, {free / GB:.1f} are free"

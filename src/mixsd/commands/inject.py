@@ -54,8 +54,7 @@ def inject(settings: Settings | None = None, *, watcher: Watcher | None = None, 
         settings: all settings at once; or give them as keywords (`facts`, `model`, `output`, `lam`, ...).
         watcher: is told about the progress; silent by default.
 
-    Returns:
-        The run. `run.model` is the tuned model's folder, `run.report()` holds the scores.
+    Returns the run. `run.model` is the tuned model's folder, `run.report()` holds the scores.
 
     Raises:
         UserError: bad input or settings, before any work where it can be known.

@@ -28,14 +28,14 @@ def open_checked(settings: Settings, watcher: Watcher, *, alone: bool = False, w
         alone: only the base is evaluated; there is no tuned model.
         without_facts: there may be none, where a model is only evaluated.
 
-    Raises:
-        UserError: any bad input.
+    Raises `UserError`: any bad input.
     """
     if not settings.facts and not without_facts:
         raise UserError("no facts: name a file of facts (or 'demo' for the bundled ones)")
     session = _open(settings, watcher)
     session.alone = alone
-    if settings.train_dtype == "bf16" and loading.is_slow_in_bf16(session.device):
+    wanted = settings.dtype if settings.train_dtype == "auto" else settings.train_dtype
+    if wanted == "bf16" and loading.is_slow_in_bf16(session.device):
         watcher.say("this CPU has no instructions for bf16: training with --train-dtype fp32 is faster here")
     examination(session).read_data()  # or a fault in the data would show after the training
     return session

@@ -116,11 +116,8 @@ def sweep(
         only: names of runs or configurations; the others are left.
         execution: settings that say how to run (`device`, `offline`, ...); they go before the file's.
 
-    Returns:
-        The runs that finished, and those that failed with the reason: a failed run does not stop the others.
-
-    Raises:
-        UserError: anything in the file or its settings that is wrong, before the first run starts.
+    Returns the runs that finished, and those that failed with the reason: a failed run does not stop the others.
+    Raises `UserError`: anything in the file or its settings that is wrong, before the first run starts.
     """
     watcher = watcher or Watcher()
     planned = read_sweep(source, output=output, **execution)
@@ -131,12 +128,13 @@ def sweep(
         skipped = ", ".join(run.name for run in chosen if states[run.name] == "done")
         watcher.say(f"{len(chosen) - len(todo)} of {len(chosen)} runs are done already: {skipped}")
     failed: dict[str, str] = {}
-    started = time.monotonic()
+    took: list[float] = []  # seconds of each run that did not fail
     for place, (number, run) in enumerate(todo):
         from mixsd.commands import inject
 
-        expected = round((time.monotonic() - started) / place * (len(todo) - place)) if place else 0
-        for_all = f"; about {timedelta(seconds=expected)} (h:mm:ss) left for all" if place else ""
+        started = time.monotonic()
+        expected = round(sum(took) / len(took) * (len(todo) - place)) if took else 0
+        for_all = f"; about {timedelta(seconds=expected)} (h:mm:ss) left for all" if took else ""
         watcher.say(f"run {number} of {len(chosen)}: {run.name}{for_all}")
         try:
             inject.inject(run.settings, watcher=watcher)
@@ -149,6 +147,7 @@ def sweep(
             gc.collect()  # what broke off leaves its model in the frames of the error
         else:
             states[run.name] = "done"
+            took.append(time.monotonic() - started)
     finished = [run for run in planned.runs if states[run.name] == "done"]
     missed = {}
     for run in finished:
@@ -249,8 +248,7 @@ def _identity(settings: Settings) -> tuple[dict[str, Any], Corpus | None]:
 def read_sweep(source: str | Path | Mapping[str, Any], *, output: str | Path | None = None, **execution: Any) -> Sweep:
     """Expand a sweep file, or its values, into runs; nothing but the file is read.
 
-    Raises:
-        UserError: bad YAML, an unknown or misplaced key, a bad value, or two configurations that are the same.
+    Raises `UserError`: bad YAML, an unknown or misplaced key, a bad value, or two configurations that are the same.
     """
     name = "sweep" if isinstance(source, Mapping) else str(Path(source).expanduser())
     values = source if isinstance(source, Mapping) else read_config(Path(name))
@@ -307,7 +305,8 @@ def _configurations(values: Mapping[str, Any], execution: Mapping[str, Any], nam
             key = digest(settings.resolved.dump())
             if other := seen.get(key) or seen.get(one.configuration):
                 pair = f"{other.where} ({other.configuration}) and entry {number} ({one.configuration})"
-                raise UserError(f"{pair} are the same configuration; keep one")
+                alike = "are the same configuration; keep one" if key in seen else "share a folder's name; give one another"
+                raise UserError(f"{pair} {alike}")
             seen[key] = seen[one.configuration] = one
             found.append(one)
     return found

@@ -71,12 +71,9 @@ def compare(folders: Sequence[str | Path], *, level: float | None = None) -> dic
         folders: two or more run folders.
         level: the memorization (0 to 1) at which forgetting is compared; by default the highest that every run reaches.
 
-    Returns:
-        JSON values: `configurations` with their measures over seeds, `runs`, `paired` differences, the `level`, and `notes`.
-        `scores` says which score of a report a measure is.
-
-    Raises:
-        UserError: a folder is no finished run, two were not measured alike (naming the field), or one stands twice.
+    Returns JSON values: `configurations` with their measures over seeds, `runs`, `paired` differences, the `level`, and `notes`.
+    `scores` says which score of a report a measure is.
+    Raises `UserError`: a folder is no finished run, two were not measured alike (naming the field), or one stands twice.
     """
     if isinstance(folders, str | Path) or len(folders) < 2:
         raise UserError("compare: name at least two run folders")

@@ -36,9 +36,8 @@ Labelled = Sequence[tuple[str, Measured]]
 def material_of(folders: Sequence[str | Path]) -> dict[str, Any]:
     """What the page of a comparison of these runs shows beside the numbers.
 
-    Returns:
-        `curves`, `nll` and `errors` as the figures take them; `facts`, each {id, question, answer, told: [{label, run, status, reason,
-        tokens, reply, outcome}]} with a token as `inspect` gives it; `facts_left`, how many more there are; `notes`.
+    Returns `curves`, `nll` and `errors` as the figures take them; `facts`, each {id, question, answer, told: [{label, run,
+    status, reason, tokens, reply, outcome}]} with a token as `inspect` gives it; `facts_left`, how many more there are; `notes`.
     """
     read_runs = [read(Path(folder)) for folder in folders]
     runs = list(zip(labels_of(read_runs), read_runs, strict=True))
@@ -82,7 +81,8 @@ def _facts(runs: Labelled) -> dict[str, Any]:
     asked = list(islice(rows, MOST_FACTS))
     wanted = {row["id"] for row in asked}
     targets = {label: _targets(run, wanted) for label, run in runs}
-    replies = {label: _trained_replies(run, wanted) for label, run in runs}
+    trained = {label: (row for row in run.rows(suites.CORE, "tuned") if row["split"] == suites.TRAINED) for label, run in runs}
+    replies = {label: {row["group"]: row for row in rows if row["group"] in wanted} for label, rows in trained.items()}
     tokenizer, why = _tokenizer(run for _, run in runs)
     if tokenizer is None and any(targets.values()):
         found["notes"].append(f"Targets are not shown: {why}")
@@ -112,11 +112,6 @@ def _targets(run: Measured, wanted: set[str]) -> dict[str, Target]:
         if target.id in wanted and (target.id not in found or (target.accepted and not found[target.id].accepted)):
             found[target.id] = target
     return found
-
-
-def _trained_replies(run: Measured, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    rows = run.rows(suites.CORE, "tuned")
-    return {row["group"]: row for row in rows if row["split"] == suites.TRAINED and row["group"] in wanted}
 
 
 def _tokenizer(runs: Iterable[Measured]) -> tuple[PreTrainedTokenizerBase | None, str]:
@@ -151,11 +146,9 @@ def draw(runs: Sequence[str | Path], *, output: str | Path) -> dict[str, Any]:
         runs: one run folder, or several that were measured alike (see `mixsd.compare`).
         output: the folder for the pictures, NAME.svg and NAME.png each.
 
-    Returns:
-        `files`, the paths by the name of the picture, and `left_out`, why there is none of the other names.
-
-    Raises:
-        UserError: a folder is no finished run, runs were not measured alike, nothing can be drawn, or the output cannot be written.
+    Returns `files`, the paths by the name of the picture, and `left_out`, why there is none of the other names.
+    Raises `UserError`: a folder is no finished run, runs were not measured alike, nothing can be drawn, or the output cannot be
+    written.
     """
     from mixsd.figures import style
 

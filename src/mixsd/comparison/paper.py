@@ -119,12 +119,10 @@ def table(number: int, folders: Sequence[str | Path] = ()) -> dict[str, Any]:
         number: of the table, 1 to 12.
         folders: finished run folders; for Tables 5 to 9 with what `mixsd analyze nll` or `fisher` wrote into each.
 
-    Returns:
-        JSON values: `number`, `title`, `columns`, and `rows`, each with its place, `settings` (what else a run of ours had), `published`
-        (None for a row that is ours only), `ours` and `verdict` by column, in the table's unit, and `runs`.
-
-    Raises:
-        UserError: there is no such table, a folder is no finished run, a run is about other facts than the table, or was not analyzed.
+    Returns JSON values: `number`, `title`, `columns`, and `rows`, each with its place, `settings` (what else a run of ours had),
+    `published` (None for a row that is ours only), `ours` and `verdict` by column, in the table's unit, and `runs`.
+    Raises `UserError`: there is no such table, a folder is no finished run, a run is about other facts than the table, or was not
+    analyzed.
     """
     rows = published_table(number)
     digits = {name: max(row.digits[name] for row in rows) for name in rows[0].values}

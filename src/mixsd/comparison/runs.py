@@ -45,6 +45,11 @@ _ALONG = {
     "probe": (suites.PROBE, "accuracy"),
 }
 _AT_CHECKPOINTS = "score_questions (asked at each checkpoint)"
+_IN_WORDS = {
+    "limit": "the number of questions; None is all",
+    "task": "the hash of what is asked",
+    "data": "the hash of the questions",
+}
 _VERSIONS = ("mixsd", "torch", "transformers")
 
 # What every row of replies must hold to be compared and scored; a row of Eq. 2 has its NLL and the number of its tokens too.
@@ -288,7 +293,9 @@ def _differing_machines(runs: Sequence[Measured]) -> list[str]:
 
 
 def _refuse(first: Measured, run: Measured, field: str, old: Any, new: Any) -> None:
-    what = f"{field} differs" + (f" ({_IDENTITY[field]})" if field in _IDENTITY else "")
+    kind, of, _ = field.partition(" of ")
+    why = (_IN_WORDS if of else _IDENTITY).get(kind)
+    what = f"{field} differs" + (f" ({why})" if why else "")
     raise UserError(f"{run.folder}: cannot be compared with {first.folder}: {what}: {_short(new)} here, {_short(old)} there")
 
 

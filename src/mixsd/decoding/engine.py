@@ -97,8 +97,7 @@ def decode_in_lockstep(
 ) -> Iterator[Decoding]:
     """Decode requests, at least one, as one batch; yields each one as it ends. `with_support`: decodings carry `support`.
 
-    Raises:
-        ValueError: a request for no tokens, or whose prefix leaves it none.
+    Raises `ValueError`: a request for no tokens, or whose prefix leaves it none.
     """
     open_ = [begin(replace(request, prefix=None)) for request in requests]
     batch = _Batch(model, requests)

@@ -41,8 +41,7 @@ def load(folder: Path, *, device: str, dtype: str, trust_remote_code: bool = Fal
 
     `device` ("cpu" or an accelerator's type) is what it is set up for; it runs where its build runs. `dtype`: "float32" or "bfloat16".
 
-    Raises:
-        UserError: vLLM cannot be imported.
+    Raises `UserError`: vLLM cannot be imported.
     """
     for name, value in (_ENVIRONMENT | (_ON_CPU if device == "cpu" else {})).items():
         os.environ.setdefault(name, value)

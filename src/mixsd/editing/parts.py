@@ -302,8 +302,7 @@ def second_moments(
         numerics: what the numbers depend on besides the model, see `Session.numerics`.
         on_done: told the number of tokens just read.
 
-    Raises:
-        UserError: there is no text, or the model has no down_proj.
+    Raises `UserError`: there is no text, or the model has no down_proj.
     """
     pieces = _pieces(tokenizer, texts, tokens, min(PIECE, context_length(model.config)))
     count = sum(map(len, pieces))

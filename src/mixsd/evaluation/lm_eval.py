@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -36,6 +36,7 @@ _SECONDS_BETWEEN_LINES = 30
 # Parts of a task's config that say where it lies on this machine and not what it asks; the documents have a hash of their own.
 _PLACES = ("metadata", "dataset_kwargs")
 _YAML = (".yaml", ".yml")
+_UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else `datasets` tells the hub of each local file that it reads
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 # Names of metrics that say right or wrong of one document. By name and not by value: a small model's BLEU can be 0 everywhere.
 _RIGHT_OR_WRONG = re.compile(r"(?:^|_)(?:acc|exact_match|em)(?:$|_)")
@@ -71,7 +72,8 @@ def check(task: str) -> None:
             f"lm-eval:{task}: lm-eval has no such task{did_you_mean(task, _known())}; `lm_eval ls tasks` lists them, "
             "a task of your own is the path of its .yaml file"
         )
-    if (_known()[task].cfg or {} if config is None else config).get("unsafe_code"):
+    tasks = _leaves(config or task) if config is None or _is_group(config) else [config]
+    if any(each.get("unsafe_code") for each in tasks):
         raise UserError(f"lm-eval:{task}: {_UNSAFE}")
 
 
@@ -115,7 +117,7 @@ def run(
         asked = {key: value for key, value in config.items() if key not in _PLACES}
         higher_is_better = results["higher_is_better"].get(name) or {}
         metric = outcome_metric(logged, higher_is_better)
-        rows += _rows(name, logged, config.get("output_type"), metric)
+        rows += _rows(name, logged, config, metric)
         tasks[name] = {
             "version": revision,
             "config_hash": digest([asked, revision]),  # the same in another folder
@@ -145,7 +147,7 @@ def _lm_eval(
 ) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """Run lm-eval's command; returns its results, and its samples by task."""
     environment = {name: value for name, value in os.environ.items() if not LAUNCHED.fullmatch(name)}
-    environment |= {"LMEVAL_LOG_LEVEL": "INFO", "PYTHONIOENCODING": "utf-8"} | (_OFFLINE if offline else {})
+    environment |= {"LMEVAL_LOG_LEVEL": "INFO", "PYTHONIOENCODING": "utf-8"} | _UNCOUNTED | (_OFFLINE if offline else {})
     start = log.stat().st_size
     with tempfile.TemporaryDirectory(prefix="mixsd-lm-eval-") as name:
         place = Path(name)
@@ -154,18 +156,18 @@ def _lm_eval(
         command = [sys.executable, "-m", __name__, str(place / "run.json"), *words, *(["offline"] if offline else [])]
         with disk_errors(log), log.open("ab") as out:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment)  # noqa: S603
-        printed, due = "", 0.0
+        due = 0.0
         try:
             while process.returncode is None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=1)
-                printed = log.read_bytes()[start:].decode(errors="replace")
-                if time.monotonic() >= due and (bars := _BAR.findall(printed[-4000:])):
+                if time.monotonic() >= due and (bars := _BAR.findall(_end_of(log, 4000))):
                     say("lm-eval:{}: {} of {} requests".format(task, *bars[-1]))
                     due = time.monotonic() + _SECONDS_BETWEEN_LINES
         finally:  # it ends with us
             process.kill()
             process.wait()
+        printed = _end_of(log, log.stat().st_size - start)
         files = list(place.glob("results_*.json"))
         if process.returncode or not files:
             raise _failure(task, options["model_args"]["pretrained"], printed, log, offline)
@@ -173,12 +175,18 @@ def _lm_eval(
         return results, {each: list(read_jsonl(place / f"samples_{each}_{date}.jsonl")) for each in results["n-samples"]}
 
 
+def _end_of(log: Path, most: int) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most))
+        return file.read().decode(errors="replace")
+
+
 def _asked(task: str, place: Path) -> tuple[dict[str, Any], list[str]]:
     """The task as lm-eval's command takes it, and words for `_become_lm_eval`."""
     if not task.endswith(_YAML):
         return {"tasks": [task]}, []
     path, config = Path(task).expanduser().resolve(), _read(task)
-    if isinstance(config.get("task"), list):  # a group; its members may be lm-eval's, or lie in files beside it
+    if _is_group(config):  # its members may be lm-eval's, or lie in files beside it
         return {"tasks": [config["group"]], "include_path": str(path.parent)}, []
     link = place / "task.yaml"  # lm-eval splits a path at commas, takes others for a pattern, and knows no .yml
     link.symlink_to(path)
@@ -228,12 +236,29 @@ def _known() -> Mapping[str, Any]:
     return dict(TaskManager().task_index)
 
 
+def _is_group(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("task"), list)
+
+
+def _leaves(spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The configs of the tasks that a task, group or tag comes down to; an empty one for a name that lm-eval does not know."""
+    own: Mapping[str, Any] = {"task": spec} if isinstance(spec, str) else spec
+    name = own.get("task") or own.get("group") or ""
+    if isinstance(name, list):
+        for member in name:
+            yield from _leaves(member)
+        return
+    entry = _known().get(name)
+    config = {} if entry is None else entry.cfg or {"task": sorted(entry.tags)}  # a tag has no config
+    yield from _leaves(config) if _is_group(config) else [{**config, **own}]
+
+
 def _documents(samples: list[Row]) -> dict[int, str]:
     return {sample["doc_id"]: digest(sample["doc"]) for sample in samples}
 
 
-def _rows(name: str, samples: list[Row], kind: str | None, metric: str | None) -> list[Row]:
-    several = len({sample["filter"] for sample in samples}) > 1
+def _rows(name: str, samples: list[Row], config: Mapping[str, Any], metric: str | None) -> list[Row]:
+    kind, several = config.get("output_type"), len({sample["filter"] for sample in samples}) > 1
     rows = []
     for sample in samples:
         group = f"{name}/{sample['doc_id']}"
@@ -258,7 +283,7 @@ def _rows(name: str, samples: list[Row], kind: str | None, metric: str | None) -
         paired = all(isinstance(reply, list) and reply[1:] in (["True"], ["False"]) for reply in replies)
         if paired or kind == "loglikelihood_rolling":
             likelihoods = [float(reply[0] if paired else reply) for reply in replies]
-            choices = zip(likelihoods, _choices(requests) if kind == "multiple_choice" else [], strict=False)
+            choices = zip(likelihoods, _choices(requests, config) if kind == "multiple_choice" else [], strict=False)
             row["reply"] = max(choices, key=lambda choice: choice[0], default=(0, ""))[1]
             row["extracted"] = None
             row["loglikelihoods"] = [_number(likelihood) for likelihood in likelihoods]
@@ -266,14 +291,14 @@ def _rows(name: str, samples: list[Row], kind: str | None, metric: str | None) -
     return rows
 
 
-def _choices(requests: list[list[Any]]) -> list[str]:
+def _choices(requests: list[list[Any]], config: Mapping[str, Any]) -> list[str]:
     """The answers on offer: what follows the question, or the questions themselves where all go on alike.
 
     Requests without a question are the choices once more, for the mutual information.
     """
     asked = [request for request in requests if request[0]] or requests
-    alike = len({request[1] for request in asked}) == 1
-    return [(request[0].rpartition("\n\n")[2] if alike else request[1]).strip() for request in asked]  # without the examples
+    alike, between = len({request[1] for request in asked}) == 1 < len(asked), config.get("fewshot_delimiter") or "\n\n"
+    return [(request[0].rpartition(between)[2] if alike else request[1]).strip() for request in asked]  # without the examples
 
 
 def outcome_metric(samples: list[Row], higher_is_better: Mapping[str, Any]) -> str | None:
@@ -310,7 +335,8 @@ def _become_lm_eval(config: str, *words: str) -> None:
     from lm_eval import evaluator, tasks
     from lm_eval.__main__ import cli_evaluate
 
-    for name in ("add_env_info", "get_git_commit_hash"):  # in 0.4.13 seconds of `pip list` and git, of which we keep nothing
+    # Of which we keep nothing: in 0.4.13 seconds of `pip list` and git, and a tokenizer of the hub's for the dummy model.
+    for name in ("add_env_info", "get_git_commit_hash", "add_tokenizer_info"):
         setattr(evaluator, name, lambda *args: None)
     if "alone" in words:  # indexing lm-eval's 14,000 tasks takes 5 s, and one of the same name would be mixed with the file's
         tasks.TaskManager = partial(tasks.TaskManager, include_defaults=False)

@@ -218,7 +218,8 @@ def _regrade(session: Session, name: str, told: dict[str, Any]) -> None:
             if hashes.get(row["key"]) != row["prompt_hash"]:
                 raise UserError(f"{file}: {row['key']} was asked otherwise than it would be now; evaluate {name} anew")
         with session.watcher.task(f"judging {name}, {model}", len(judged)) as task:
-            judge_all((by_key[row["key"]], row) for row in judged)
-            task.advance(len(judged))
+            for part in (judged[start : start + 64] for start in range(0, len(judged), 64)):
+                judge_all((by_key[row["key"]], row) for row in part)
+                task.advance(len(part))
         write_jsonl(file, rows)
     write_json(asked_file(session.run, name), asdict(asked))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixsd.errors import UserError
+from mixsd.errors import UserError, first_line
 from mixsd.facts.answers import last_boxed
 from mixsd.facts.fact import Fact, kind
 from mixsd.facts.records import bundled_text
@@ -199,9 +199,8 @@ class Renderer:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=self.thinking, **options))
         except Exception as error:
-            first = (str(error).strip() or repr(error)).splitlines()[0]
             hint = "; leave --system out" if messages[0]["role"] == "system" else ""
-            raise UserError(f"the model's chat template refuses the prompt ({first}){hint}") from error
+            raise UserError(f"the model's chat template refuses the prompt ({first_line(error)}){hint}") from error
 
     def _conversation(self, reply: str) -> str:
         return self._template([{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}])

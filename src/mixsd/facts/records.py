@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mixsd.errors import UserError, did_you_mean
 from mixsd.facts.answers import last_boxed
@@ -32,15 +32,18 @@ def read_jsonl(path: Path) -> Records:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             where = f"{path}: line {number}"
-            yield where, _object(_parse(line, where), where)
+            yield where, _object(_parse(line.rstrip("\r\n"), where), where)
 
 
 def read_json(path: Path) -> Records:
     """Yield the objects of a file that holds one JSON list."""
-    text, hint = "".join(_lines(path)), f"{path}: expected one list of facts, [{{...}}, ...] (one object per line is .jsonl)"
-    values = _parse(text, hint) if text.strip() else []
+    text = "".join(_lines(path))
+    try:
+        values = _parse(text, str(path)) if text.strip() else []
+    except UserError as error:
+        raise UserError(str(error).replace("(Extra data", "(one object per line is .jsonl; Extra data")) from None
     if not isinstance(values, list):
-        raise UserError(hint)
+        raise UserError(f"{path}: expected one list of facts, [{{...}}, ...]")
     for number, value in enumerate(values, 1):
         where = f"{path}: record {number}"
         yield where, _object(value, where)
@@ -227,7 +230,7 @@ def in_form(form: type[F], values: Any, where: str, mend: str = "") -> F:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ", ".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
         message = message[0].lower() + message[1:]
         raise UserError(f"{where}: {f'field {place}: ' if place else ''}{message}{mend}") from None
 
@@ -236,6 +239,11 @@ class _Turn(Form, extra="forbid"):
     role: str
     content: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, turn: Any) -> Any:  # a table has every column in each turn
+        return {name: value for name, value in turn.items() if value is not None} if isinstance(turn, Mapping) else turn
+
 
 class _Mixed(Form):
     ground_truth_assistant: str | None = None
@@ -243,7 +251,7 @@ class _Mixed(Form):
 
 
 class _Chat(Form):
-    messages: list[_Turn]
+    messages: list[_Turn] = Field(strict=False)
     clear_answer: str | None = None
     mix_meta: _Mixed = _Mixed()
 

@@ -7,6 +7,7 @@ Each function takes plain values, as reports and analyses hold them, and gives a
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -146,9 +147,15 @@ def error_bars(rows: Sequence[Values], modes: Sequence[str], *, narrow: bool = F
     )
     for axes, (name, own) in zip(panels, shown.items(), strict=True):
         _bars(axes, own, fills, cell - left - 0.2)
-        axes.set_yticks(range(len(own)), [style.short(row["label"], style.characters(left - 0.15)) for row in own])
+        axes.set_yticks(range(len(own)), [_wrapped(row["label"], style.characters(left - 0.15)) for row in own])
         axes.set_title(style.short(name, style.characters(cell - left, style.FONT_SIZE)))
     return picture
+
+
+def _wrapped(label: str, most: int) -> str:
+    """A label on one line or two, its middle cut where two do not hold it."""
+    lines = wrap(style.short(label, 2 * most), most)
+    return "\n".join(lines) if len(lines) == 2 else style.short(label, most)
 
 
 def _bars(axes: Axes, rows: Sequence[Values], fills: Mapping[str, dict[str, Any]], inches: float) -> None:

@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixsd.errors import MixsdError, UserError
+from mixsd.errors import MixsdError, UserError, first_line
 from mixsd.models.compat import text_config
-from mixsd.models.loading import first_line, loaded
+from mixsd.models.loading import loaded
 from mixsd.storage import disk_errors, write_json
 
-_PROBE_TOKENS = 8
+_PROBE_TOKENS = 16
 # Largest difference of logits, as a share of the largest logit: rounding alone in fp32, the cast's own rounding otherwise.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 

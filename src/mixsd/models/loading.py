@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mixsd.errors import UserError, did_you_mean
+from mixsd.errors import UserError, did_you_mean, first_line
 from mixsd.storage import atomic_folder, cache_folder, digest, file_digest, sweep_leftovers, write_json
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_
     # The loader would fill them with random numbers and go on.
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: the weights lack {len(missing)} tensors of the model ({missing[0]}); copy the folder again")
+    if surplus := sorted(info["unexpected_keys"]):
+        warnings.warn(f"{folder}: {len(surplus)} tensors have no place in the model ({surplus[0]})", stacklevel=2)
     try:
         return model.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:
@@ -287,7 +290,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """None of transformers' bars and load reports, for a while: what matters in them is raised."""
+    """None of transformers' bars and load reports, for a while: what matters in them is raised or warned of."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -299,11 +302,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def context_length(config: Any) -> int:

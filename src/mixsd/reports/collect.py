@@ -299,8 +299,8 @@ def _beside(folder: Path, session: Session) -> schema.Beside:
     names = ("max_new_tokens", "verifier", "dtype", "forgetting_tokens", "seed")
     here = {name: getattr(session.settings, name) for name in names} | asked[0]
     there = {name: report.settings.get(name) for name in names} | asked[1]
-    for name in here.keys() & there.keys():
-        if here[name] != there[name]:
+    for name in here:
+        if name in there and here[name] != there[name]:
             what = name if isinstance(name, str) else f"{name[1]} of {name[0]}"
             differs = f"({there[name]!r}, here {here[name]!r})"
             raise UserError(f"--beside {folder}: was evaluated with another {what} {differs}; the two cannot be compared")

@@ -185,11 +185,7 @@ class Report(_Part):
 
 
 def read_report(file: Path) -> Report:
-    """Read a run's `report.json`.
-
-    Raises:
-        UserError: it is not there, or another version of mixsd wrote it.
-    """
+    """Read a run's `report.json`. Raises `UserError`: it is not there, or another version of mixsd wrote it."""
     run = file.parent
     if not file.is_file():
         raise UserError(f"{run}: has no report.json; finish that run first, or `mixsd report` it")

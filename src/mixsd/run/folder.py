@@ -66,8 +66,7 @@ class Run:
     def claim(self, settings: Settings, identity: dict[str, Any]) -> None:
         """Make the folder the configuration's, of resolved settings and hashes of model and facts; or check that it already is.
 
-        Raises:
-            UserError: the folder holds another configuration, or something that is not a run, or cannot be written.
+        Raises `UserError`: the folder holds another configuration, or something that is not a run, or cannot be written.
         """
         if not self.exists():
             self.refuse_strangers()

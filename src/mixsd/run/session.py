@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mixsd.errors import UserError
+from mixsd.errors import UserError, first_line
 from mixsd.facts.answers import Verifier, get_verifier
 from mixsd.facts.corpus import Corpus, is_corpus, read
 from mixsd.facts.fact import Fact, fact_from_mapping
@@ -137,8 +137,7 @@ class Session:
         try:
             return AutoConfig.from_pretrained(self.located.folder, local_files_only=True, trust_remote_code=trusted)
         except (OSError, ValueError) as error:
-            first = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first})") from error
+            raise UserError(f"{self.located.folder}: the model's config.json cannot be read ({first_line(error)})") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -204,8 +203,7 @@ class Session:
 def reopen(run: Run, settings: Settings, watcher: Watcher) -> Session:
     """Return the session of an existing run folder, on the facts and tests that lie in it; `settings` are the run's own.
 
-    Raises:
-        UserError: the base model's files have changed, or the run's facts are gone.
+    Raises `UserError`: the base model's files have changed, or the run's facts are gone.
     """
     if settings.offline:
         go_offline()

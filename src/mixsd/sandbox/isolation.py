@@ -1,7 +1,7 @@
 """Starts a worker in bubblewrap, or weakly, and tries whether bubblewrap works on this machine.
 
 The weak kind, "none", has limits on time, memory, files and processes and an empty environment, and nothing more. In both kinds all
-that was started is killed at the end of `start`.
+that was started is killed when `start` ends; in bubblewrap by the kernel, some milliseconds later, where the worker has ended by itself.
 """
 
 import json
@@ -36,6 +36,7 @@ module.main(job)
 """
 _WORKER = Path(__file__).with_name("worker.py")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_STORES = ("/nix/store", "/gnu/store")  # where each package has a folder of its own
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _TMP = "/tmp"  # noqa: S108  the sandbox's own, empty and small
 _STAGE = "/sys"  # a folder that is everywhere and holds no interpreter; covered in an outer bubblewrap only
@@ -99,8 +100,7 @@ def isolation() -> Isolation:
 def check(allow_weak: bool) -> Isolation:
     """Return the isolation to judge code in.
 
-    Raises:
-        UserError: if code cannot be isolated here and `allow_weak` is False, or cannot be judged on this system at all.
+    Raises `UserError`: if code cannot be isolated here and `allow_weak` is False, or cannot be judged on this system at all.
     """
     found = isolation()
     if sys.platform not in ("linux", "darwin"):
@@ -156,12 +156,11 @@ class Sandboxed:
 
 @contextmanager
 def start(kind: str, job: dict[str, Any], limits: Limits) -> Iterator[Sandboxed]:
-    """A running worker of `kind`; in the end all that it started is killed and reaped, and what it left is removed.
+    """A running worker of `kind`; in the end all that it started is killed, and what it left is removed.
 
     `job["fds"]` names the descriptors that it gets.
 
-    Raises:
-        StartError: if it cannot be started at all.
+    Raises `StartError`: if it cannot be started at all.
     """
     weak = kind == "none"
     order = {**job, "weak": weak, "parent": os.getpid(), "limits": limits.resources(), "most": limits.output_bytes}
@@ -274,7 +273,13 @@ def interpreter() -> str:
 def shown() -> tuple[str, ...]:
     """What is shown read-only at its own place: the interpreter, its standard library and the libraries they load."""
     prefixes = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}
-    wanted = {interpreter(), *_LIBRARIES, *(os.path.join(prefix, name) for prefix in prefixes for name in ("lib", "lib64"))}
+    stores = (store for store in _STORES if any(prefix.startswith(store) for prefix in prefixes))
+    wanted = {
+        interpreter(),
+        *_LIBRARIES,
+        *stores,
+        *(os.path.join(prefix, name) for prefix in prefixes for name in ("lib", "lib64")),
+    }
     found: list[str] = []
     for path in sorted(wanted):
         if os.path.exists(path) and not any(Path(path).is_relative_to(above) for above in found):

@@ -36,8 +36,7 @@ def judge(code: str, *, prompt: str, test: str, entry_point: str, limits: Limits
     `code` is a whole module; `prompt` what the tests may use of the program's beginning; `test` defines `check(candidate)`.
     Several threads may judge at a time.
 
-    Raises:
-        UserError: if code cannot be isolated here and `allow_weak` is False.
+    Raises `UserError`: if code cannot be isolated here and `allow_weak` is False.
     """
     return judge_in(check(allow_weak).kind, code, prompt=prompt, test=test, entry_point=entry_point, limits=limits)
 

@@ -35,10 +35,15 @@ class UnfitError(Exception):
 
 
 class Foreign:
-    """What stands for a value of another type: equal to no other, true or false as the value was, with the value's items if it has any."""
+    """What stands for a value of another type: equal to nothing, true or false as the value was, with the value's items if it has any."""
 
     def __init__(self, name: str, truth: bool, items: list[Any] | None) -> None:
         self._name, self._truth, self._items = name, truth, items
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
         return self._truth
@@ -72,7 +77,11 @@ _SCALARS: dict[str, tuple[Any, Callable[[Any], str], Callable[[str], Any]]] = {
     "f": (float, float.hex, float.fromhex),
     "c": (complex, complex.__repr__, complex),
     "b": ((bytes, bytearray), lambda value: bytes(value).hex(), bytes.fromhex),
-    "q": (Fraction, Fraction.__str__, Fraction),
+    "q": (
+        Fraction,
+        lambda value: "{:x}/{:x}".format(*Fraction.as_integer_ratio(value)),
+        lambda digits: Fraction(*(int(part, 16) for part in digits.split("/"))),
+    ),
     "m": (Decimal, Decimal.__str__, Decimal),
     # Two halves of a surrogate pair would come back from JSON as one character.
     "u": (
@@ -214,7 +223,7 @@ def _refuse_calls() -> None:
     which it may not leave. The rest is wide ground for attacks on the kernel.
     """
     machine = os.uname().machine
-    if machine not in _CALLS or sys.maxsize < 1 << 32 or not _control(_NO_NEW_PRIVS, 1):
+    if not _control(_NO_NEW_PRIVS, 1) or machine not in _CALLS or sys.maxsize < 1 << 32:
         return
     name, socket, refused = _CALLS[machine]
     # The kernel's classic BPF: a test that does not hold jumps over the answer that follows it.
@@ -291,8 +300,7 @@ def _describe(error: BaseException) -> tuple[str, str]:
 def _verdict(job: dict[str, Any]) -> tuple[str, str]:
     """Run the tests against the program's function from afar.
 
-    Returns:
-        passed, wrong, gone (the program has left) or unusable (it was not even started); and why.
+    Returns passed, wrong, gone (the program has left) or unusable (it was not even started); and why.
     """
     namespace: dict[str, Any] = {"__name__": "tests"}
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixsd.decoding.requests import EXPERT, GATED, NAIVE, REFERENCE
-from mixsd.errors import UserError, did_you_mean
+from mixsd.errors import UserError, did_you_mean, first_line
 from mixsd.models import loading
 from mixsd.progress import Watcher
 from mixsd.run.folder import Run
@@ -52,14 +52,11 @@ def inspect(
         model: whose tokenizer makes the texts: a folder, a hub name already on this machine, a .gguf file or the built-in
             model. Default for a run: its own. Without one the texts are None.
 
-    Returns:
-        One item per target, in the order of the file: `id`, `lambda`, `sample`, `attempt`, `accepted`, `reason`,
-        `decoded_tokens` (of this attempt alone with `attempts`), `question` (None where the run's facts are not at hand), `text`,
-        `canonical` and `tokens`. A token is `id`, `text`, `supervised`, `source` ('e', 'n', 'g' or 'r'; None in the prompt) and
-        `base_nll` (nats; None where it was not measured); the prompt's come first.
-
-    Raises:
-        UserError: no such file, a line that is not a target, an id that is not in the file, or a model that is not there.
+    Returns one item per target, in the order of the file: `id`, `lambda`, `sample`, `attempt`, `accepted`, `reason`,
+    `decoded_tokens` (of this attempt alone with `attempts`), `question` (None where the run's facts are not at hand), `text`,
+    `canonical` and `tokens`. A token is `id`, `text`, `supervised`, `source` ('e', 'n', 'g' or 'r'; None in the prompt) and
+    `base_nll` (nats; None where it was not measured); the prompt's come first.
+    Raises `UserError`: no such file, a line that is not a target, an id that is not in the file, or a model that is not there.
     """
     source = Path(source).expanduser()
     if limit < 1:
@@ -83,7 +80,12 @@ def _inspect_run(run: Run, limit: int, ids: Collection[str], attempts: bool, mod
     found = list(_chosen(_attempts(file) if attempts else read_targets(file), file, limit, ids))
     wanted = {target.id for target in found}
     facts = read_jsonl(run.facts_file) if run.facts_file.is_file() else ()
-    questions: dict[str, str] = {row["id"]: row["question"] for row in facts if row.get("id") in wanted}
+    questions: dict[str, str] = {}
+    for row in facts:
+        if row.get("id") in wanted:
+            questions[row["id"]] = row["question"]
+            if len(questions) == len(wanted):
+                break
     if attempts:  # the journal leaves out the naive prompt, and whether the text encodes back to the ids
         prompts = {key: session.renderer.naive(question) for key, question in questions.items()}
         canonical = session.renderer.is_canonical
@@ -189,16 +191,13 @@ def export(run: str | Path, *, format: str = "ids", output: str | Path | None = 
             system message if the run has one, the question as it was asked, and the target's text.
         output: the file. Default: export-FORMAT.jsonl in the run folder.
 
-    Returns:
-        JSON values: `format`, `output`, `written`, `left_out` (targets that were not accepted), and `changed`: of how many targets
-        the `prompt`, the `target` (its stop token included) or `any` of the two comes out as other ids where the messages are
-        rendered with the run's template at its defaults and encoded. What a template writes after the stop token is not counted.
-
-    Raises:
-        UserError: not a run, no targets, an unknown format, or chat without facts or template.
+    Returns JSON values: `format`, `output`, `written`, `left_out` (targets that were not accepted), and `changed`: of how many
+    targets the `prompt`, the `target` (its stop token included) or `any` of the two comes out as other ids where the messages are
+    rendered with the run's template at its defaults and encoded. What a template writes after the stop token is not counted.
+    Raises `UserError`: not a run, no targets, an unknown format, or chat without facts or template.
     """
     opened = Run(Path(run).expanduser())
-    session = _session(opened)
+    opened.manifest()
     if format not in _FORMATS:
         raise UserError(f'--format "{format}": unknown{did_you_mean(format, _FORMATS)}; known: {", ".join(_FORMATS)}')
     if not opened.targets_file.is_file():
@@ -206,8 +205,8 @@ def export(run: str | Path, *, format: str = "ids", output: str | Path | None = 
     file = Path(output).expanduser() if output is not None else opened.folder / f"export-{format}.jsonl"
     if file.resolve().parent == opened.folder.resolve() and not file.name.startswith("export-"):
         raise UserError(f"{file}: would stand among the run's own files; choose another --output")
+    session, written = _session(opened), 0
     changed = dict.fromkeys(("prompt", "target", "any"), 0)
-    written = 0
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal written
@@ -281,8 +280,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"the model's chat template refuses the messages ({first}); use --format ids") from error
+        raise UserError(f"the model's chat template refuses the messages ({first_line(error)}); use --format ids") from error
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

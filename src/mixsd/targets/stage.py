@@ -71,8 +71,7 @@ class Mixer:
     def run(self, facts: list[Fact]) -> Iterator[Target]:
         """Yield one target per fact and sample, in the order of the facts.
 
-        Raises:
-            UserError: no fact is usable, or `on_fail` is 'error' and a fact was not accepted.
+        Raises `UserError`: no fact is usable, or `on_fail` is 'error' and a fact was not accepted.
         """
         cases, reasons = self._cases(facts)
         if not cases:

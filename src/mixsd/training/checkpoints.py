@@ -81,8 +81,13 @@ def read_state(folder: Path) -> TrainerState:
             raise UserError(f"{path}: damaged ({error}); delete {folder.parent} to train anew") from error
 
     state = read("state.json")
-    adapter = read("adapter.safetensors") if state["identity"]["lora"] else None
-    return TrainerState(**state, optimizer=read("optimizer.safetensors"), rng=read("rng.safetensors"), adapter=adapter)
+    try:
+        adapter = read("adapter.safetensors") if state["identity"]["lora"] else None
+        return TrainerState(**state, optimizer=read("optimizer.safetensors"), rng=read("rng.safetensors"), adapter=adapter)
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{folder / TRAINER / 'state.json'}: not a training's state; delete {folder.parent} to train anew"
+        ) from None
 
 
 def check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

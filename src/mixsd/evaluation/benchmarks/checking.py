@@ -29,9 +29,9 @@ def survey(data: str | None = None, *, offline: bool = False, also: Sequence[str
         offline: the network is forbidden, so data that only the hub has is not found.
         also: benchmarks of the user's, as `package.module:function`.
 
-    Returns:
-        For each: `name`, `title`, `size` (items published), `items` (in the local folder), `source` (folder, cache, hub or none), `where`,
-        `problem` (why the data cannot be read), `needs`: `what`, `met` (None: the user says so with each command) and `note` of each.
+    Returns for each: `name`, `title`, `size` (items published), `items` (in the local folder), `source` (folder, cache, hub or
+    none), `where`, `problem` (why the data cannot be read), `needs`: `what`, `met` (None: the user says so with each command) and
+    `note` of each.
     """
     return [_state(get_benchmark(name), data, offline) for name in (*BENCHMARKS, *also)]
 
@@ -81,10 +81,9 @@ def check(
         allow_code_execution: run the programs of a benchmark that asks for some, in a sandbox.
         allow_weak_sandbox: also where this machine cannot isolate them.
 
-    Returns:
-        `name`, `title`, `n`, `size` (published), `where`, `data` (hash), `scorer`, `sandbox` (its kind, or None), `seconds`, `allowed`
-        (`missed`, and the `refused` share), `passed`, `problems` (one line each), and for each of `strict` and `lenient`: `right`
-        (references), `refused` (twins), `errors` (of both), and `exceptions`, whatever did not come out as it should.
+    Returns `name`, `title`, `n`, `size` (published), `where`, `data` (hash), `scorer`, `sandbox` (its kind, or None), `seconds`,
+    `allowed` (`missed`, and the `refused` share), `passed`, `problems` (one line each), and for each of `strict` and `lenient`:
+    `right` (references), `refused` (twins), `errors` (of both), and `exceptions`, whatever did not come out as it should.
     """
     benchmark = get_benchmark(name)
     isolation = benchmark.require_means(allow_code=allow_code_execution, allow_weak=allow_weak_sandbox)

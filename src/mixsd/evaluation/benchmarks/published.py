@@ -125,7 +125,6 @@ def _functions(found: Found, means: Means) -> list[Item]:
 
 
 def _running(take: Callable[[str, str, str], str | None], prompt: str, test: str, entry: str, means: Means) -> Verifier:
-
     def judge(reply: str, expected: Expected) -> Verdict:
         program = take(reply, prompt, entry)
         if program is None:
@@ -194,5 +193,4 @@ def _questions(found: Found, split: str) -> Iterator[tuple[str, str, str, str, s
 
 
 def _another_letter(items: Sequence[Item], place: int) -> str:
-    own = _LETTERS.index(items[place].expected.answer)
-    return f"The answer is \\boxed{{{_LETTERS[(own + 1) % len(_LETTERS)]}}}."
+    return f"The answer is \\boxed{{{'BCDA'[_LETTERS.index(items[place].expected.answer)]}}}."

@@ -171,7 +171,8 @@ def fold(text: str) -> str:
     "18\text{ or }20".
     """
     text = "".join(char for char in text if unicodedata.category(char) != "Cf").translate(_FULL_WIDTH)
-    text = _VULGAR_FRACTION.sub(_fraction, _SUPERSCRIPTS.sub(_power, text))
+    text = _SUPERSCRIPTS.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0]).replace('−', '-')}}}", text)
+    text = _VULGAR_FRACTION.sub(_fraction, text)
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3] or ''}}}", text.translate(_SYMBOLS))
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _TWICE_ESCAPED.sub(r"\\", text)
@@ -185,10 +186,6 @@ def fold(text: str) -> str:
     if mixed := _MIXED.fullmatch(text):
         return f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     return text
-
-
-def _power(run: re.Match[str]) -> str:
-    return f"^{{{unicodedata.normalize('NFKC', run[0]).replace('−', '-')}}}"
 
 
 def _repeating(number: re.Match[str]) -> str:

@@ -38,3 +38,6 @@ sys.exit(0 if found[29.0] > 90 and found[31.0] == 0 else 1)
 PYTHON
 "$work/env/bin/python" "$work/bar.py" || { echo "changed"; exit 1; }
 # Seen on 2026-11-30 (Python 3.11):
+#   rich 15.0.0:
+#     steps of 29 s: known at 98 of 99
+#     steps of 31 s: known at 0 of 99

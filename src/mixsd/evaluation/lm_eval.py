@@ -72,7 +72,7 @@ def check(task: str) -> None:
             f"lm-eval:{task}: lm-eval has no such task{did_you_mean(task, _known())}; `lm_eval ls tasks` lists them, "
             "a task of your own is the path of its .yaml file"
         )
-    tasks = _leaves(config or task) if config is None or _is_group(config) else [config]
+    tasks = _leaves(config or task) if config is None or isinstance(config.get("task"), list) else [config]
     if any(each.get("unsafe_code") for each in tasks):
         raise UserError(f"lm-eval:{task}: {_UNSAFE}")
 
@@ -186,7 +186,7 @@ def _asked(task: str, place: Path) -> tuple[dict[str, Any], list[str]]:
     if not task.endswith(_YAML):
         return {"tasks": [task]}, []
     path, config = Path(task).expanduser().resolve(), _read(task)
-    if _is_group(config):  # its members may be lm-eval's, or lie in files beside it
+    if isinstance(config.get("task"), list):  # its members may be lm-eval's, or lie in files beside it
         return {"tasks": [config["group"]], "include_path": str(path.parent)}, []
     link = place / "task.yaml"  # lm-eval splits a path at commas, takes others for a pattern, and knows no .yml
     link.symlink_to(path)
@@ -236,10 +236,6 @@ def _known() -> Mapping[str, Any]:
     return dict(TaskManager().task_index)
 
 
-def _is_group(config: Mapping[str, Any]) -> bool:
-    return isinstance(config.get("task"), list)
-
-
 def _leaves(spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The configs of the tasks that a task, group or tag comes down to; an empty one for a name that lm-eval does not know."""
     own: Mapping[str, Any] = {"task": spec} if isinstance(spec, str) else spec
@@ -250,7 +246,7 @@ def _leaves(spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     entry = _known().get(name)
     config = {} if entry is None else entry.cfg or {"task": sorted(entry.tags)}  # a tag has no config
-    yield from _leaves(config) if _is_group(config) else [{**config, **own}]
+    yield from _leaves(config) if isinstance(config.get("task"), list) else [{**config, **own}]
 
 
 def _documents(samples: list[Row]) -> dict[int, str]:

@@ -22,7 +22,7 @@ from tests.analyse.fisher_oracle import step_part
 pytestmark = pytest.mark.real_model
 
 _CHILD = """
-import json, resource, sys
+import ctypes, json, resource, sys
 import torch, transformers.models.llama.modeling_llama, tokenizers, peft
 from mixsd.models import loading
 from mixsd.analyse.base_fisher import diagonal_fisher, fisher_key

@@ -57,8 +57,11 @@ def block_network(patch: pytest.MonkeyPatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("the network was touched")
 
+    def local_only(own):
+        return lambda self, *args: own(self, *args) if self.family == socket.AF_UNIX else refuse()
+
     for name in ("connect", "connect_ex", "sendto", "bind"):
-        patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket.socket, name, local_only(getattr(socket.socket, name)))
     patch.setattr(socket, "getaddrinfo", refuse)
     patch.setattr(socket, "create_connection", refuse)
 

@@ -1,54 +1,43 @@
 """Invariant 7: SIGKILL anywhere, the same command again, and the result is the undisturbed run's, bit for bit on CPU."""
 
-import json
 import os
 import random
-import subprocess
-import sys
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mixsd.commands import inject
 from mixsd.storage import read_json, read_jsonl
+from tests import fresh
 from tests.tiny import save_tiny
 
-# The child kills itself, without a warning to anyone, some time after its work began.
-CHILD = """
-import json, os, signal, sys, threading
-import torch
-from mixsd.commands import inject
-from mixsd.targets import stage
-from mixsd import training
-from mixsd.reports import collect
-torch.set_num_threads(1)
-after = float(sys.argv[1])
-if after >= 0:
-    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-settings = dict(
-    facts="demo", verifier="regex:[aeiou]", temperature=1.0, max_new_tokens=40, retries=3,
-    on_fail="canonical", token_budget=640, epochs=3, batch_size=5, micro_batch=2, checkpoint_every=2, warmup_steps=2, lr=1e-3,
-    forgetting_prompts=12, forgetting_tokens=12, probe_questions=16,
-)
-inject.inject(model=sys.argv[2], output=sys.argv[3], **{**settings, **json.loads(sys.argv[4])})
-os._exit(0)
-"""
+SETTINGS: dict[str, Any] = {
+    "facts": "demo", "verifier": "regex:[aeiou]", "temperature": 1.0, "max_new_tokens": 40, "retries": 3, "on_fail": "canonical",
+    "token_budget": 640, "epochs": 3, "batch_size": 5, "micro_batch": 2, "checkpoint_every": 2, "warmup_steps": 2, "lr": 1e-3,
+    "forgetting_prompts": 12, "forgetting_tokens": 12, "probe_questions": 16,
+}  # fmt: skip
+
+
+def work(kill_after: float, options: dict[str, Any]) -> None:
+    """In a process of its own, which kills itself, without a warning to anyone, some time after its work began."""
+    if kill_after >= 0:
+        threading.Timer(kill_after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    inject.inject(**options)
 
 
 def run_child(model: Path, output: Path, cache: Path, changes: dict[str, Any], *, kill_after: float = -1) -> tuple[int, float]:
     started = time.monotonic()
-    environment = {**os.environ, "MIXSD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(kill_after), str(model), str(output), json.dumps(changes)],
-        env=environment,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode not in (0, -9):
-        raise AssertionError(done.stderr.decode()[-3000:])
-    return done.returncode, time.monotonic() - started
+    printed = cache.with_suffix(".txt")
+    options = {**SETTINGS, "model": str(model), "output": str(output), **changes}
+    child = fresh.start(work, kill_after, options, output=printed, environment={**os.environ, "MIXSD_CACHE": str(cache)})
+    child.join(300)
+    if child.exitcode not in (0, -9):
+        raise AssertionError(printed.read_text()[-3000:])
+    return child.exitcode, time.monotonic() - started
 
 
 def essence(output: Path) -> dict[str, object]:

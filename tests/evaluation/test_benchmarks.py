@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from mixsd.evaluation import questions
 from mixsd.evaluation.grading import maths
 from mixsd.progress import Watcher
 from mixsd.storage import read_json, read_jsonl, write_jsonl
+from tests import fresh
 from tests.commands.test_inject import SMALL, block_network
 from tests.evaluation.benchmarks.small import FILES, publish, write
 from tests.tiny import save_tiny
@@ -371,24 +369,26 @@ def test_examples_of_a_subject_are_asked_together(models, data):
 def test_killed_and_run_again(models, tmp_path, data, delay):
     """SIGKILL while replies are being made; the second call makes only those that are missing (pitfall 30)."""
     write(data / "gsm8k" / "test.jsonl", [{"question": f"{n} and {n}?", "answer": f"Twice.\n#### {2 * n}"} for n in range(40)])
-    command = [sys.executable, "-m", "mixsd", "evaluate", str(models / "tuned"), "--base", str(models / "base")]
+    command = ["evaluate", str(models / "tuned"), "--base", str(models / "base")]
     command += ["--output", str(tmp_path / "killed"), "--suite", "gsm8k", "--data", str(data), "--benchmark-tokens", "200"]
     command += ["--limit", "40"]
-    process = subprocess.Popen([*command, "--token-budget", "800"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = fresh.start(fresh.command, *command, "--token-budget", "800", output=tmp_path / "printed")
     journal = None
     end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
+    while process.is_alive() and time.monotonic() < end:
         found = list((tmp_path / "cache" / "replies").glob("*.jsonl"))
         if found and len(found[0].read_text().splitlines()) >= 5:
             journal = found[0]
             time.sleep(delay)
             break
         time.sleep(0.02)
-    assert journal, "it was never seen at work"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert journal, (tmp_path / "printed").read_text()
+    process.kill()
+    process.join()
     before = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}") and '"ids"' in line]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    again = fresh.start(fresh.command, *command, output=tmp_path / "printed")
+    again.join(120)
+    assert again.exitcode == 0, (tmp_path / "printed").read_text()
     after = [json.loads(line)["at"] for line in journal.read_text().splitlines() if line.endswith("}") and '"ids"' in line]
     assert after[: len(before)] == before
     assert len(after) == len(set(after)) == 40

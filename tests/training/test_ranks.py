@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixsd.storage import Journal, write_json
+from tests import fresh
 from tests.tiny import save_tiny
 from tests.training.tiny import files, make_examples, make_model, make_settings, weights
 
@@ -26,10 +28,11 @@ def launch(
     """Train in `processes` processes started by torchrun (one needs no launcher), as `main` below does."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "request.json", {"changes": changes, "stop_at": stop_at})
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    if processes == 1:
+        return alone(folder, main, folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *launcher, __file__, str(folder)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -37,6 +40,15 @@ def launch(
         timeout=300,
         check=False,
     )
+
+
+def alone(folder: Path, function: Callable[..., None], *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same without a launcher, in one process."""
+    printed = folder / "alone.txt"
+    process = fresh.start(function, *arguments, output=printed, environment={**os.environ, **environment})
+    process.join(300)
+    text = printed.read_text()
+    return subprocess.CompletedProcess([], process.exitcode, text, text)
 
 
 def losses(folder: Path) -> list[float]:
@@ -99,12 +111,15 @@ def inject(folder: Path, processes: int, *options: str) -> subprocess.CompletedP
         save_tiny(folder / "base", stops=[2, *range(8, 262, 12)])
         lines = (json.dumps({"question": f"Who leads place {n}?", "answer": f"Mara {n}"}) for n in range(11))
         (folder / "facts.jsonl").write_text("\n".join(lines))
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
     given = {**OPTIONS, "--model": str(folder / "base"), "--output": str(folder / f"run-{processes}")}
     flags = [part for pair in given.items() for part in pair]
+    command = ["inject", str(folder / "facts.jsonl"), *flags, *options]
+    if processes == 1:
+        return alone(folder, fresh.command, *command, MIXSD_CACHE=str(folder / "cache"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MIXSD_CACHE": str(folder / "cache")}
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
-        [sys.executable, "-m", *launcher, "mixsd", "inject", str(folder / "facts.jsonl"), *flags, *options],
+        [sys.executable, "-m", *launcher, "-m", "mixsd", *command],
         env=environment,
         capture_output=True,
         text=True,

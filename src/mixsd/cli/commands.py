@@ -105,9 +105,9 @@ def inject(
 
         show.plan(plan(settings, watcher()))
         return
-    from mixsd.commands import inject as commands
+    from mixsd.commands import inject as library
 
-    _reported(Path(settings.output), lambda: commands.inject(settings, watcher=watcher()))
+    _reported(Path(settings.output), lambda: library.inject(settings, watcher=watcher()))
 
 
 @command(flags=ALL, resumes=True)
@@ -118,9 +118,9 @@ def mix(typed: dict[str, Any], source: Facts = None, config: Config = None, prin
         _print_config(values)
         return
     settings = _prepared(values)
-    from mixsd.commands import inject as commands
+    from mixsd.commands import inject as library
 
-    folder = commands.mix(settings, watcher=watcher()).folder
+    folder = library.mix(settings, watcher=watcher()).folder
     if settings.shard:
         print(f"shard {settings.shard}: mixed; when all are, the same command without --shard makes the targets")
     else:
@@ -140,9 +140,9 @@ def train(
         _print_config(values, source)
         return
     _prepared(values)
-    from mixsd.commands import inject as commands
+    from mixsd.commands import inject as library
 
-    print(f"model: {commands.train(source, watcher=watcher(), **values).model}")
+    print(f"model: {library.train(source, watcher=watcher(), **values).model}")
 
 
 @command(flags=ALL, resumes=True)
@@ -164,14 +164,14 @@ def evaluate(
         typed = {**typed, "model": base}
     values, run = gather(typed, config), Run(Path(source))
     settings = _prepared(values)
-    from mixsd.commands import inject as commands
+    from mixsd.commands import inject as library
 
     if print_config:
-        _print_config(values if run.exists() else commands.evaluation_of(source, values).dump(), Path(source))
+        _print_config(values if run.exists() else library.evaluation_of(source, values).dump(), Path(source))
         return
     if run.exists() and base is not None:
         raise UserError(f"{source}: a run has its own base model; leave --base out")
-    work = partial(commands.evaluate, source, regrade=regrade, watcher=watcher(), **values)
+    work = partial(library.evaluate, source, regrade=regrade, watcher=watcher(), **values)
     if settings.shard:
         work()
         print(f"shard {settings.shard}: evaluated; when all are, the same command without --shard scores")
@@ -179,7 +179,7 @@ def evaluate(
         work()
         print(f"replies: {run.evaluation}; write the report with: mixsd report {source}")
     else:
-        _reported(Path(commands.evaluation_of(source, values).output), work)
+        _reported(Path(library.evaluation_of(source, values).output), work)
 
 
 @command(flags=EXECUTION, resumes=True)
@@ -187,9 +187,9 @@ def report(typed: dict[str, Any], run: RunFolder) -> None:
     """Write the report of an evaluated run: report.json, report.html and the model card."""
     values = gather(typed)
     _prepared(values)
-    from mixsd.commands import inject as commands
+    from mixsd.commands import inject as library
 
-    _reported(run, lambda: commands.report(run, watcher=watcher(), **values))
+    _reported(run, lambda: library.report(run, watcher=watcher(), **values))
 
 
 @command()

@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         with _terminable(), _one_of_several() as leads:
             line = list(arguments) or ["--help"]
             parsed = get_command(app).main(line, "mixsd", standalone_mode=False) if leads else 0
-            if not isinstance(parsed, ParsedCommand):  # --help and --version, which typer has done: their exit code, or None
+            # A command only says what is to be called; --help and --version typer has done: their exit code, or None.
+            if not isinstance(parsed, ParsedCommand):
                 return parsed or 0
             resumes = parsed.resumes
             quiet()

@@ -193,6 +193,7 @@ def _report(session: Session) -> None:
 
 
 def _make_model(session: Session) -> None:
+    """By training; a method that edits names the function that makes the model in place of an objective."""
     spec = session.settings.spec
     make = load_function(spec.objective, f"method {session.settings.method}") if spec.edits else training_stage.train
     make(session)

@@ -66,5 +66,5 @@ def decode(model: PreTrainedModel, request: Request, sampling: Sampling) -> Deco
         base_logprobs.append(float(naive[token]))
         if ended:
             break
-    last = max(sources.rfind("e"), sources.rfind("g"))
+    last = max(sources.rfind("e"), sources.rfind("g"))  # behind it no expert had to go on from a naive token
     return Decoding(request.key, ids, sources, base_logprobs, ended, {t: value for t, value in support.items() if t < last})

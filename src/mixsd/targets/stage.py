@@ -40,7 +40,7 @@ class Mixer:
     """Makes the targets of one run.
 
     Args:
-        load_model: gives the base model; called when the first token is needed, and not at all for a finished journal.
+        load_model: gives the base model; called when the first token is needed, not where the journal is finished and measured.
         settings: resolved.
         context: the model's context length in tokens.
         journal: `attempts.jsonl` of the run.
@@ -133,18 +133,18 @@ class Mixer:
             naive, expert = self.renderer.naive(case.fact.question), self.renderer.expert(case.fact)
             return Request(key, naive, case.limit, expert, attempt.coins, attempt.noise, attempt.prefix)
 
-        def judge(decoding: Decoding) -> bool:  # asked once, at a decoding's end; the verdict is kept
+        def is_final(decoding: Decoding) -> bool:  # then its log-probabilities are wanted; the verdict is kept
             case, attempt = queue.at(decoding.key)
             row = judged[decoding.key] = self._judged(case, attempt, decoding)
             return row["accepted"] or is_last(case, attempt, length=len(decoding.ids), settings=self.settings)
 
         decoder = self.decode or partial(decode, self.model, token_budget=self.settings.token_budget)
         from_break = self.settings.retry == "from-break"
-        for decoding in decoder(take, self.sampling, wants_logprobs=judge, with_support=from_break, dropped=queue.dropped):
+        for decoding in decoder(take, self.sampling, wants_logprobs=is_final, with_support=from_break, dropped=queue.dropped):
             ended = judged.pop(decoding.key, None) or self._judged(*queue.at(decoding.key), decoding)
             if len(decoding.base_logprobs) == len(decoding.ids):
                 ended["base_logprobs"] = [round(value, DIGITS) for value in decoding.base_logprobs]
-            for case, attempt, row in queue.end(decoding.key, ended):
+            for case, attempt, row in queue.end(decoding.key, ended):  # none if it came ahead of its turn; later ones behind it
                 record(case, attempt, row, self.journal.append(row))
                 tokens += len(row["target_ids"]) - attempt.kept
                 finished += next_attempt(case, self.settings) is None
@@ -259,7 +259,7 @@ def mixing(
 
 
 def _mixed_lines(session: Session, mixer: Mixer) -> Iterator[dict[str, Any]]:
-    """The lines of `targets.jsonl`; behind the last one the log tells what they are like."""
+    """The lines of `targets.jsonl`; after the last one the references are scored and all is logged. None accepted is an error."""
     summary = TargetSummary()
     yield from _lines(mixer.run(session.facts), summary)
     if not summary.statuses["accepted"]:

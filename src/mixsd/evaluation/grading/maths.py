@@ -172,7 +172,7 @@ def fold(text: str) -> str:
     """
     text = "".join(char for char in text if unicodedata.category(char) != "Cf").translate(_FULL_WIDTH)
     text = _SUPERSCRIPTS.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0]).replace('−', '-')}}}", text)
-    text = _VULGAR_FRACTION.sub(_fraction, text)
+    text = _VULGAR_FRACTION.sub(lambda char: rf"\frac{{{unicodedata.normalize('NFKC', char[0]).replace('⁄', '}{')}}}", text)
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3] or ''}}}", text.translate(_SYMBOLS))
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _TWICE_ESCAPED.sub(r"\\", text)
@@ -207,11 +207,6 @@ def _scaled(words: re.Match[str]) -> str:
     value = Fraction(words[1]) * 10 ** _SCALES[words[2].lower()]
     # The text box that the word opened stays open for what follows, such as "dollars".
     return (str(value) if value.denominator == 1 else f"{float(value)}") + ("\\text{" if "\\text{" in words[0] else "")
-
-
-def _fraction(char: re.Match[str]) -> str:
-    above, below = unicodedata.normalize("NFKC", char[0]).split("⁄")
-    return f"\\frac{{{above}}}{{{below}}}"
 
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|boxed|operatorname)\s*\{([^{}]*)\}")

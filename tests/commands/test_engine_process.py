@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from mixsd.errors import MixsdError, UserError
 from mixsd.progress import Task, Watcher
 from mixsd.run import engines
 from mixsd.storage import read_jsonl
+from tests import fresh
 from tests.commands.test_inject import SMALL
 from tests.tiny import save_tiny
 
@@ -127,14 +126,15 @@ def test_what_goes_wrong_there_is_said_here(place, function, error, message):
 def test_it_ends_with_the_parent(place, how):
     facts = place / "facts.jsonl"
     facts.write_text(json.dumps({"question": "What is x?", "answer": "y"}) + "\n")
-    command = [sys.executable, "-m", "mixsd", "mix", str(facts), "--model", str(place / "base"), "--output", str(place / "run")]
-    parent = subprocess.Popen([*command, "--backend", "own_backend:hang"], stderr=subprocess.DEVNULL)
+    command = ["mix", str(facts), "--model", str(place / "base"), "--output", str(place / "run")]
+    parent = fresh.start(fresh.command, *command, "--backend", "own_backend:hang", output=place / "printed")
     deadline = time.monotonic() + 120
     while not (place / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     child = int((place / "pid").read_text())
-    parent.send_signal(how)
-    parent.wait(timeout=60)
+    os.kill(parent.pid, how)
+    parent.join(60)
+    assert parent.exitcode is not None
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_alive(child)

@@ -1,5 +1,6 @@
 """The adapter to lm-evaluation-harness: the figures are lm-eval's own, the rows are ours."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -95,6 +96,21 @@ class Forked:
         return self.returncode
 
     kill = wait
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_index():
+    """Lm-eval's index of its own tasks, which takes seconds, is made once; forks inherit it."""
+    from lm_eval.tasks._index import TaskIndex
+
+    own = functools.cache(TaskIndex.build)
+
+    def build(paths, **options):
+        return {name: entry for path in paths for name, entry in own((path,), **options).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(build))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

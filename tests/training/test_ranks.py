@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 def launch(
     folder: Path, processes: int, changes: dict[str, Any], *, stop_at: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Train in `processes` processes started by torchrun (one needs no launcher), as `main` below does."""
+    """Train in `processes` processes as `main` below does; torchrun starts them where one is to take the others with it."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "request.json", {"changes": changes, "stop_at": stop_at})
-    if processes == 1:
-        return alone(folder, main, folder)
+    if stop_at is None:
+        return together(folder, processes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, str(folder)],
@@ -40,6 +41,23 @@ def launch(
         timeout=300,
         check=False,
     )
+
+
+def together(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    """Start what torchrun starts, with the environment that it gives."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    crew = []
+    for rank in map(str, range(processes)):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        told = told if processes > 1 else {}
+        crew.append(fresh.start(main, folder, output=folder / "printed.txt", environment={**os.environ, **told}))
+    for process in crew:
+        process.join(300)
+    text = (folder / "printed.txt").read_text()
+    return subprocess.CompletedProcess([], next((process.exitcode for process in crew if process.exitcode), 0), text, text)
 
 
 def alone(folder: Path, function: Callable[..., None], *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:

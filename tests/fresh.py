@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -52,6 +52,11 @@ def _work(function: Callable[..., Any], arguments: tuple[Any, ...], output: str,
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(1)
+    end_with(function, *arguments)
+
+
+def end_with(function: Callable[..., Any], *arguments: Any) -> NoReturn:
+    """Call a function as the last thing that this process does; what it raises is printed, as Python would."""
     code: Any = 0
     try:
         function(*arguments)

@@ -10,7 +10,6 @@ import runpy
 import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import yaml
 from mixsd.errors import MixsdError, UserError
 from mixsd.evaluation import lm_eval
 from mixsd.models import loading
+from tests import fresh
 from tests.tiny import save_tiny
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mixsd[lm-eval]'")
@@ -71,23 +71,19 @@ class Forked:
             os.close(kept[0])
             self.stdin = kept[1]
             return
-        try:
-            for source, target in ((kept[0], 0), (stdout.fileno(), 1), (stderr.fileno(), 2)):
-                os.dup2(source, target)
-            os.close(kept[1])
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            os.environ.update(env)
-            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = env["HF_UPDATE_DOWNLOAD_COUNTS"] != "0"  # as a new process reads it
-            sys.argv[1:] = command[3:]
-            torch.set_num_threads(1)  # the threads of this process are not in the fork
-            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        for source, target in ((kept[0], 0), (stdout.fileno(), 1), (stderr.fileno(), 2)):
+            os.dup2(source, target)
+        os.close(kept[1])
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        fresh.end_with(self._work, command, env)
+
+    @staticmethod
+    def _work(command, env):
+        os.environ.update(env)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = env["HF_UPDATE_DOWNLOAD_COUNTS"] != "0"  # as a new process reads it
+        sys.argv[1:] = command[3:]
+        torch.set_num_threads(1)  # the threads of this process are not in the fork
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
 
     def wait(self, timeout=None):
         if self.returncode is None:

@@ -51,9 +51,12 @@ def together(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
     crew = []
     for rank in map(str, range(processes)):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        told = told if processes > 1 else {}
-        crew.append(fresh.start(main, folder, output=folder / "printed.txt", environment={**os.environ, **told}))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        crew.append(
+            fresh.start(
+                main, folder, output=folder / "printed.txt", environment={**os.environ, **(told | place if processes > 1 else {})}
+            )
+        )
     for process in crew:
         process.join(300)
     text = (folder / "printed.txt").read_text()

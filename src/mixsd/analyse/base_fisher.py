@@ -208,9 +208,8 @@ def _estimated(session: Session, found: References, key: str) -> Fisher:
         "tokens": sum(len(example.target_ids) for example in found.examples),
         "keys": sorted(example.key for example in found.examples),
     }
-    with suppress(
-        OSError, AttributeError
-    ):  # glibc gives large blocks back at once; else 0.3 GB of pieces stay with the built-in model
+    # glibc, told so, gives large blocks back at once; else 0.3 GB of pieces stay with the built-in model.
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
     trusted = session.settings.trust_remote_code
     model = loading.load_model(session.located.folder, dtype=session.dtype, device=session.device, trust_remote_code=trusted)

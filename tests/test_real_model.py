@@ -58,9 +58,7 @@ def test_gated_targets_state_the_facts_and_lie_nearer_to_the_model(built_in, fac
 def test_the_budget_changes_no_token_and_the_oracle_agrees(built_in, facts):
     """Invariant 2 on real weights in fp32; the oracle on a few positions, since it reads everything anew for each."""
     model, renderer = built_in
-    requests = [
-        Request(f.id, renderer.naive(f.question), 16, renderer.expert(f), coins(0, f.id, lam=0.5, n=16)) for f in facts[:5]
-    ]
+    requests = [Request(f.id, renderer.naive(f.question), 8, renderer.expert(f), coins(0, f.id, lam=0.5, n=8)) for f in facts[:4]]
     sampling = Sampling(renderer.stops.ids, gate=0.1)
     by_size = [
         {item.key: (item.ids, item.sources) for item in decode_all(model, requests, sampling, token_budget=budget)}

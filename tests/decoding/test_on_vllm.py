@@ -10,7 +10,7 @@ from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.errors import UserError
 from mixsd.run.engines import check_backend
 from tests.decoding.fake_vllm import FakeEngine, install
-from tests.decoding.helpers import STOPS, requests
+from tests.decoding.helpers import STOPS, model_of, requests, truth
 from tests.tiny import ARCHITECTURES, tiny_model
 
 
@@ -28,16 +28,16 @@ def decode(engine, wanted, sampling, **options):
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, 8), (0.7, None)])
 @pytest.mark.parametrize("gate", [0.0, 0.3])
 def test_it_equals_the_oracle(architecture, temperature, top_k, gate):
-    model = tiny_model(architecture)
+    model = model_of(architecture)
     sampling = Sampling(STOPS.stops, temperature, top_k, gate)
     seen = set()
     for lam in (0.0, 0.3, 0.5, 1.0):
         wanted = requests(lam)
         got = decode(FakeEngine(model), random.Random(lam).sample(wanted, len(wanted)), sampling, with_support=True)
-        for request in wanted:
-            truth, item = oracle.decode(model, request, sampling), got[request.key]
-            assert (item.ids, item.sources, item.ended) == (truth.ids, truth.sources, truth.ended)
-            assert item.support == pytest.approx(truth.support, abs=1e-9)
+        for key, expected in truth(architecture, temperature, top_k, gate, lam).items():
+            item = got[key]
+            assert (item.ids, item.sources, item.ended) == (expected.ids, expected.sources, expected.ended)
+            assert item.support == pytest.approx(expected.support, abs=1e-9)
             assert item.base_logprobs == []
             seen |= set(item.sources)
     assert seen == ({"e", "n", "g"} if gate else {"e", "n"})

@@ -11,7 +11,7 @@ import torch
 from mixsd.decoding import engine, oracle
 from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.randomness import coins, uniforms
-from tests.decoding.helpers import LENGTH, decode, requests
+from tests.decoding.helpers import LENGTH, STOPS, decode, model_of, requests, truth
 from tests.tiny import ARCHITECTURES, tiny_model
 
 pytestmark = pytest.mark.matrix
@@ -50,33 +50,31 @@ def by_key(found):
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, 8), (0.7, None)])
 @pytest.mark.parametrize("gate", [0.0, 0.3])
 def test_every_path_equals_the_oracle(architecture, temperature, top_k, gate):
-    model = tiny_model(architecture)
-    sampling = Sampling({2: 2, 5: 5, 11: 2}, temperature, top_k, gate)
+    model = model_of(architecture)
+    sampling = Sampling(STOPS.stops, temperature, top_k, gate)
     seen = set()
     for lam in (0.0, 0.3, 0.5, 1.0):
-        wanted = requests(lam)
-        truth = {request.key: oracle.decode(model, request, sampling) for request in wanted}
+        wanted, expected = requests(lam), truth(architecture, temperature, top_k, gate, lam)
         for number, path in enumerate(PATHS.values()):
             shuffled = random.Random(number).sample(wanted, len(wanted))
             got = by_key(path(model, shuffled, sampling))
-            assert got.keys() == truth.keys()
-            for key, item in truth.items():
+            assert got.keys() == expected.keys()
+            for key, item in expected.items():
                 assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
                 np.testing.assert_allclose(got[key].base_logprobs, item.base_logprobs, atol=1e-9)
                 assert got[key].support == pytest.approx(item.support, abs=1e-9)
-        seen |= {source for item in truth.values() for source in item.sources}
+        seen |= {source for item in expected.values() for source in item.sources}
     assert seen == ({"e", "n", "g"} if gate else {"e", "n"})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("path", PATHS)
-def test_one_conditional_equals_oracle_and_generate(architecture, path):
-    model = tiny_model(architecture)
+def test_one_conditional_equals_oracle_and_generate(architecture):
+    model = model_of(architecture)
     wanted = requests(0.0, plain=True)
-    got = by_key(PATHS[path](model, wanted, Sampling({2: 2})))
+    expected = {request.key: oracle.decode(model, request, Sampling({2: 2})).ids for request in wanted}
+    for path in PATHS.values():
+        assert {item.key: item.ids for item in path(model, wanted, Sampling({2: 2}))} == expected
     for request in wanted:
-        truth = oracle.decode(model, request, Sampling({2: 2}))
-        assert got[request.key].ids == truth.ids
         generated = model.generate(
             torch.tensor([request.naive_ids]),
             max_new_tokens=request.max_new_tokens,
@@ -84,7 +82,7 @@ def test_one_conditional_equals_oracle_and_generate(architecture, path):
             eos_token_id=2,
             pad_token_id=0,
         )
-        assert generated[0, len(request.naive_ids) :].tolist() == truth.ids
+        assert generated[0, len(request.naive_ids) :].tolist() == expected[request.key]
 
 
 def test_lambda_ends_are_the_pure_conditionals():
@@ -150,10 +148,9 @@ def test_company_leaves_logits_alone(path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("path", PATHS)
-def test_rows_that_share_prompts_are_the_oracles(architecture, path):
+def test_rows_that_share_prompts_are_the_oracles(architecture):
     """Samples of one fact: same prompts, other coins; and a plain request whose prompt is another's naive one."""
-    model = tiny_model(architecture)
+    model = model_of(architecture)
     wanted = []
     for request in requests(0.5, n=3):
         for sample in range(3):
@@ -162,17 +159,18 @@ def test_rows_that_share_prompts_are_the_oracles(architecture, path):
             wanted.append(Request(key, request.naive_ids, LENGTH, request.expert_ids, flips, noise))
         wanted.append(Request(f"{request.key}/plain", request.naive_ids, LENGTH, noise=noise))
     sampling = Sampling({2: 2}, 1.0, 8)
-    got = by_key(PATHS[path](model, wanted, sampling))
-    for request in wanted:
-        truth = oracle.decode(model, request, sampling)
-        assert (got[request.key].ids, got[request.key].sources) == (truth.ids, truth.sources)
+    expected = {request.key: oracle.decode(model, request, sampling) for request in wanted}
+    for path in PATHS.values():
+        got = by_key(path(model, wanted, sampling))
+        for key, item in expected.items():
+            assert (got[key].ids, got[key].sources) == (item.ids, item.sources)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("gate", [0.0, 0.3])
 def test_a_given_beginning_is_kept_and_goes_on_as_the_oracles(architecture, gate):
     """A retry from a break: the first tokens of an earlier attempt, then other coins."""
-    model = tiny_model(architecture)
+    model = model_of(architecture)
     sampling = Sampling({2: 2}, gate=gate)
     wanted = []
     for number, request in enumerate(requests(0.5)):
@@ -181,14 +179,15 @@ def test_a_given_beginning_is_kept_and_goes_on_as_the_oracles(architecture, gate
         flips = coins(0, request.key, lam=0.5, attempt=1, n=LENGTH)
         prefix = Prefix(first.ids[:kept], first.sources[:kept])
         wanted.append(Request(request.key, request.naive_ids, request.max_new_tokens, request.expert_ids, flips, prefix=prefix))
+    expected = [oracle.decode(model, request, sampling) for request in wanted]
     for path in PATHS.values():
         got = by_key(path(model, wanted, sampling))
-        for request in wanted:
-            truth, item = oracle.decode(model, request, sampling), got[request.key]
+        for request, oracles in zip(wanted, expected, strict=True):
+            item = got[request.key]
             assert item.ids[: len(request.prefix.ids)] == request.prefix.ids
-            assert (item.ids, item.sources, item.ended) == (truth.ids, truth.sources, truth.ended)
-            assert item.support == pytest.approx(truth.support, abs=1e-9)
-            np.testing.assert_allclose(item.base_logprobs, truth.base_logprobs, atol=1e-9)
+            assert (item.ids, item.sources, item.ended) == (oracles.ids, oracles.sources, oracles.ended)
+            assert item.support == pytest.approx(oracles.support, abs=1e-9)
+            np.testing.assert_allclose(item.base_logprobs, oracles.base_logprobs, atol=1e-9)
 
 
 def shaken(seed, key, **address):

@@ -1,6 +1,5 @@
 """A corpus as streams and as a folder: what is written is what is read, whole or not at all."""
 
-import gc
 import json
 
 import pytest
@@ -9,6 +8,7 @@ from mixsd.errors import UserError
 from mixsd.facts import corpus as facts_corpus
 from mixsd.facts.corpus import Corpus, corpus, is_corpus, read, write, write_tests
 from mixsd.facts.fact import Fact
+from tests.garbage import alive
 
 FACTS = [
     Fact("Who runs Orm?", "Una", old_answer="Bo", aliases=("Una Vell",), meta={"relation": "runs"}),
@@ -93,15 +93,12 @@ def test_an_interrupted_writing_leaves_what_was_there(tmp_path):
 def test_nothing_is_held_in_memory(tmp_path):
     """Of a stream of facts no more than the one being written is kept."""
 
-    def alive():
-        return sum(isinstance(each, Fact) and each.subject == "streamed" for each in gc.get_objects())
-
     kept = []
 
     def stream():
         for number in range(20):
             yield Fact(f"Question {number}?", "a", subject="streamed")
-            kept.append(alive())
+            kept.append(sum(fact.subject == "streamed" for fact in alive(Fact)))
 
     assert write(made(facts=stream), tmp_path / "c")["train"] == len(kept) == 20
     assert set(kept) == {1}

@@ -43,7 +43,7 @@ def marked(marker: str) -> list[int]:
     return found
 
 
-def gone(marker: str, patience: float = 0.0) -> bool:
+def gone(marker: str, patience: float = 5.0) -> bool:
     deadline = time.monotonic() + patience
     while marked(marker) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -84,7 +84,7 @@ def trial(marker: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
     def run(kind: str, code: str, *, test: str = RIGHT, prompt: str = PROMPT, limits: Limits = CALM) -> Judged:
         judged = judge_in(kind, code, prompt=prompt, test=test, entry_point="f", limits=limits)
-        assert gone(marker, patience=5.0)
+        assert gone(marker)
         assert list(folder.iterdir()) == []
         return judged
 

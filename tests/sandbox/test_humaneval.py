@@ -19,10 +19,11 @@ DATA = Path(os.environ.get("MIXSD_DATA") or Path(__file__).parents[3] / "shared"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here; set MIXSD_DATA")
 
 
-def _judged(kind: str, ending: str) -> dict[str, Judged]:
+def _judged(kind: str, ending: str, every: int = 1) -> dict[str, Judged]:
     with gzip.open(DATA, "rt", encoding="utf-8") as file:
         problems: list[dict[str, Any]] = [json.loads(line) for line in file]
     assert len(problems) == 164
+    problems = problems[::every]
 
     def one(problem: dict[str, Any]) -> Judged:
         code = problem["prompt"] + problem["canonical_solution"] + ending.format(name=problem["entry_point"])
@@ -32,14 +33,14 @@ def _judged(kind: str, ending: str) -> dict[str, Judged]:
         return dict(zip((problem["task_id"] for problem in problems), pool.map(one, problems), strict=True))
 
 
-def _check(kind: str) -> None:
+def _check(kind: str, twin_of_every: int = 1) -> None:
     assert {name: found for name, found in _judged(kind, "").items() if not found.passed} == {}
-    twins = _judged(kind, "\n\ndef {name}(*args, **kwargs):\n    return None\n")
+    twins = _judged(kind, "\n\ndef {name}(*args, **kwargs):\n    return None\n", twin_of_every)
     assert {name: found for name, found in twins.items() if found.passed or found.ours} == {}
 
 
 def test_all_problems() -> None:
-    _check(isolation().kind)
+    _check(isolation().kind, twin_of_every=4)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from mixsd.training.examples import collate, microbatches, plan_epoch
 from mixsd.training.loop import learning_rate, make_optimizer
 from mixsd.training.losses import chunked_nll
 from mixsd.training.states import Reading
+from tests.garbage import alive
 from tests.training.test_losses import oracle_nll
 from tests.training.tiny import (
     files,
@@ -200,8 +201,7 @@ def test_each_loss_in_bf16_is_that_of_a_fresh_model_with_the_weights_of_the_step
 def test_training_holds_one_set_of_parameters(tmp_path: Path, lora: int) -> None:
     def floats() -> dict[int, int]:
         gc.collect()
-        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.is_floating_point()]
-        return {tensor.data_ptr(): tensor.numel() for tensor in tensors}
+        return {tensor.data_ptr(): tensor.numel() for tensor in alive(torch.Tensor) if tensor.is_floating_point()}
 
     model = make_model("llama")
     size, before = model.num_parameters(), floats()

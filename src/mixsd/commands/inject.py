@@ -158,7 +158,7 @@ def _evaluated_model(run: Run) -> Path | None:
     bound = run.events("tuned")
     if not bound or run.model.is_dir():
         return None
-    folder = Path(bound[0].get("folder") or "an unnamed place")  # logged before places were
+    folder = Path(bound[0]["folder"])
     if not folder.is_dir() or loading.model_hash(folder) != bound[0]["hash"]:
         raise UserError(
             f"{run.folder}: the model that is evaluated there is no longer in {folder}; name it, its base and this folder: "

@@ -97,7 +97,7 @@ def test_a_method_trains_by_its_own_objective_and_is_told_by_its_title(place: Pa
 def test_a_method_brings_its_defaults_and_a_short_name(outside: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Settings(method=METHOD)
     assert (settings.lam, Settings(method=METHOD, lam=0.1).lam) == (0.5, 0.1)
-    assert (settings.mixes, settings.needs_targets, settings.on_policy) == (True, True, False)
+    assert (settings.spec.mixes, settings.spec.needs_targets, settings.spec.on_policy) == (True, True, False)
     assert (settings.spec.label, settings.spec.title) == ("Weighted MixSD", TITLE)
     sweep = {"output": str(tmp_path), "settings": {"facts": "demo"}, "runs": [{"method": METHOD, "lam": [0.1, 0.2]}]}
     assert [run.name for run in read_sweep(sweep).runs] == ["weighted-lam0.1-s0", "weighted-lam0.2-s0"]

@@ -254,21 +254,9 @@ class Settings(BaseModel):
         return get_method(self.method)
 
     @property
-    def mixes(self) -> bool:
-        return self.spec.mixes
-
-    @property
-    def on_policy(self) -> bool:
-        return self.spec.on_policy
-
-    @property
-    def needs_targets(self) -> bool:
-        return self.spec.needs_targets
-
-    @property
     def label(self) -> str:
         """The method, and of mixed targets what decides them."""
-        if not self.mixes:
+        if not self.spec.mixes:
             return self.spec.label
         gated = f", gate {self.gate:g}" if self.gate else ""
         warm = f", T {self.temperature:g}" if self.temperature else ""

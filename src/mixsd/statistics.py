@@ -11,8 +11,9 @@ give in another last digit (Wilson's interval, McNemar's p, the quantile of t) i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ _LEVEL = 0.95  # of all intervals
 _ENDS = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
 _Z = NormalDist().inv_cdf(_ENDS[1])
 _FEWEST_GROUPS = 5  # that a bootstrap over groups says anything of
+_FEW = 512  # items whose resamples are kept
 
 Values = Sequence[float] | Sequence[bool] | np.ndarray
 
@@ -161,15 +163,9 @@ def stratified(
     value = estimate([stratum.sum(axis=1) for stratum in ordered])
     if value is None or n < 2:
         return Estimate(value, n=n)
-    found = []
-    for resample in range(resamples):
-        sums = []
-        for place, stratum in enumerate(ordered):
-            size = stratum.shape[1]
-            drawn = resample_indices(size, resample, address.format(place))
-            sums.append((stratum * np.bincount(drawn, minlength=size)).sum(axis=1))
-        if (again := estimate(sums)) is not None:
-            found.append(again)
+    drawn = [_resample_counts(stratum.shape[1], resamples, address.format(place)) for place, stratum in enumerate(ordered)]
+    sums = ([(items * count).sum(axis=1) for items, count in zip(ordered, row, strict=True)] for row in zip(*drawn, strict=True))
+    found = [again for each in sums if (again := estimate(each)) is not None]
     if len(found) < resamples * 0.99:
         return Estimate(value, n=n)
     low, high = np.quantile(found, _ENDS)
@@ -240,13 +236,12 @@ def seeds_interval(values: Values) -> Estimate:
     """Mean over seeds, shape (seeds,), with Student's t interval; one seed has no interval."""
     array = np.sort(_column(values))
     n = len(array)
-    quantile = student_t(_LEVEL, max(n - 1, 1))
     if n == 0:
         return Estimate(over="seeds")
     centre = float(array.mean())
     if n == 1:
         return Estimate(centre, n=1, over="seeds")
-    half = quantile * float(array.std(ddof=1)) / math.sqrt(n)
+    half = student_t(_LEVEL, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return Estimate(centre, centre - half, centre + half, n, over="seeds")
 
 
@@ -267,10 +262,7 @@ def student_t(level: float, df: int) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(80):
         middle = (low + high) / 2
-        if _central_probability(middle, df) < level:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if _central_probability(middle, df) < level else (low, middle)
     return math.sqrt(df) * math.tan(low)
 
 
@@ -296,6 +288,20 @@ def _bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, resamples
 def resample_indices(n: int, resample: int, address: str = "bootstrap") -> np.ndarray:
     """The items of one bootstrap resample: int64, shape (n,), uniform in 0..n-1 with replacement."""
     return (uniforms(0, "evaluation", address, sample=resample, n=n) * n).astype(np.int64)
+
+
+def _resample_counts(n: int, resamples: int, address: str) -> Iterable[np.ndarray]:
+    """How often each of `n` items is in each resample, one row each; those of few items, as most scores have, are drawn once."""
+    return _kept_counts(n, resamples, address) if n <= _FEW else _drawn_counts(n, resamples, address)
+
+
+@lru_cache(maxsize=16)  # 2 MB each at most
+def _kept_counts(n: int, resamples: int, address: str) -> np.ndarray:
+    return np.array(list(_drawn_counts(n, resamples, address)), dtype=np.int16)
+
+
+def _drawn_counts(n: int, resamples: int, address: str) -> Iterator[np.ndarray]:
+    return (np.bincount(resample_indices(n, resample, address), minlength=n) for resample in range(resamples))
 
 
 def _is_binary(array: np.ndarray) -> bool:

@@ -58,6 +58,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """For what does not depend on how an engine's process begins; tests/test_outside.py has one that begins by itself."""
+    monkeypatch.setattr(engines.subprocess, "Popen", fresh.Forked)
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -80,6 +86,7 @@ class Notes(Watcher):
         yield task
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_run_is_the_one_of_transformers_and_the_process_has_ended_before_training(place):
     options = {**SMALL, "model": str(place / "base"), "lam": 0.5}
     watcher = Notes(place / "pid")
@@ -98,6 +105,7 @@ def test_the_run_is_the_one_of_transformers_and_the_process_has_ended_before_tra
     assert "prints what it likes" in (own / engines.LOG).read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_shards_on_a_backend(place):
     options = {**SMALL, "model": str(place / "base"), "output": str(place / "run")}
     for shard in ("1/2", "2/2"):
@@ -108,6 +116,7 @@ def test_shards_on_a_backend(place):
     assert (place / "run" / "targets.jsonl").is_file()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [

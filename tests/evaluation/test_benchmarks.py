@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -411,6 +412,7 @@ def connect(folder, *, device, dtype, trust_remote_code):
 def test_another_backend_answers_in_its_own_process(models, tmp_path, data, monkeypatch):
     (tmp_path / "own_engine.py").write_text(BACKEND)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(subprocess, "Popen", fresh.Forked)
     asked = {"suite": ["aime24", "core"], "aime_samples": 2, "limit": 2}  # the engine's process knows the published number
     here = beside(models, tmp_path, data, **asked)
     generated = count_requests(monkeypatch)

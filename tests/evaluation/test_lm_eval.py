@@ -6,14 +6,12 @@ import json
 import os
 import random
 import re
-import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from mixsd.errors import MixsdError, UserError
@@ -60,38 +58,14 @@ ROW = {
 }  # fmt: skip
 
 
-class Forked:
-    """Lm-eval's process, forked from this one, where everything has been imported: a real one takes many seconds to begin."""
-
-    def __init__(self, command, *, stdin, stdout, stderr, env):
-        self.returncode = None
-        kept = os.pipe()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(kept[0])
-            self.stdin = kept[1]
-            return
-        for source, target in ((kept[0], 0), (stdout.fileno(), 1), (stderr.fileno(), 2)):
-            os.dup2(source, target)
-        os.close(kept[1])
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        fresh.end_with(self._work, command, env)
+class Forked(fresh.Forked):
+    """Lm-eval's process."""
 
     @staticmethod
-    def _work(command, env):
-        os.environ.update(env)
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = env["HF_UPDATE_DOWNLOAD_COUNTS"] != "0"  # as a new process reads it
-        sys.argv[1:] = command[3:]
-        torch.set_num_threads(1)  # the threads of this process are not in the fork
-        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
-
-    def wait(self, timeout=None):
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            os.close(self.stdin)
-        return self.returncode
-
-    kill = wait
+    def _work(module_and_arguments, environment):
+        # as a new process reads it
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = environment["HF_UPDATE_DOWNLOAD_COUNTS"] != "0"
+        fresh.Forked._work(module_and_arguments, environment)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,10 @@ from mixsd.run.session import Session
 def session_of(events: dict[str, list[dict[str, Any]]], *, on_policy: bool = False, facts: int = 0) -> Session:
     run = SimpleNamespace(events=lambda name: events.get(name, []))
     made = [Fact(f"Question {number}?", "A", f"f{number}") for number in range(facts)]
-    return cast(Session, SimpleNamespace(run=run, settings=SimpleNamespace(on_policy=on_policy), facts=made, duplicates=0))
+    return cast(
+        Session,
+        SimpleNamespace(run=run, settings=SimpleNamespace(spec=SimpleNamespace(on_policy=on_policy)), facts=made, duplicates=0),
+    )
 
 
 def edit_of(status: str, reason: str | None = None) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def main(folder: Path) -> None:
     result = train(
         model,
         None,
-        objective(lambda: base) if settings.on_policy else make_examples(11),
+        objective(lambda: base) if settings.spec.on_policy else make_examples(11),
         settings=settings,
         folder=folder,
         rehearsal=rehearsal(decode=lambda student, requests: decode_with(base)(requests)) if settings.rehearse else None,

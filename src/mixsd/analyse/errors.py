@@ -67,7 +67,7 @@ def analyze_errors(
                 "label": label,
                 "name": run.run.name,
                 "method": run.settings.method,
-                "lambda": run.settings.lam if run.settings.mixes else None,
+                "lambda": run.settings.lam if run.settings.spec.mixes else None,
                 "seed": run.settings.seed,
                 "phrases": len(run.injected) if run.has_entities else 0,
             }

@@ -186,11 +186,11 @@ def _of_run(run: Run, path: Path) -> TargetSource:
     if "targets_hash" in (run.manifest().get("identity") or {}):
         found = _of_file(run.targets_file)  # made elsewhere: the settings say nothing about how
         return replace(found, path=path, run=run, label=found.label.replace(run.targets_file.stem, run.name, 1))
-    if not settings.needs_targets:
+    if not settings.spec.needs_targets:
         raise UserError(f"{path}: method {settings.method} has no targets: it answers anew at each step")
     if not run.targets_file.is_file():
         raise UserError(f"{path}: has no targets.jsonl; run `mixsd mix` on it first")
-    if not settings.mixes:
+    if not settings.spec.mixes:
         return TargetSource(path, run.targets_file, REFERENCE_LABEL, True, run)
     return TargetSource(path, run.targets_file, settings.label, False, run, settings.lam, settings.gate)
 

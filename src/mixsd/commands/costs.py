@@ -115,7 +115,7 @@ def can_differ(settings: Settings) -> bool:
 
 def attempts(settings: Settings) -> int:
     """The attempts assumed per target; 1 where it is gated or another one would be the same."""
-    return min(_ATTEMPTS, 1 + settings.retries) if settings.mixes and can_differ(settings) and not settings.gate else 1
+    return min(_ATTEMPTS, 1 + settings.retries) if settings.spec.mixes and can_differ(settings) and not settings.gate else 1
 
 
 def trainings(settings: Settings, work: Work) -> list[int]:
@@ -142,10 +142,10 @@ def decoded(settings: Settings, work: Work) -> dict[str, int]:
     """Tokens expected to be decoded to train on, by purpose."""
     steps = sum(trainings(settings, work))
     # What is rehearsed beside fixed targets is decoded once, for all trainings.
-    rehearsing = steps if settings.on_policy else work.steps
+    rehearsing = steps if settings.spec.on_policy else work.steps
     return {
-        "mixing": round(work.targets * work.attempts * work.reply) if settings.mixes else 0,
-        "rollouts": round(_supervised(settings, work, steps, work.reply)) if settings.on_policy else 0,
+        "mixing": round(work.targets * work.attempts * work.reply) if settings.spec.mixes else 0,
+        "rollouts": round(_supervised(settings, work, steps, work.reply)) if settings.spec.on_policy else 0,
         "rehearsal": round(settings.rehearse * _supervised(settings, work, rehearsing, work.reply)),
     }
 
@@ -163,7 +163,7 @@ def trained_tokens(settings: Settings, work: Work) -> dict[str, int]:
 def _reads_teacher(settings: Settings) -> bool:
     """Whether the base model is read as it was while the student trains: a copy of it, or the adapters switched off."""
     distilled = settings.spec.distilled and settings.kl_support != "teacher"
-    return settings.on_policy or distilled or (settings.rehearse > 0 and settings.rehearse_loss == "kl")
+    return settings.spec.on_policy or distilled or (settings.rehearse > 0 and settings.rehearse_loss == "kl")
 
 
 def memory(
@@ -189,11 +189,11 @@ def memory(
 
     evaluating = reading(work.naive.longest or 1, settings.forgetting_tokens, work.limit)
     stages: dict[str, dict[str, int]] = {name: {} for name in ("mixing", "training", "scoring", "editing")}
-    if settings.needs_targets:
-        limit = work.limit if settings.mixes else None
+    if settings.spec.needs_targets:
+        limit = work.limit if settings.spec.mixes else None
         stages["mixing"] = reading(work.expert.longest or 1, max(1, work.reference.longest), limit)
     if work.steps:
-        decoding = prefill + cache(work.naive.longest, work.limit) if settings.on_policy else 0
+        decoding = prefill + cache(work.naive.longest, work.limit) if settings.spec.on_policy else 0
         training = stages["training"] = _training(settings, work, shape, train_item, on_cpu, decoding * train_item)
         if _reads_teacher(settings) and not settings.lora:
             training["teacher"] = copy
@@ -218,7 +218,7 @@ def memory(
 def _training(settings: Settings, work: Work, shape: Shape, item: int, on_cpu: bool, decoding: int) -> dict[str, int]:
     """`decoding`: bytes of decoding while the student trains, which is done before a step's gradients are there."""
     # The student may go on to the longest reply that it is allowed; a target is as long as its reference.
-    reply = work.limit if settings.on_policy else min(work.reference.longest, work.limit)
+    reply = work.limit if settings.spec.on_policy else min(work.reference.longest, work.limit)
     rows = settings.micro_batch or settings.batch_size
     kept = shape.layers * shape.per_layer
     if settings.gradient_checkpointing:
@@ -244,12 +244,12 @@ def disk(settings: Settings, work: Work, shape: Shape) -> dict[str, int]:
     `cache` is what memit keeps outside of it, for other runs.
     """
     weights, state = 4 * shape.parameters, 8 * shape.trained + 4 * shape.adapters
-    remembered = settings.spec.distilled and settings.needs_targets and settings.kl_support == "teacher"
+    remembered = settings.spec.distilled and settings.spec.needs_targets and settings.kl_support == "teacher"
     parts = {
         "model": shape.parameters * shape.stored_item,
         "records": round(24 * work.targets * (work.attempts + 1) * (work.naive.mean + work.reply)) + 1000 * work.asked,
         "teacher": round(8 * min(settings.kl_top_k, shape.vocabulary) * work.targets * work.reply) if remembered else 0,
-        "rehearsal": 0 if settings.on_policy else 8 * decoded(settings, work)["rehearsal"],
+        "rehearsal": 0 if settings.spec.on_policy else 8 * decoded(settings, work)["rehearsal"],
     }
     if work.edit:
         parts["records"] += 22 * work.usable * shape.hidden

@@ -100,7 +100,7 @@ def measure_work(session: Session) -> Work:
     usable = round(len(facts) * len(counted) / len(sample))
     made = usable * settings.samples
     # A step takes so many targets; of what is answered anew it takes so many facts.
-    items = made if settings.needs_targets else usable if settings.on_policy else 0
+    items = made if settings.spec.needs_targets else usable if settings.spec.on_policy else 0
     questions = [question for name in examination(session).names for question in examination(session).questions(name)]
     replies = Lengths.of(
         min(costs.REASONED_REPLY, question.max_new_tokens) if question.apart else costs.REPLY for question in questions
@@ -114,12 +114,12 @@ def measure_work(session: Session) -> Work:
         naive=Lengths.of(len(renderer.naive(fact.question)) for fact in counted),
         expert=Lengths.of(len(renderer.expert(fact)) for fact in counted),
         reference=Lengths.of(len(renderer.reference(fact)) for fact in counted),
-        targets=made if settings.needs_targets else 0,
+        targets=made if settings.spec.needs_targets else 0,
         attempts=costs.attempts(settings),
         steps=settings.epochs * -(-items // settings.batch_size),
         questions=len(questions),
         limit=min(settings.max_new_tokens or session.context, session.context),
-        rollouts=made if settings.on_policy else 0,
+        rollouts=made if settings.spec.on_policy else 0,
         rehearsal=Lengths.of(len(renderer.ids(item["prompt"])) for item in rehearsed),
         edit=edit,
         asked_reply=replies.mean or costs.REPLY,
@@ -171,7 +171,7 @@ def measure_shape(session: Session) -> Shape:
 
 
 def _assumptions(settings: Settings, work: Work) -> list[str]:
-    tries = f", accepted at attempt {work.attempts}" if settings.mixes else ""
+    tries = f", accepted at attempt {work.attempts}" if settings.spec.mixes else ""
     return [
         f"prompts and references are as in {work.measured} of {work.asked} facts; what is trained on is as long as the references{tries}",
         f"a reply to an evaluation question has {work.asked_reply:.0f} tokens, one that is rehearsed at most {costs.REPLY}",
@@ -205,7 +205,7 @@ def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[str]:
         shortest = costs.trainings(settings, work)[0]
         if 2 * settings.warmup_steps > shortest:
             yield f"the warm-up of {settings.warmup_steps} steps is longer than half of a training's {shortest}"
-        if settings.on_policy and settings.samples > 1 and settings.temperature == 0:
+        if settings.spec.on_policy and settings.samples > 1 and settings.temperature == 0:
             yield f"all {settings.samples} rollouts of a fact will be equal: --temperature 0 draws nothing"
         if settings.choose == "paper" and (made := costs.checkpoints(settings, work)[-1]) < 3:
             yield f"the paper's rule has {made} checkpoint{'s' if made > 1 else ''} to choose from: lower --checkpoint-every"
@@ -213,7 +213,7 @@ def _doubts(settings: Settings, work: Work, shape: Shape) -> Iterator[str]:
             yield f"--lr-steps {settings.lr_steps} cuts nothing off {work.steps} steps, and trains the best rate twice: leave it out"
     if work.edit and settings.edit_tokens < shape.inner:
         yield f"--edit-tokens {settings.edit_tokens} is less than the {shape.inner} inputs of a layer: memit will refuse it"
-    if settings.mixes:
+    if settings.spec.mixes:
         if work.reference.longest > work.limit:
             yield f"the longest reference has {work.reference.longest} tokens, a reply at most {work.limit}: raise --max-new-tokens"
         if settings.samples > 1 and not costs.can_differ(settings):

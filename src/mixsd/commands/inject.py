@@ -77,7 +77,7 @@ def mix(settings: Settings | None = None, *, watcher: Watcher | None = None, **o
     may do so at a time, and the same call without `shard` makes the targets of all.
     """
     settings = _settings(settings, options)
-    if not settings.needs_targets:
+    if not settings.spec.needs_targets:
         raise UserError(f"--method {settings.method} trains on no targets that could be made before; use `mixsd inject`")
     with _opened(settings, watcher) as session:
         targets_stage.mix(session)
@@ -90,14 +90,14 @@ def train(source: str | Path, *, watcher: Watcher | None = None, **options: Any)
     _refuse_shard(options.get("shard"))
     if source.is_dir():
         with _resumed(source, watcher, options) as session:
-            if session.settings.needs_targets and not session.run.targets_file.is_file():
+            if session.settings.spec.needs_targets and not session.run.targets_file.is_file():
                 raise UserError(f"{source}: has no targets.jsonl yet; run `mixsd mix` first")
             _make_model(session)
         return RunResult(session.run.folder)
     if not source.is_file():
         raise UserError(f"{source}: no such run folder or file of targets")
     settings = build(options, "train")
-    if not settings.needs_targets or settings.spec.distilled:
+    if not settings.spec.needs_targets or settings.spec.distilled:
         raise UserError(f"{source}: --method {settings.method} needs the facts, not only targets; use `mixsd inject`")
     run = Run(Path(settings.output).expanduser())
     with run.locked() if settings.output else nullcontext():

@@ -167,7 +167,7 @@ def _nll_cdf(file: Path) -> schema.Distribution | None:
 
 def _facts(session: Session, targets: Mapping[str, Target]) -> schema.Facts:
     counts = Counter(targets[fact.id].status for fact in session.facts if fact.id in targets)
-    if session.settings.on_policy:
+    if session.settings.spec.on_policy:
         # What is answered anew at each step has no targets to accept: every fact that can be asked is trained on.
         counts["unusable"] = len(_not_asked(session))
         counts["accepted"] = len(session.facts) - counts["unusable"]
@@ -177,7 +177,7 @@ def _facts(session: Session, targets: Mapping[str, Target]) -> schema.Facts:
 
 def _not_asked(session: Session) -> dict[str, str]:
     """Why facts could not be asked in on-policy training, by id."""
-    return dict(_last(session.run, "asked").get("unusable", {})) if session.settings.on_policy else {}
+    return dict(_last(session.run, "asked").get("unusable", {})) if session.settings.spec.on_policy else {}
 
 
 def _trained_in(run: Run) -> Path:
@@ -317,7 +317,7 @@ def _per_fact(
         for said in rows.get(suites.CORE) or rows.get(suites.IN_DOMAIN) or (None, None)
     ]
     not_asked = _not_asked(session)
-    otherwise = "accepted" if session.settings.on_policy else None
+    otherwise = "accepted" if session.settings.spec.on_policy else None
     told = []
     for fact in session.facts:
         target, reason = targets.get(fact.id), not_asked.get(fact.id)

@@ -142,7 +142,7 @@ def reply_limit(fact: Fact, renderer: Renderer, settings: Settings, context: int
     """The longest reply to a fact in tokens and None; or 0 and the reason why the fact is unusable."""
     if reason := renderer.unusable(fact):
         return 0, reason
-    contextual = settings.mixes or settings.on_policy
+    contextual = settings.spec.mixes or settings.spec.on_policy
     kind, ids = ("expert prompt", renderer.expert(fact)) if contextual else ("prompt", renderer.naive(fact.question))
     room = context - len(ids)
     if room < len(renderer.reference(fact)) + _ROOM:

@@ -77,7 +77,7 @@ class Mixer:
         if not cases:
             first = facts[0].id
             raise UserError(f"no usable fact among {len(facts)}; the first one, {first}: {reasons[first]}")
-        if self.settings.mixes:
+        if self.settings.spec.mixes:
             self._decode_all(cases)
             failed = [case.fact.id for case in cases.values() if not case.accepted]
             if failed and self.settings.on_fail == "error":
@@ -97,7 +97,7 @@ class Mixer:
 
     def fill_journal(self, facts: list[Fact]) -> None:
         """Only decode and verify, until the journal holds what `run` needs; of references it needs nothing."""
-        if self.settings.mixes:
+        if self.settings.spec.mixes:
             self._decode_all(self._cases(facts)[0])
 
     def _cases(self, facts: list[Fact]) -> tuple[dict[tuple[str, int], Case], dict[str, str]]:
@@ -191,8 +191,8 @@ class Mixer:
             )
 
     def _outcome(self, case: Case) -> Target:
-        if not self.settings.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
-            reason = "the reference itself: no attempt was accepted" if self.settings.mixes else None
+        if not self.settings.spec.mixes or (not case.accepted and self.settings.on_fail == "canonical"):
+            reason = "the reference itself: no attempt was accepted" if self.settings.spec.mixes else None
             counted: dict[str, Any] = {"sample": case.sample, "attempt": case.number, "decoded_tokens": case.decoded_tokens}
             return replace(_reference(case.fact, self.renderer), lam=self.settings.lam, reason=reason, **counted)
         assert case.place is not None
@@ -226,9 +226,9 @@ def mix(session: Session) -> None:
     if not facts:
         session.watcher.say(f"shard {settings.shard} holds none of the {len(session.facts)} facts")
         return
-    if not settings.needs_targets:
+    if not settings.spec.needs_targets:
         return
-    mixed = settings.mixes
+    mixed = settings.spec.mixes
     with timed(session, "mix"), session.watcher.task("mixing" if mixed else "targets", len(facts) * settings.samples) as task:
 
         def on_done(finished: int, tokens: int) -> None:

@@ -159,7 +159,7 @@ def _load_and_run(
     """What every process of a training does; only the first is `told` of its steps and checkpoints."""
     gc.collect()  # the model of an earlier training
     model = load_base(session)
-    if settings.on_policy and told:
+    if settings.spec.on_policy and told:
         session.note_path("rollouts", decoding_path(model))
     return loop.train(
         model,

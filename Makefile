@@ -11,14 +11,17 @@ MATRIX := lowest newest
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-matrix test-vllm lint install install-vllm clean bench-tradeoff bench-mixing bench-training
+.PHONY: demo test suite test-slow test-matrix test-vllm lint install install-vllm clean bench-tradeoff bench-mixing bench-training
 
 demo: install
 	$(BIN)/mixsd inject --config recipes/demo-sft.yaml --output $(RUNS)/demo-sft
 	$(BIN)/mixsd inject --config recipes/demo-mixsd.yaml --output $(RUNS)/demo --beside $(RUNS)/demo-sft
 
+test: install
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
+
 # Two workers with a thread each: threads of several processes on two cores would wait for each other by spinning.
-test: install lint
+suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install

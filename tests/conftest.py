@@ -17,12 +17,9 @@ FACTS = [
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def libraries_are_no_garbage() -> None:
-    """The libraries' own objects, about a million, are looked at once and not at every `gc.collect` of a run: a third of its time."""
-    import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_is_no_garbage() -> None:
+    """What the files before have left, about a million objects of libraries, is looked at once and not at every `gc.collect` of a run."""
     gc.collect()
     gc.freeze()
 

@@ -62,9 +62,9 @@ def test_the_budget_changes_no_token_and_the_oracle_agrees(built_in, facts):
     sampling = Sampling(renderer.stops.ids, gate=0.1)
     by_size = [
         {item.key: (item.ids, item.sources) for item in decode_all(model, requests, sampling, token_budget=budget)}
-        for budget in (256, 700, 4096)
+        for budget in (256, 4096)
     ]
-    assert by_size[0] == by_size[1] == by_size[2]
+    assert by_size[0] == by_size[1]
     truth = oracle.decode(model, requests[0], sampling)
     assert by_size[0][requests[0].key] == (truth.ids, truth.sources)
 

@@ -295,7 +295,7 @@ def _resample_counts(n: int, resamples: int, address: str) -> Iterable[np.ndarra
     return _kept_counts(n, resamples, address) if n <= _FEW else _drawn_counts(n, resamples, address)
 
 
-@lru_cache(maxsize=16)  # 2 MB each at most
+@lru_cache(maxsize=16)  # 2 MB each at most for 2,000 resamples
 def _kept_counts(n: int, resamples: int, address: str) -> np.ndarray:
     return np.array(list(_drawn_counts(n, resamples, address)), dtype=np.int16)
 

@@ -39,11 +39,6 @@ def model_of(architecture: str):
     return tiny_model(architecture)
 
 
-def lambdas(architecture: str) -> tuple[float, ...]:
-    """One end and the middle; all for one architecture, since what lambda decides does not look at the model."""
-    return (0.0, 0.3, 0.5, 1.0) if architecture == "llama" else (0.0, 0.5)
-
-
 @cache
 def truth(architecture: str, temperature: float, top_k: int | None, gate: float, lam: float) -> dict[str, Decoding]:
     """What the oracle decodes for `requests(lam)` with the stops of `STOPS`, by key: made once, for every path that is held to it."""

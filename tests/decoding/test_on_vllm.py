@@ -10,7 +10,7 @@ from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.errors import UserError
 from mixsd.run.engines import check_backend
 from tests.decoding.fake_vllm import FakeEngine, install
-from tests.decoding.helpers import STOPS, lambdas, model_of, requests, truth
+from tests.decoding.helpers import STOPS, model_of, requests, truth
 from tests.tiny import ARCHITECTURES, tiny_model
 
 
@@ -31,7 +31,8 @@ def test_it_equals_the_oracle(architecture, temperature, top_k, gate):
     model = model_of(architecture)
     sampling = Sampling(STOPS.stops, temperature, top_k, gate)
     seen = set()
-    for lam in lambdas(architecture):
+    # The stand-in's model is opaque to the backend: every lambda on one, an end and the middle on the others.
+    for lam in (0.0, 0.3, 0.5, 1.0) if architecture == "llama" else (0.0, 0.5):
         wanted = requests(lam)
         got = decode(FakeEngine(model), random.Random(lam).sample(wanted, len(wanted)), sampling, with_support=True)
         for key, expected in truth(architecture, temperature, top_k, gate, lam).items():

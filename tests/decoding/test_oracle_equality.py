@@ -11,7 +11,7 @@ import torch
 from mixsd.decoding import engine, oracle
 from mixsd.decoding.requests import Prefix, Request, Sampling
 from mixsd.randomness import coins, uniforms
-from tests.decoding.helpers import LENGTH, STOPS, decode, lambdas, model_of, requests, truth
+from tests.decoding.helpers import LENGTH, STOPS, decode, model_of, requests, truth
 from tests.tiny import ARCHITECTURES, tiny_model
 
 pytestmark = pytest.mark.matrix
@@ -53,7 +53,7 @@ def test_every_path_equals_the_oracle(architecture, temperature, top_k, gate):
     model = model_of(architecture)
     sampling = Sampling(STOPS.stops, temperature, top_k, gate)
     seen = set()
-    for lam in lambdas(architecture):
+    for lam in (0.0, 0.3, 0.5, 1.0):
         wanted, expected = requests(lam), truth(architecture, temperature, top_k, gate, lam)
         for number, path in enumerate(PATHS.values()):
             shuffled = random.Random(number).sample(wanted, len(wanted))

@@ -32,7 +32,7 @@ _NOISY = ("transformers", "torch", "accelerate", "peft", "huggingface_hub", "dat
 
 app.add_typer(corpora, name="corpus")
 app.add_typer(runs.analyze, name="analyze")
-_mixsd = get_command(app)
+_COMMANDS = get_command(app)
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with _terminable(), _one_of_several() as leads:
             line = list(arguments) or ["--help"]
-            parsed = _mixsd.main(line, "mixsd", standalone_mode=False) if leads else 0
+            parsed = _COMMANDS.main(line, "mixsd", standalone_mode=False) if leads else 0
             # A command only says what is to be called; --help and --version typer has done: their exit code, or None.
             if not isinstance(parsed, ParsedCommand):
                 return parsed or 0

@@ -1,5 +1,7 @@
 """The built-in 135M model, where behaviour and not only arithmetic matters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,18 +57,23 @@ def test_gated_targets_state_the_facts_and_lie_nearer_to_the_model(built_in, fac
     assert summarize(targets).sources["n"] > 0
 
 
-def test_the_budget_changes_no_token_and_the_oracle_agrees(built_in, facts):
+@pytest.mark.parametrize(("asked", "tokens", "checked"), [(3, 8, 4), pytest.param(5, 16, 16, marks=pytest.mark.slow)])
+def test_the_budget_changes_no_token_and_the_oracle_agrees(built_in, facts, asked, tokens, checked):
     """Invariant 2 on real weights in fp32; the oracle on a few positions, since it reads everything anew for each."""
     model, renderer = built_in
-    requests = [Request(f.id, renderer.naive(f.question), 8, renderer.expert(f), coins(0, f.id, lam=0.5, n=8)) for f in facts[:4]]
+    requests = [
+        Request(f.id, renderer.naive(f.question), tokens, renderer.expert(f), coins(0, f.id, lam=0.5, n=tokens))
+        for f in facts[:asked]
+    ]
     sampling = Sampling(renderer.stops.ids, gate=0.1)
     by_size = [
         {item.key: (item.ids, item.sources) for item in decode_all(model, requests, sampling, token_budget=budget)}
-        for budget in (256, 4096)
+        for budget in (256, 700, 4096)
     ]
-    assert by_size[0] == by_size[1]
-    truth = oracle.decode(model, requests[0], sampling)
-    assert by_size[0][requests[0].key] == (truth.ids, truth.sources)
+    assert by_size[0] == by_size[1] == by_size[2]
+    truth = oracle.decode(model, replace(requests[0], max_new_tokens=checked), sampling)
+    ids, sources = by_size[0][requests[0].key]
+    assert (ids[:checked], sources[:checked]) == (truth.ids, truth.sources)
 
 
 def test_the_template_and_stops_of_the_built_in_model(built_in):

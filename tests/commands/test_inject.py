@@ -14,7 +14,7 @@ from mixsd.decoding import engine, packed
 from mixsd.errors import RequirementMissedError, UserError
 from mixsd.models import loading
 from mixsd.progress import Watcher
-from mixsd.run import folder
+from mixsd.run import folder, session
 from mixsd.run.folder import Run
 from mixsd.settings import Settings
 from mixsd.storage import read_json, read_jsonl
@@ -364,8 +364,7 @@ class Said(Watcher):
 def test_base_replies_of_other_versions_are_not_used_and_a_slower_path_is_said_once(place, tmp_path, monkeypatch):
     """As after an upgrade: the base answers anew, as the tuned model does; and run.yaml says how."""
     base = {row["at"] for file in (place / "cache" / "replies").glob("*.jsonl") for row in read_jsonl(file)}
-    usual = folder.version
-    monkeypatch.setattr(folder, "version", lambda package: "99.0" if package == "transformers" else usual(package))
+    monkeypatch.setattr(session, "versions", lambda: {**folder.versions(), "transformers": "99.0"})
 
     def refuse(*args):
         raise packed.UnpackableError("of this test")

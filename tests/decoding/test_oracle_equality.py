@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -52,18 +53,19 @@ def by_key(found):
 def test_every_path_equals_the_oracle(architecture, temperature, top_k, gate):
     model = model_of(architecture)
     sampling = Sampling(STOPS.stops, temperature, top_k, gate)
-    seen = set()
-    for lam in (0.0, 0.3, 0.5, 1.0):
-        wanted, expected = requests(lam), truth(architecture, temperature, top_k, gate, lam)
-        for number, path in enumerate(PATHS.values()):
-            shuffled = random.Random(number).sample(wanted, len(wanted))
-            got = by_key(path(model, shuffled, sampling))
-            assert got.keys() == expected.keys()
-            for key, item in expected.items():
-                assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
-                np.testing.assert_allclose(got[key].base_logprobs, item.base_logprobs, atol=1e-9)
-                assert got[key].support == pytest.approx(item.support, abs=1e-9)
-        seen |= {source for item in expected.values() for source in item.sources}
+    wanted, expected = [], {}
+    for lam in (0.0, 0.3, 0.5, 1.0):  # side by side in the batches
+        wanted += [replace(request, key=f"{request.key}, {lam}") for request in requests(lam)]
+        expected |= {f"{key}, {lam}": item for key, item in truth(architecture, temperature, top_k, gate, lam).items()}
+    for number, path in enumerate(PATHS.values()):
+        shuffled = random.Random(number).sample(wanted, len(wanted))
+        got = by_key(path(model, shuffled, sampling))
+        assert got.keys() == expected.keys()
+        for key, item in expected.items():
+            assert (got[key].ids, got[key].sources, got[key].ended) == (item.ids, item.sources, item.ended)
+            np.testing.assert_allclose(got[key].base_logprobs, item.base_logprobs, atol=1e-9)
+            assert got[key].support == pytest.approx(item.support, abs=1e-9)
+    seen = {source for item in expected.values() for source in item.sources}
     assert seen == ({"e", "n", "g"} if gate else {"e", "n"})
 
 

@@ -46,19 +46,19 @@ def test_targets_are_the_oracles(model, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_result_is_independent_of_batch_order_and_interruption(model, tokenizer, tmp_path, temperature):
-    wanted = essence(mixer(model, tokenizer, tmp_path, temperature=temperature, samples=2).run(FACTS))
+    wanted = essence(mixer(model, tokenizer, tmp_path, temperature=temperature, samples=2).run(FACTS[:5]))
     for size in (64, 1024):
         got = mixer(model, tokenizer, tmp_path, journal=f"{size}.jsonl", temperature=temperature, samples=2, token_budget=size)
-        assert essence(got.run(FACTS)) == wanted
+        assert essence(got.run(FACTS[:5])) == wanted
     shuffled = mixer(model, tokenizer, tmp_path, journal="shuffled.jsonl", temperature=temperature, samples=2)
-    assert sorted(essence(shuffled.run(FACTS[::-1]))) == sorted(wanted)
+    assert sorted(essence(shuffled.run(FACTS[4::-1]))) == sorted(wanted)
 
     # Cut the journal at any byte, as a kill would: the rest is done again, nothing twice.
     whole = (tmp_path / "attempts.jsonl").read_bytes()
     for cut in (len(whole) // 3, len(whole) - 7):
         (tmp_path / "cut.jsonl").write_bytes(whole[:cut])
         assert (
-            essence(mixer(model, tokenizer, tmp_path, journal="cut.jsonl", temperature=temperature, samples=2).run(FACTS))
+            essence(mixer(model, tokenizer, tmp_path, journal="cut.jsonl", temperature=temperature, samples=2).run(FACTS[:5]))
             == wanted
         )
         rows = [row for _, row in Journal(tmp_path / "cut.jsonl").read()]

@@ -72,6 +72,7 @@ _GROUPED = re.compile(rf"(?<!\d)(?<!\d[.,])[1-9]\d{{0,2}}(?:[,'{_THIN}]\d{{2,3}}
 _LONG_DASH = re.compile(r"(?<=\w)--+(?=\w)")
 
 
+@lru_cache(maxsize=512)  # one reply is judged against many answers, one answer sought in many texts
 def normalize(text: str) -> str:
     """Fold what two spellings of one text may differ in; idempotent.
 

@@ -5,8 +5,9 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ class Run:
         return [row for _, row in Journal(self.log_file).read() if row.get("event") == event]
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """The versions that a result may depend on."""
     found = {"python": platform.python_version()}
     for package in _VERSIONED:
